@@ -1,0 +1,146 @@
+/*
+** The floor under every figure of the benchmarks: the same work in C on raw SQLite, with the same
+** tables and pragmas, prepared statements, and nothing else. Prints the seconds that it took.
+**
+**     baseline insert DATABASE COUNT PER_TRANSACTION
+**     baseline claim DATABASE COUNT
+**     baseline drain DATABASE BATCH_SIZE
+**
+** The database must have been migrated by the library.
+*/
+#define _DEFAULT_SOURCE
+
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "../src/outbox.h" /* for the ids: they are no part of what is measured */
+
+#define ID_SIZE (OUTBOX_ID_SIZE - 1)
+#define BATCH_MAX 1000
+
+static void check(sqlite3 *db, int ok) {
+  if (ok) return;
+  fprintf(stderr, "baseline: %s\n", sqlite3_errmsg(db));
+  exit(1);
+}
+
+static sqlite3_stmt *prepare(sqlite3 *db, const char *sql) {
+  sqlite3_stmt *statement;
+  check(db,
+        sqlite3_prepare_v3(db, sql, -1, SQLITE_PREPARE_PERSISTENT, &statement, NULL) == SQLITE_OK);
+  return statement;
+}
+
+static void run(sqlite3 *db, sqlite3_stmt *statement) {
+  check(db, sqlite3_step(statement) == SQLITE_DONE);
+  sqlite3_reset(statement);
+}
+
+static double seconds(clockid_t clock) {
+  struct timespec time;
+  clock_gettime(clock, &time);
+  return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+static void insert(sqlite3 *db, long count, long per_transaction) {
+  sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
+  sqlite3_stmt *insert =
+      prepare(db, "INSERT INTO outbox_entries (id, namespace, key, payload, created_at)"
+                  " VALUES (?1, ?2, ?3, ?4, ?5)");
+  outbox_uuid_state uuid_state = {0};
+  outbox_message message;
+  char key[32], payload[200];
+  memset(payload, 'x', sizeof payload);
+  for (long i = 0; i < count; i++) {
+    if (i % per_transaction == 0) run(db, begin);
+    int64_t now;
+    outbox_system_clock(NULL, &now);
+    outbox_uuid_v7(&uuid_state, now, &message);
+    snprintf(key, sizeof key, "key-%07ld", i);
+    sqlite3_bind_text(insert, 1, message.generated_id, ID_SIZE, SQLITE_STATIC);
+    sqlite3_bind_text(insert, 2, "bench", 5, SQLITE_STATIC);
+    sqlite3_bind_text(insert, 3, key, 11, SQLITE_STATIC);
+    sqlite3_bind_blob(insert, 4, payload, 200, SQLITE_STATIC);
+    sqlite3_bind_int64(insert, 5, now);
+    run(db, insert);
+    if ((i + 1) % per_transaction == 0 || i + 1 == count) run(db, commit);
+  }
+  sqlite3_finalize(begin);
+  sqlite3_finalize(commit);
+  sqlite3_finalize(insert);
+}
+
+static void claim(sqlite3 *db, long count) {
+  sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
+  sqlite3_stmt *clear = prepare(db, "DELETE FROM outbox_leases WHERE processor_id = 'bench'");
+  sqlite3_stmt *lease = prepare(db, "INSERT INTO outbox_leases SELECT min(seq), max(seq), 'bench',"
+                                    " ?1 FROM outbox_entries HAVING min(seq) > 0");
+  for (long i = 0; i < count; i++) {
+    run(db, begin);
+    run(db, clear);
+    sqlite3_bind_int64(lease, 1, (int64_t)((seconds(CLOCK_REALTIME) + 3600) * 1e6));
+    run(db, lease);
+    run(db, commit);
+  }
+  sqlite3_finalize(begin);
+  sqlite3_finalize(commit);
+  sqlite3_finalize(clear);
+  sqlite3_finalize(lease);
+}
+
+static void drain(sqlite3 *db, long batch_size) {
+  static char ids[BATCH_MAX][ID_SIZE];
+  sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
+  sqlite3_stmt *delete = prepare(db, "DELETE FROM outbox_entries WHERE id = ?1");
+  sqlite3_stmt *select =
+      prepare(db, "SELECT id, namespace, key, payload, created_at FROM outbox_leases"
+                  " CROSS JOIN outbox_entries ON seq BETWEEN first_seq AND last_seq"
+                  " WHERE processor_id = 'bench' ORDER BY first_seq, seq LIMIT ?1");
+  long count;
+  claim(db, 1);
+  do {
+    count = 0;
+    sqlite3_bind_int64(select, 1, batch_size);
+    while (sqlite3_step(select) == SQLITE_ROW) {
+      memcpy(ids[count++], sqlite3_column_text(select, 0), ID_SIZE);
+      for (int i = 1; i < 4; i++)
+        check(db, sqlite3_column_blob(select, i) != NULL);
+    }
+    sqlite3_reset(select);
+    run(db, begin);
+    for (long i = 0; i < count; i++) {
+      sqlite3_bind_text(delete, 1, ids[i], ID_SIZE, SQLITE_STATIC);
+      run(db, delete);
+    }
+    run(db, commit);
+  } while (count > 0);
+  sqlite3_finalize(begin);
+  sqlite3_finalize(commit);
+  sqlite3_finalize(delete);
+  sqlite3_finalize(select);
+}
+
+int main(int argc, char **argv) {
+  if (argc < 4) return 2;
+  sqlite3 *db;
+  long number = atol(argv[3]);
+  check(NULL, sqlite3_open_v2(argv[2], &db, SQLITE_OPEN_READWRITE, NULL) == SQLITE_OK);
+  check(db, sqlite3_exec(db,
+                         "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
+                         "PRAGMA journal_size_limit = 67108864",
+                         NULL, NULL, NULL) == SQLITE_OK);
+  double start = seconds(CLOCK_MONOTONIC);
+  if (strcmp(argv[1], "insert") == 0 && argc == 5)
+    insert(db, number, atol(argv[4]));
+  else if (strcmp(argv[1], "claim") == 0)
+    claim(db, number);
+  else if (strcmp(argv[1], "drain") == 0 && number <= BATCH_MAX)
+    drain(db, number);
+  else
+    return 2;
+  printf("%.6f\n", seconds(CLOCK_MONOTONIC) - start);
+  return sqlite3_close(db) == SQLITE_OK ? 0 : 1;
+}

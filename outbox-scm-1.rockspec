@@ -1,0 +1,49 @@
+rockspec_format = "3.0"
+package = "outbox"
+version = "scm-1"
+source = {
+  url = "git+file://.",
+}
+description = {
+  summary = "The transactional outbox for Lua, on SQLite",
+  detailed = [[
+An application changes its database and must tell the world about it: both or neither. It writes
+the message in the same transaction as its own data; a processor delivers it afterwards, at least
+once, and survives crashes. A small core in C on SQLite, with an API in Lua.]],
+  license = "MIT",
+}
+dependencies = {
+  "lua >= 5.4",
+}
+external_dependencies = {
+  SQLITE = { header = "sqlite3.h", library = "sqlite3" },
+}
+build = {
+  type = "builtin",
+  modules = {
+    ["outbox"] = "lua/outbox.lua",
+    ["outbox.headers"] = "lua/outbox/headers.lua",
+    ["outbox.core"] = {
+      sources = {
+        "src/store.c",
+        "src/schema.c",
+        "src/uuid.c",
+        "src/publish.c",
+        "src/claim.c",
+        "src/settle.c",
+        "src/dead.c",
+        "src/stats.c",
+        "src/lua/module.c",
+        "src/lua/store.c",
+        "src/lua/transaction.c",
+      },
+      libraries = { "sqlite3", "m" },
+      incdirs = { "$(SQLITE_INCDIR)" },
+      libdirs = { "$(SQLITE_LIBDIR)" },
+    },
+  },
+}
+test = {
+  type = "command",
+  command = "make test",
+}

@@ -1,0 +1,313 @@
+/*
+** Claiming. A claim is a set of intervals of seq, the leases; they never overlap. What a processor
+** may claim is what lies between the live leases of the others.
+*/
+#include <string.h>
+
+#include "store.h"
+
+#define DUE_AT_MOST 1000 /* delayed entries brought back per claim, to keep its transaction short */
+
+/* Read without a lock: an idle processor must neither write nor stand in a writer's way. */
+static const char FIND_WORK_SQL[] = "SELECT EXISTS (SELECT 1 FROM @entries)"
+                                    " OR EXISTS (SELECT 1 FROM @leases)"
+                                    " OR EXISTS (SELECT 1 FROM @delayed WHERE due_at <= ?1)";
+
+static const char SELECT_DUE_SQL[] =
+    "SELECT seq FROM @delayed WHERE due_at <= ?1 ORDER BY due_at, seq LIMIT ?2";
+
+/* A position is free: no other entry ever had that seq. A NULL gets the next seq. */
+static const char RESTORE_DUE_SQL[] =
+    "INSERT OR IGNORE INTO @entries"
+    " (seq, id, namespace, key, payload, headers, created_at, attempts, last_error)"
+    " SELECT position, id, namespace, key, payload, headers, created_at, attempts, last_error"
+    " FROM @delayed WHERE seq = ?1";
+
+static const char DELETE_DUE_SQL[] = "DELETE FROM @delayed WHERE seq = ?1";
+
+static const char SELECT_LEASES_SQL[] =
+    "SELECT first_seq, last_seq, processor_id, deadline FROM @leases ORDER BY first_seq";
+
+static const char DELETE_LEASE_SQL[] = "DELETE FROM @leases WHERE first_seq = ?1";
+
+static const char INSERT_LEASE_SQL[] =
+    "INSERT INTO @leases (first_seq, last_seq, processor_id, deadline) VALUES (?1, ?2, ?3, ?4)";
+
+static const char FIRST_READY_SQL[] = "SELECT seq FROM @entries ORDER BY seq LIMIT 1";
+
+static const char LAST_READY_SQL[] =
+    "SELECT seq FROM @entries WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq DESC LIMIT 1";
+
+static const char COUNT_READY_SQL[] =
+    "SELECT max(seq), count(*) FROM"
+    " (SELECT seq FROM @entries WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT ?3)";
+
+static const char SELECT_CLAIMED_SQL[] =
+    "SELECT e.seq, e.id, e.namespace, e.key, e.payload, e.headers, e.created_at, e.attempts,"
+    " e.last_error, 0"
+    " FROM @leases AS l CROSS JOIN @entries AS e ON e.seq BETWEEN l.first_seq AND l.last_seq"
+    " WHERE l.processor_id = ?1 AND l.deadline >= ?2 ORDER BY l.first_seq, e.seq LIMIT ?3";
+
+/* --- Delayed entries that are due ------------------------------------------------------------ */
+
+static int restore_due(outbox_store *store, int64_t now) {
+  int64_t due[DUE_AT_MOST];
+  int count = 0;
+  sqlite3_stmt *statement;
+  int code =
+      outbox_query(store, SELECT_DUE, SELECT_DUE_SQL, &statement, "ii", now, (int64_t)DUE_AT_MOST);
+  if (code != OUTBOX_OK) return code;
+  while ((code = outbox_step(store, statement)) == OUTBOX_ROW)
+    due[count++] = sqlite3_column_int64(statement, 0);
+  if (code != OUTBOX_DONE) return code;
+
+  for (int i = 0; i < count; i++) {
+    code = outbox_run(store, RESTORE_DUE, RESTORE_DUE_SQL, "i", due[i]);
+    /* One whose id plain SQL has meanwhile used again waits until that one is gone. */
+    if (code == OUTBOX_OK && sqlite3_changes(store->db) == 1)
+      code = outbox_run(store, DELETE_DUE, DELETE_DUE_SQL, "i", due[i]);
+    if (code != OUTBOX_OK) return code;
+  }
+  return OUTBOX_OK;
+}
+
+/* --- Intervals ------------------------------------------------------------------------------- */
+
+typedef struct interval {
+  int64_t first, last;
+  enum { OTHERS, OWN, LAPSED } kind;
+} interval;
+
+typedef struct intervals { /* in the order of seq, not overlapping */
+  interval *items;
+  size_t count;
+} intervals;
+
+static int append(outbox_store *store, intervals *list, interval item) {
+  if ((list->count & (list->count - 1)) == 0) { /* full at every power of two */
+    sqlite3_uint64 size = (list->count == 0 ? 1 : 2 * list->count) * sizeof item;
+    interval *items = sqlite3_realloc64(list->items, size);
+    if (items == NULL) return outbox_fail(store, OUTBOX_NOMEM, "out of memory");
+    list->items = items;
+  }
+  list->items[list->count++] = item;
+  return OUTBOX_OK;
+}
+
+static int load_leases(outbox_store *store, outbox_bytes processor_id, int64_t now,
+                       intervals *leases) {
+  sqlite3_stmt *row;
+  int code = outbox_query(store, SELECT_LEASES, SELECT_LEASES_SQL, &row, "");
+  if (code != OUTBOX_OK) return code;
+  while ((code = outbox_step(store, row)) == OUTBOX_ROW) {
+    outbox_bytes owner = outbox_column(row, 2);
+    bool own =
+        owner.size == processor_id.size && memcmp(owner.data, processor_id.data, owner.size) == 0;
+    interval lease = {.first = sqlite3_column_int64(row, 0), .last = sqlite3_column_int64(row, 1)};
+    lease.kind = own ? OWN : sqlite3_column_int64(row, 3) < now ? LAPSED : OTHERS;
+    code = append(store, leases, lease);
+    if (code != OUTBOX_OK) {
+      outbox_reset(row);
+      return code;
+    }
+  }
+  return code == OUTBOX_DONE ? OUTBOX_OK : code;
+}
+
+/*
+** Finds the ready entries from first to last: *count of them, no more than `limit`, *end the seq of
+** the last of those. Without a limit (0) *count only tells whether there are any.
+*/
+static int measure(outbox_store *store, int64_t first, int64_t last, int64_t limit, int64_t *end,
+                   int64_t *count) {
+  sqlite3_stmt *row;
+  *count = 0;
+  int code =
+      limit > 0 ? outbox_query(store, COUNT_READY, COUNT_READY_SQL, &row, "iii", first, last, limit)
+                : outbox_query(store, LAST_READY, LAST_READY_SQL, &row, "ii", first, last);
+  if (code != OUTBOX_OK) return code;
+  code = outbox_step(store, row);
+  if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
+  *end = sqlite3_column_int64(row, 0);
+  *count = limit > 0 ? sqlite3_column_int64(row, 1) : 1;
+  outbox_reset(row);
+  return OUTBOX_OK;
+}
+
+/* --- The claim ------------------------------------------------------------------------------- */
+
+/* A live lease with no entry left under it is as good as none; an exclusive one awaits entries. */
+static int sweep(outbox_store *store, intervals *leases) {
+  for (size_t i = 0; i < leases->count; i++) {
+    interval *lease = &leases->items[i];
+    if (lease->kind != OTHERS || lease->last == INT64_MAX) continue;
+    int64_t end, count;
+    int code = measure(store, lease->first, lease->last, 1, &end, &count);
+    if (code != OUTBOX_OK) return code;
+    if (count == 0) lease->kind = LAPSED;
+  }
+  return OUTBOX_OK;
+}
+
+/*
+** With a limit, the processor's own leases come first and are cut down to *remaining entries in all;
+** without one they are dropped, for the gaps will cover them.
+*/
+static int keep_own(outbox_store *store, intervals *leases, bool limited, int64_t *remaining) {
+  for (size_t i = 0; i < leases->count; i++) {
+    interval *lease = &leases->items[i];
+    if (lease->kind != OWN) continue;
+    int64_t count = 0;
+    if (limited && *remaining > 0) {
+      int code = measure(store, lease->first, lease->last, *remaining, &lease->last, &count);
+      if (code != OUTBOX_OK) return code;
+    }
+    if (count == 0) lease->kind = LAPSED;
+    *remaining -= count;
+  }
+  return OUTBOX_OK;
+}
+
+/* Adds an interval behind the others; where nothing lies between, it is one with the last. */
+static int add_claimed(outbox_store *store, intervals *claimed, int64_t first, int64_t last) {
+  if (claimed->count > 0 && claimed->items[claimed->count - 1].last == first - 1) {
+    claimed->items[claimed->count - 1].last = last;
+    return OUTBOX_OK;
+  }
+  return append(store, claimed, (interval){first, last, OWN});
+}
+
+/* Collects what the processor keeps and, from the gaps between all leases, what it may take. */
+static int fill_gaps(outbox_store *store, const intervals *leases, bool limited, int64_t remaining,
+                     intervals *claimed) {
+  sqlite3_stmt *row;
+  int code = outbox_query(store, FIRST_READY, FIRST_READY_SQL, &row, "");
+  if (code != OUTBOX_OK) return code;
+  code = outbox_step(store, row);
+  if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
+  int64_t from = sqlite3_column_int64(row, 0);
+  outbox_reset(row);
+
+  for (size_t i = 0; i <= leases->count; i++) {
+    const interval *lease = i < leases->count ? &leases->items[i] : NULL;
+    if (lease != NULL && lease->kind == LAPSED) continue;
+    int64_t to = lease != NULL ? lease->first - 1 : INT64_MAX;
+    if (from <= to && (!limited || remaining > 0)) {
+      int64_t end, count;
+      code = measure(store, from, to, limited ? remaining : 0, &end, &count);
+      if (code == OUTBOX_OK && count > 0) code = add_claimed(store, claimed, from, end);
+      if (code != OUTBOX_OK) return code;
+      remaining -= count;
+    }
+    if (lease == NULL) break;
+    if (lease->kind == OWN) {
+      code = add_claimed(store, claimed, lease->first, lease->last);
+      if (code != OUTBOX_OK) return code;
+    }
+    if (lease->last == INT64_MAX) break;
+    if (from <= lease->last) from = lease->last + 1;
+  }
+  return OUTBOX_OK;
+}
+
+/* Everything there is and will be, unless another processor has a live lease. */
+static int claim_all(outbox_store *store, intervals *leases, intervals *claimed) {
+  for (size_t i = 0; i < leases->count; i++)
+    if (leases->items[i].kind == OTHERS) {
+      leases->count = 0; /* all or nothing: nothing, and nothing changes */
+      return OUTBOX_OK;
+    }
+  for (size_t i = 0; i < leases->count; i++)
+    leases->items[i].kind = LAPSED;
+  int64_t end, count;
+  int code = measure(store, INT64_MIN, INT64_MAX, 0, &end, &count);
+  if (code == OUTBOX_OK && count > 0) code = add_claimed(store, claimed, 1, INT64_MAX);
+  return code;
+}
+
+static int save_leases(outbox_store *store, const intervals *leases, const intervals *claimed,
+                       outbox_bytes processor_id, int64_t deadline) {
+  int code = OUTBOX_OK;
+  for (size_t i = 0; i < leases->count && code == OUTBOX_OK; i++)
+    if (leases->items[i].kind != OTHERS)
+      code = outbox_run(store, DELETE_LEASE, DELETE_LEASE_SQL, "i", leases->items[i].first);
+  for (size_t i = 0; i < claimed->count && code == OUTBOX_OK; i++)
+    code = outbox_run(store, INSERT_LEASE, INSERT_LEASE_SQL, "iiti", claimed->items[i].first,
+                      claimed->items[i].last, processor_id, deadline);
+  return code;
+}
+
+static int find_work(outbox_store *store, int64_t now, bool *found) {
+  sqlite3_stmt *row;
+  int code = outbox_query(store, FIND_WORK, FIND_WORK_SQL, &row, "i", now);
+  if (code != OUTBOX_OK) return code;
+  code = outbox_step(store, row);
+  if (code != OUTBOX_ROW) return code;
+  *found = sqlite3_column_int(row, 0);
+  outbox_reset(row);
+  return OUTBOX_OK;
+}
+
+int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
+                         int64_t limit, bool exclusive, bool *claimed) {
+  int64_t now;
+  bool found = false, limited = limit > 0;
+  intervals leases = {NULL, 0}, mine = {NULL, 0};
+  *claimed = false;
+  int code = outbox_enter(store);
+  if (code == OUTBOX_OK && limited && exclusive)
+    code = outbox_fail(store, OUTBOX_MISUSE, "a claim cannot be exclusive and have a limit");
+  if (code == OUTBOX_OK) code = outbox_now(store, &now);
+  if (code == OUTBOX_OK) code = find_work(store, now, &found);
+  if (code != OUTBOX_OK || !found) return code;
+
+  code = outbox_begin(store);
+  if (code != OUTBOX_OK) return code;
+  code = restore_due(store, now);
+  if (code == OUTBOX_OK) code = load_leases(store, processor_id, now, &leases);
+  if (code == OUTBOX_OK) code = sweep(store, &leases);
+  if (code == OUTBOX_OK && exclusive) {
+    code = claim_all(store, &leases, &mine);
+  } else if (code == OUTBOX_OK) {
+    int64_t remaining = limit;
+    code = keep_own(store, &leases, limited, &remaining);
+    if (code == OUTBOX_OK) code = fill_gaps(store, &leases, limited, remaining, &mine);
+  }
+  if (code == OUTBOX_OK) code = save_leases(store, &leases, &mine, processor_id, deadline);
+  code = outbox_end(store, code);
+  if (code == OUTBOX_OK) *claimed = mine.count > 0;
+  sqlite3_free(leases.items);
+  sqlite3_free(mine.items);
+  return code;
+}
+
+int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size) {
+  int64_t now;
+  int code = outbox_enter(store);
+  if (code == OUTBOX_OK) code = outbox_now(store, &now);
+  if (code != OUTBOX_OK) return code;
+  code = outbox_query(store, SELECT_CLAIMED, SELECT_CLAIMED_SQL, &store->reading, "tii",
+                      processor_id, now, batch_size);
+  store->batch.count = store->batch.size = 0;
+  /* What a transaction has written may be rolled back and its seq be given again. */
+  store->batch.open = code == OUTBOX_OK && sqlite3_get_autocommit(store->db);
+  return code;
+}
+
+/* --- Reading the leases ---------------------------------------------------------------------- */
+
+int outbox_leases(outbox_store *store) {
+  int code = outbox_enter(store);
+  if (code != OUTBOX_OK) return code;
+  return outbox_query(store, SELECT_LEASES, SELECT_LEASES_SQL, &store->reading, "");
+}
+
+int outbox_next_lease(outbox_store *store, outbox_lease *lease) {
+  int code = outbox_next_row(store);
+  if (code != OUTBOX_ROW) return code;
+  lease->first_seq = sqlite3_column_int64(store->reading, 0);
+  lease->last_seq = sqlite3_column_int64(store->reading, 1);
+  lease->processor_id = outbox_column(store->reading, 2);
+  lease->deadline = sqlite3_column_int64(store->reading, 3);
+  return OUTBOX_ROW;
+}

@@ -1,0 +1,165 @@
+/*
+** The module `outbox.core`: errors, time, UUIDs and blobs; the types have files of their own.
+*/
+#define _POSIX_C_SOURCE 200809L
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+#include "shim.h"
+
+/* --- Errors ---------------------------------------------------------------------------------- */
+
+int shim_raise(lua_State *L, const char *code, const char *message) {
+  lua_createtable(L, 0, 2);
+  lua_pushstring(L, code);
+  lua_setfield(L, -2, "code");
+  lua_pushstring(L, message);
+  lua_setfield(L, -2, "message");
+  luaL_setmetatable(L, ERROR);
+  return lua_error(L);
+}
+
+static int error_tostring(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  lua_getfield(L, 1, "message");
+  lua_getfield(L, 1, "code");
+  lua_pushfstring(L, "outbox: %s (%s)", luaL_tolstring(L, 2, NULL), luaL_tolstring(L, 3, NULL));
+  return 1;
+}
+
+/* --- Time ------------------------------------------------------------------------------------ */
+
+bool shim_microseconds(double seconds, int64_t *microseconds) {
+  if (!(fabs(seconds) <= 1e11)) return false; /* a NaN neither */
+  *microseconds = (int64_t)llround(seconds * 1e6);
+  return true;
+}
+
+int64_t shim_check_microseconds(lua_State *L, int index) {
+  int64_t microseconds;
+  bool ok = shim_microseconds(luaL_checknumber(L, index), &microseconds);
+  luaL_argcheck(L, ok, index, "time out of range");
+  return microseconds;
+}
+
+void shim_push_seconds(lua_State *L, int64_t microseconds) {
+  lua_pushnumber(L, (lua_Number)microseconds / 1e6);
+}
+
+/***
+The system's clock.
+@table clock
+*/
+
+/***
+The time of day.
+@function clock.now
+@treturn number seconds since the Unix epoch, with microseconds
+*/
+static int clock_now(lua_State *L) {
+  int64_t now;
+  if (outbox_system_clock(NULL, &now) != 0) return luaL_error(L, "%s", strerror(errno));
+  shim_push_seconds(L, now);
+  return 1;
+}
+
+/***
+Blocks the process for some time, or until a signal comes, so that a handler set by `debug.sethook`
+gets its turn.
+@function clock.sleep
+@tparam number seconds not negative
+*/
+static int clock_sleep(lua_State *L) {
+  int64_t microseconds = shim_check_microseconds(L, 1);
+  if (microseconds < 0) microseconds = 0;
+  struct timespec time = {.tv_sec = microseconds / 1000000,
+                          .tv_nsec = microseconds % 1000000 * 1000};
+  nanosleep(&time, NULL);
+  return 0;
+}
+
+/* --- UUIDs ----------------------------------------------------------------------------------- */
+
+static int push_uuid(lua_State *L, outbox_id_generator *generator, void *context, int64_t now) {
+  outbox_message message;
+  if (generator(context, now, &message) != 0) return luaL_error(L, "%s", strerror(errno));
+  lua_pushlstring(L, message.id.data, message.id.size);
+  return 1;
+}
+
+/***
+An ID generator: UUIDv7, whose ids rise with time. The default.
+@function uuid_v7
+@tparam[opt] table clock its `now()` is the time in the id; default the system's
+@treturn string 36 characters
+*/
+static int uuid_v7(lua_State *L) {
+  outbox_uuid_state *state = lua_touserdata(L, lua_upvalueindex(1));
+  int64_t now;
+  if (lua_istable(L, 1)) {
+    lua_getfield(L, 1, "now");
+    lua_call(L, 0, 1);
+    luaL_argcheck(L, shim_microseconds(lua_tonumber(L, -1), &now), 1, "time out of range");
+  } else if (outbox_system_clock(NULL, &now) != 0) {
+    return luaL_error(L, "%s", strerror(errno));
+  }
+  state->left = 0; /* a forked child must not use what its parent has left */
+  return push_uuid(L, outbox_uuid_v7, state, now);
+}
+
+/***
+An ID generator: UUIDv4, all random. The larger the outbox, the slower it makes publishing.
+@function uuid_v4
+@treturn string 36 characters
+*/
+static int uuid_v4(lua_State *L) {
+  return push_uuid(L, outbox_uuid_v4, NULL, 0);
+}
+
+/* --- Blobs ----------------------------------------------------------------------------------- */
+
+/***
+Marks a string to be bound as a BLOB instead of as TEXT by `txn:execute` and `txn:rows`.
+@function blob
+@tparam string bytes
+@treturn outbox.blob
+*/
+static int blob(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TSTRING);
+  lua_newuserdatauv(L, 0, 1);
+  lua_pushvalue(L, 1);
+  lua_setiuservalue(L, -2, 1);
+  luaL_setmetatable(L, BLOB);
+  return 1;
+}
+
+/* --- Module ---------------------------------------------------------------------------------- */
+
+static const luaL_Reg CLOCK[] = {{"now", clock_now}, {"sleep", clock_sleep}, {NULL, NULL}};
+
+static const luaL_Reg FUNCTIONS[] = {{"uuid_v4", uuid_v4}, {"blob", blob}, {NULL, NULL}};
+
+int luaopen_outbox_core(lua_State *L);
+
+int luaopen_outbox_core(lua_State *L) {
+  luaL_newmetatable(L, ERROR);
+  lua_pushcfunction(L, error_tostring);
+  lua_setfield(L, -2, "__tostring");
+  luaL_newmetatable(L, BLOB);
+
+  luaL_newlib(L, FUNCTIONS);
+  outbox_uuid_state *state = lua_newuserdatauv(L, sizeof *state, 0);
+  memset(state, 0, sizeof *state);
+  lua_pushcclosure(L, uuid_v7, 1);
+  lua_setfield(L, -2, "uuid_v7");
+  luaL_newlib(L, CLOCK);
+  lua_setfield(L, -2, "clock");
+  lua_pushliteral(L, OUTBOX_VERSION);
+  lua_setfield(L, -2, "_VERSION");
+  shim_open_store(L);
+  shim_open_transaction(L);
+  return 1;
+}

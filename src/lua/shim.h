@@ -1,0 +1,71 @@
+/*
+** The Lua 5.4 face of the core. Each function checks its arguments, calls back into Lua where that
+** is needed (clock, ID generator, headers), enters the core, and raises only after the core has
+** returned: no Lua error ever crosses it, and no statement of the core is open while Lua runs.
+*/
+#ifndef OUTBOX_SHIM_H
+#define OUTBOX_SHIM_H
+
+#include <lauxlib.h>
+#include <lua.h>
+
+#include "../outbox.h"
+
+/* Names of the metatables, and so of the types in messages. */
+#define STORE "outbox.store"
+#define TRANSACTION "outbox.transaction"
+#define ROWS "outbox.rows"
+#define BLOB "outbox.blob"
+#define ERROR "outbox.error"
+
+typedef struct transaction transaction;
+
+/*
+** A store. Its user values: the clock, a table with a function `now`, and the ID generator, a table
+** with a function `generate_id`, or nil.
+*/
+enum { CLOCK_VALUE = 1, ID_GENERATOR_VALUE, STORE_VALUES = ID_GENERATOR_VALUE };
+
+typedef struct shim_store {
+  outbox_store *store;    /* NULL once closed */
+  bool lua_clock;         /* there is a clock in the user value, to be read into `now` */
+  bool lua_id_generator;  /* there is an ID generator in the user value */
+  bool preparing;         /* SQL of the user's is being prepared: no COMMIT in there */
+  int64_t now;            /* what the core's clock callback answers */
+  lua_State *owner;       /* the coroutine that opened the transaction */
+  transaction *innermost; /* of the open transactions, NULL without one */
+} shim_store;
+
+/* Raises a table with a code and a message. */
+int shim_raise(lua_State *L, const char *code, const char *message);
+
+/* Raises the store's last error if `code` is one. */
+void shim_check(lua_State *L, shim_store *self, int code);
+
+/* The store at the index; raises if it is closed, or in a transaction of another coroutine. */
+shim_store *shim_check_store(lua_State *L, int index);
+
+/*
+** Publishes the messages that are the arguments from the second to the `last` and pushes the ids.
+** The store's userdata, with the user values, is at `store_index`. `check` raises unless the first
+** argument can still be used: Lua that was called may have closed it.
+*/
+int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
+                 void check(lua_State *L));
+
+/* Seconds as microseconds; false where they are out of all range. */
+bool shim_microseconds(double seconds, int64_t *microseconds);
+int64_t shim_check_microseconds(lua_State *L, int index);
+void shim_push_seconds(lua_State *L, int64_t microseconds);
+
+/* The string at the index, which must be one: numbers are not converted. */
+outbox_bytes shim_check_bytes(lua_State *L, int index);
+
+/* Rolls all open transactions back; their objects and iterators are closed. */
+void shim_close_transactions(shim_store *self);
+
+/* Each adds its types' metatables to the registry and its functions to the module on the top. */
+void shim_open_store(lua_State *L);
+void shim_open_transaction(lua_State *L);
+
+#endif

@@ -1,0 +1,704 @@
+/*
+** The type `outbox.store`.
+*/
+#include <sqlite3.h>
+#include <string.h>
+
+#include "shim.h"
+
+/***
+A store: one connection to the database that holds the outbox. Made by `outbox.open`.
+
+All its methods raise on failure: a table with `code` and `message` for what went wrong with the
+database, an ordinary argument error for a wrong call. Whatever raised, the database is as it was
+before the call. Codes: `busy`, `cantopen`, `closed`, `constraint`, `corrupt`, `duplicate`,
+`encoding`, `error`, `forked`, `full`, `io`, `misuse`, `newer`, `nomem`, `notadb`, `readonly`,
+`schema`, `toobig`.
+@type store
+*/
+
+/* --- Checks and conversions ------------------------------------------------------------------ */
+
+void shim_check(lua_State *L, shim_store *self, int code) {
+  if (code != OUTBOX_OK) shim_raise(L, outbox_code_name(code), outbox_error_message(self->store));
+}
+
+shim_store *shim_check_store(lua_State *L, int index) {
+  shim_store *self = luaL_checkudata(L, index, STORE);
+  if (self->store == NULL) shim_raise(L, "closed", "the store is closed");
+  if (self->innermost != NULL && self->owner != L)
+    shim_raise(L, "busy", "another coroutine has a transaction open on this store; use its txn");
+  return self;
+}
+
+outbox_bytes shim_check_bytes(lua_State *L, int index) {
+  luaL_checktype(L, index, LUA_TSTRING);
+  outbox_bytes bytes;
+  bytes.data = lua_tolstring(L, index, &bytes.size);
+  return bytes;
+}
+
+static outbox_bytes opt_bytes(lua_State *L, int index) {
+  return lua_isnoneornil(L, index) ? (outbox_bytes){NULL, 0} : shim_check_bytes(L, index);
+}
+
+/* The strings from argument `first` up. They stay on the stack, so the bytes stay where they are. */
+static outbox_bytes *check_ids(lua_State *L, int first, size_t *count) {
+  int top = lua_gettop(L);
+  *count = top < first ? 0 : (size_t)(top - first + 1);
+  outbox_bytes *ids = lua_newuserdatauv(L, *count * sizeof *ids, 0);
+  for (size_t i = 0; i < *count; i++)
+    ids[i] = shim_check_bytes(L, first + (int)i);
+  return ids;
+}
+
+/* Whether there are options at the index; refuses those that are not among the names. */
+static bool check_options(lua_State *L, int index, const char *const *names) {
+  if (lua_isnoneornil(L, index)) return false;
+  luaL_checktype(L, index, LUA_TTABLE);
+  for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1)) {
+    int i = 0;
+    const char *name = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "";
+    while (names[i] != NULL && strcmp(name, names[i]) != 0)
+      i++;
+    if (names[i] == NULL) {
+      name = luaL_tolstring(L, -2, NULL);
+      luaL_argerror(L, index, lua_pushfstring(L, "unknown option '%s'", name));
+    }
+  }
+  return true;
+}
+
+static int64_t opt_integer(lua_State *L, int index, const char *option, int64_t minimum,
+                           int64_t standard) {
+  if (lua_getfield(L, index, option) == LUA_TNIL) return standard;
+  int is_integer;
+  int64_t value = lua_tointegerx(L, -1, &is_integer);
+  if (!is_integer || lua_type(L, -1) != LUA_TNUMBER || value < minimum)
+    luaL_argerror(
+        L, index,
+        lua_pushfstring(L, "%s must be an integer, at least %I", option, (LUAI_UACINT)minimum));
+  return value;
+}
+
+static void set_bytes(lua_State *L, const char *field, outbox_bytes bytes) {
+  if (bytes.data == NULL) return;
+  lua_pushlstring(L, bytes.data, bytes.size);
+  lua_setfield(L, -2, field);
+}
+
+static void set_seconds(lua_State *L, const char *field, int64_t microseconds) {
+  shim_push_seconds(L, microseconds);
+  lua_setfield(L, -2, field);
+}
+
+/* --- The clock and the headers: what calls back into Lua ------------------------------------- */
+
+/* The core's clock where the user's is a Lua one: it was read before the core was entered. */
+static int stored_clock(void *context, int64_t *now) {
+  *now = ((shim_store *)context)->now;
+  return 0;
+}
+
+/* To be followed by another check of the store: the clock may have closed it. */
+static void read_clock(lua_State *L, shim_store *self, int index) {
+  if (!self->lua_clock) return;
+  lua_getiuservalue(L, index, CLOCK_VALUE);
+  lua_getfield(L, -1, "now");
+  lua_call(L, 0, 1);
+  if (lua_type(L, -1) != LUA_TNUMBER || !shim_microseconds(lua_tonumber(L, -1), &self->now))
+    luaL_error(L, "the clock's now() must return a time in seconds, not %s",
+               luaL_tolstring(L, -1, NULL));
+  lua_pop(L, 2);
+}
+
+/* Replaces the value on the top by what outbox.headers makes of it. */
+static void convert_headers(lua_State *L, const char *function) {
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "outbox.headers");
+  lua_call(L, 1, 1);
+  lua_getfield(L, -1, function);
+  lua_insert(L, -3);
+  lua_pop(L, 1);
+  lua_call(L, 1, 1);
+}
+
+/* --- Publishing ------------------------------------------------------------------------------ */
+
+enum { ID, NAMESPACE, KEY, PAYLOAD, HEADERS, DELIVER_AT, FIELDS };
+
+static const char *const FIELD_NAMES[FIELDS] = {"id",      "namespace", "key",
+                                                "payload", "headers",   "deliver_at"};
+
+static int find_field(lua_State *L, int argument) {
+  if (lua_type(L, -2) == LUA_TSTRING)
+    for (int field = 0; field < FIELDS; field++)
+      if (strcmp(lua_tostring(L, -2), FIELD_NAMES[field]) == 0) return field;
+  const char *name = luaL_tolstring(L, -2, NULL);
+  return luaL_argerror(L, argument, lua_pushfstring(L, "unknown field '%s'", name));
+}
+
+static void check_field(lua_State *L, int argument, int field, int type) {
+  if (lua_type(L, -1) != type)
+    luaL_argerror(L, argument,
+                  lua_pushfstring(L, "field '%s' must be a %s, not a %s", FIELD_NAMES[field],
+                                  lua_typename(L, type), luaL_typename(L, -1)));
+}
+
+/*
+** Reads a message without calling into Lua: its strings stay where they are as long as nobody
+** changes the table. The headers are left out; returns whether there are any.
+*/
+static bool read_message(lua_State *L, int argument, outbox_message *message) {
+  outbox_bytes *const strings[] = {[ID] = &message->id,
+                                   [NAMESPACE] = &message->namespace,
+                                   [KEY] = &message->key,
+                                   [PAYLOAD] = &message->payload};
+  bool headers = false;
+  luaL_checktype(L, argument, LUA_TTABLE);
+  memset(message, 0, offsetof(outbox_message, generated_id));
+  for (lua_pushnil(L); lua_next(L, argument); lua_pop(L, 1)) {
+    int field = find_field(L, argument);
+    if (field == HEADERS) {
+      check_field(L, argument, field, LUA_TTABLE);
+      headers = true;
+    } else if (field == DELIVER_AT) {
+      check_field(L, argument, field, LUA_TNUMBER);
+      luaL_argcheck(L, shim_microseconds(lua_tonumber(L, -1), &message->deliver_at), argument,
+                    "field 'deliver_at' is out of range");
+    } else {
+      check_field(L, argument, field, LUA_TSTRING);
+      strings[field]->data = lua_tolstring(L, -1, &strings[field]->size);
+    }
+  }
+  return headers;
+}
+
+static void get_field(lua_State *L, int argument, int field) {
+  lua_pushstring(L, FIELD_NAMES[field]);
+  lua_rawget(L, argument);
+}
+
+/* Calls into Lua for a message's headers, as JSON, and its id; both go to the table on the top. */
+static void make_fields(lua_State *L, shim_store *self, int store_index, int argument) {
+  int made = lua_gettop(L);
+  get_field(L, argument, HEADERS);
+  if (!lua_isnil(L, -1)) {
+    convert_headers(L, "encode");
+    lua_rawseti(L, made, FIELDS * argument + HEADERS);
+  }
+  get_field(L, argument, ID);
+  if (self->lua_id_generator && lua_isnil(L, -1)) {
+    lua_getiuservalue(L, store_index, ID_GENERATOR_VALUE);
+    lua_getfield(L, -1, "generate_id");
+    lua_getiuservalue(L, store_index, CLOCK_VALUE);
+    lua_pushvalue(L, argument);
+    lua_call(L, 2, 1);
+    if (lua_type(L, -1) != LUA_TSTRING)
+      luaL_error(L, "the ID generator must return a string, not a %s", luaL_typename(L, -1));
+    lua_rawseti(L, made, FIELDS * argument + ID);
+  }
+  lua_settop(L, made);
+}
+
+static void set_made(lua_State *L, int argument, int field, outbox_bytes *bytes) {
+  if (lua_rawgeti(L, -1, FIELDS * argument + field) == LUA_TSTRING && bytes->data == NULL)
+    bytes->data = lua_tolstring(L, -1, &bytes->size);
+  lua_pop(L, 1); /* the table holds it */
+}
+
+int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
+                 void check(lua_State *L)) {
+  outbox_message one, *messages = &one;
+  size_t count = last > 1 ? (size_t)last - 1 : 0;
+  luaL_checktype(L, 2, LUA_TTABLE);
+  if (count > 1) messages = lua_newuserdatauv(L, count * sizeof *messages, 0);
+
+  bool make = self->lua_id_generator;
+  for (int i = 2; i <= last; i++)
+    make |= read_message(L, i, &messages[i - 2]);
+  read_clock(L, self, store_index);
+  if (make) {
+    lua_newtable(L);
+    for (int i = 2; i <= last; i++)
+      make_fields(L, self, store_index, i);
+    for (int i = 2; i <= last; i++) { /* once more: what was called may have changed them */
+      read_message(L, i, &messages[i - 2]);
+      set_made(L, i, HEADERS, &messages[i - 2].headers);
+      set_made(L, i, ID, &messages[i - 2].id);
+    }
+  }
+  if (make || self->lua_clock) check(L);
+  shim_check(L, self, outbox_publish(self->store, messages, count));
+  luaL_checkstack(L, (int)count, "too many messages");
+  for (size_t i = 0; i < count; i++)
+    lua_pushlstring(L, messages[i].id.data, messages[i].id.size);
+  return (int)count;
+}
+
+static void check_first(lua_State *L) {
+  shim_check_store(L, 1);
+}
+
+/***
+Adds messages to the outbox, in this order, all or none: in the transaction that is open on the
+store, else in one of its own.
+@function store:publish
+@tparam outbox.message ... each a table, every field optional: `id`, `namespace`, `key`, `payload`
+(strings), `headers` (a table of strings) and `deliver_at` (seconds since the epoch)
+@treturn string... the id of each entry
+@raise `duplicate`, `toobig`, `busy`, `full`; what the clock or the ID generator raises
+*/
+static int store_publish(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  return shim_publish(L, self, lua_gettop(L), 1, check_first);
+}
+
+/* --- Processing ------------------------------------------------------------------------------ */
+
+/***
+Claims entries for a processor: what nobody has claimed, what it has claimed itself (renewed with the
+new deadline), and what was claimed with a deadline before now. Delayed entries that are due come
+back first, at most 1,000 a call. Costs the same whatever the backlog, and writes nothing when there
+is nothing to claim.
+@function store:claim_entries
+@tparam string processor_id
+@tparam number deadline seconds since the epoch; the claim still holds at that very moment
+@tparam[opt] table options `limit`: claim at most that many, the oldest first, its own before all;
+`exclusive`: claim nothing while another processor holds a live claim, else everything, and what is
+published until the deadline too
+@treturn boolean whether the processor now holds any entry
+@raise `busy`, `full`
+*/
+static int store_claim_entries(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes processor_id = shim_check_bytes(L, 2);
+  int64_t deadline = shim_check_microseconds(L, 3);
+  int64_t limit = 0;
+  bool exclusive = false, claimed;
+  static const char *const OPTIONS[] = {"limit", "exclusive", NULL};
+  if (check_options(L, 4, OPTIONS)) {
+    limit = opt_integer(L, 4, "limit", 1, 0);
+    int type = lua_getfield(L, 4, "exclusive");
+    luaL_argcheck(L, type == LUA_TNIL || type == LUA_TBOOLEAN, 4, "exclusive must be a boolean");
+    exclusive = lua_toboolean(L, -1);
+    luaL_argcheck(L, limit == 0 || !exclusive, 4, "a claim cannot be exclusive and have a limit");
+  }
+  read_clock(L, self, 1);
+  shim_check_store(L, 1);
+  shim_check(L, self,
+             outbox_claim_entries(self->store, processor_id, deadline, limit, exclusive, &claimed));
+  lua_pushboolean(L, claimed);
+  return 1;
+}
+
+/* What a protected call reads: entries from the store, until `code` is OUTBOX_DONE or an error. */
+typedef struct reading {
+  outbox_store *store;
+  int code;
+  bool headers; /* some entry has headers, still in JSON */
+} reading;
+
+static int read_entries(lua_State *L) {
+  reading *reading = lua_touserdata(L, 1);
+  outbox_entry entry;
+  lua_newtable(L);
+  for (lua_Integer i = 1; (reading->code = outbox_next(reading->store, &entry)) == OUTBOX_ROW;
+       i++) {
+    lua_createtable(L, 0, 8);
+    set_bytes(L, "id", entry.id);
+    set_bytes(L, "namespace", entry.namespace);
+    set_bytes(L, "key", entry.key);
+    set_bytes(L, "payload", entry.payload);
+    set_bytes(L, "headers", entry.headers);
+    reading->headers |= entry.headers.data != NULL;
+    set_seconds(L, "created_at", entry.created_at);
+    lua_pushinteger(L, entry.attempts);
+    lua_setfield(L, -2, "attempts");
+    set_bytes(L, "last_error", entry.last_error);
+    if (entry.died_at != 0) {
+      set_seconds(L, "died_at", entry.died_at);
+      lua_pushinteger(L, entry.seq);
+      lua_setfield(L, -2, "seq");
+    }
+    lua_rawseti(L, -2, i);
+  }
+  return 1;
+}
+
+/* Pushes the array that `read` makes of the reading that was started with `code`. */
+static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read) {
+  shim_check(L, self, code);
+  reading reading = {.store = self->store};
+  lua_pushcfunction(L, read); /* protected: Lua may run out of memory in mid-reading */
+  lua_pushlightuserdata(L, &reading);
+  int status = lua_pcall(L, 1, 1, 0);
+  outbox_finish(self->store);
+  if (status != LUA_OK) lua_error(L);
+  if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);
+  return reading.headers;
+}
+
+static int push_entries(lua_State *L, shim_store *self, int code) {
+  if (!push_reading(L, self, code, read_entries)) return 1;
+  for (lua_Integer i = 1; lua_rawgeti(L, -1, i) != LUA_TNIL; i++) {
+    if (lua_getfield(L, -1, "headers") != LUA_TNIL) {
+      convert_headers(L, "decode");
+      lua_setfield(L, -2, "headers");
+      lua_pushnil(L);
+    }
+    lua_pop(L, 2);
+  }
+  lua_pop(L, 1);
+  return 1;
+}
+
+static int64_t check_count(lua_State *L, int index) {
+  lua_Integer count = luaL_checkinteger(L, index);
+  luaL_argcheck(L, count > 0, index, "must be above 0");
+  return count;
+}
+
+/***
+Reads entries that a processor has claimed and whose claim has not expired, in the order of their
+commits. Reading takes nothing: the same call again gives the same entries.
+@function store:get_claimed_entries
+@tparam string processor_id
+@tparam integer batch_size at most that many
+@treturn {outbox.entry,...} each with `id`, `namespace`, `key`, `payload`, `headers`, `created_at`
+(seconds since the epoch), `attempts` (failed deliveries) and `last_error`
+*/
+static int store_get_claimed_entries(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes processor_id = shim_check_bytes(L, 2);
+  int64_t batch_size = check_count(L, 3);
+  read_clock(L, self, 1);
+  shim_check_store(L, 1);
+  return push_entries(L, self, outbox_get_claimed_entries(self->store, processor_id, batch_size));
+}
+
+typedef int by_ids(outbox_store *store, const outbox_bytes *ids, size_t count, int64_t *found);
+
+static int call_by_ids(lua_State *L, by_ids *function) {
+  size_t count;
+  int64_t found = 0;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes *ids = check_ids(L, 2, &count);
+  shim_check(L, self, function(self->store, ids, count, &found));
+  lua_pushinteger(L, found);
+  return 1;
+}
+
+/***
+Deletes entries, ready or delayed: they were delivered. Ids that are not there are ignored.
+@function store:delete_entries
+@tparam string ... any number of ids
+@treturn integer how many there were
+@raise `busy`, `full`
+*/
+static int store_delete_entries(lua_State *L) {
+  return call_by_ids(L, outbox_delete_entries);
+}
+
+/***
+Counts a failed attempt and delays a ready entry; it will come back to the place it had.
+@function store:retry_entry
+@tparam string id
+@tparam number due_at seconds since the epoch
+@tparam[opt] string error why it failed; the entry's `last_error`
+@treturn boolean whether it was there
+@raise `busy`, `full`
+*/
+static int store_retry_entry(lua_State *L) {
+  bool found;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes id = shim_check_bytes(L, 2);
+  int64_t due_at = shim_check_microseconds(L, 3);
+  outbox_bytes error = opt_bytes(L, 4);
+  shim_check(L, self, outbox_retry_entry(self->store, id, due_at, error, &found));
+  lua_pushboolean(L, found);
+  return 1;
+}
+
+/***
+Counts a failed attempt and makes a dead letter of a ready entry.
+@function store:bury_entry
+@tparam string id
+@tparam[opt] string error why it failed; the entry's `last_error`
+@treturn boolean whether it was there
+@raise `busy`, `full`
+*/
+static int store_bury_entry(lua_State *L) {
+  bool found;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes id = shim_check_bytes(L, 2);
+  outbox_bytes error = opt_bytes(L, 3);
+  read_clock(L, self, 1);
+  shim_check_store(L, 1);
+  shim_check(L, self, outbox_bury_entry(self->store, id, error, &found));
+  lua_pushboolean(L, found);
+  return 1;
+}
+
+/* --- Operating ------------------------------------------------------------------------------- */
+
+/***
+Reads dead letters, a page at a time.
+@function store:dead_entries
+@tparam[opt] table options `namespace`: only those of one; `limit`: at most that many, default 100;
+`after`: the `seq` of the last one of the page before
+@treturn {outbox.entry,...} with `died_at` (seconds since the epoch) and `seq` besides
+*/
+static int store_dead_entries(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes namespace = {NULL, 0};
+  int64_t after = 0, limit = 100;
+  static const char *const OPTIONS[] = {"namespace", "limit", "after", NULL};
+  if (check_options(L, 2, OPTIONS)) {
+    limit = opt_integer(L, 2, "limit", 1, limit);
+    after = opt_integer(L, 2, "after", 0, after);
+    int type = lua_getfield(L, 2, "namespace");
+    luaL_argcheck(L, type == LUA_TNIL || type == LUA_TSTRING, 2, "namespace must be a string");
+    namespace = opt_bytes(L, -1);
+  }
+  return push_entries(L, self, outbox_dead_entries(self->store, namespace, after, limit));
+}
+
+/***
+Puts dead letters back at the end of the outbox, with the same id and no attempts counted. Ids that
+are not there are ignored.
+@function store:requeue_entries
+@tparam string ... any number of ids
+@treturn integer how many there were
+@raise `busy`, `full`
+*/
+static int store_requeue_entries(lua_State *L) {
+  return call_by_ids(L, outbox_requeue_entries);
+}
+
+/***
+Deletes dead letters for good. Ids that are not there are ignored.
+@function store:purge_entries
+@tparam string ... any number of ids
+@treturn integer how many there were
+@raise `busy`, `full`
+*/
+static int store_purge_entries(lua_State *L) {
+  return call_by_ids(L, outbox_purge_entries);
+}
+
+static int read_leases(lua_State *L) {
+  reading *reading = lua_touserdata(L, 1);
+  outbox_lease lease;
+  lua_newtable(L);
+  for (lua_Integer i = 1; (reading->code = outbox_next_lease(reading->store, &lease)) == OUTBOX_ROW;
+       i++) {
+    lua_createtable(L, 0, 4);
+    set_bytes(L, "processor_id", lease.processor_id);
+    set_seconds(L, "deadline", lease.deadline);
+    lua_pushinteger(L, lease.first_seq);
+    lua_setfield(L, -2, "first_seq");
+    lua_pushinteger(L, lease.last_seq);
+    lua_setfield(L, -2, "last_seq");
+    lua_rawseti(L, -2, i);
+  }
+  return 1;
+}
+
+/***
+Counts what there is. The time that this takes grows with the number of entries.
+@function store:stats
+@treturn table `ready`, `delayed`, `dead`: numbers of entries; `oldest_age`: seconds since the first
+ready entry was published, nil without one; `due_at`: when the next delayed one falls due, seconds
+since the epoch, nil without one; `leases`: an array of `processor_id`, `deadline` (seconds since
+the epoch), `first_seq` and `last_seq`
+*/
+static int store_stats(lua_State *L) {
+  outbox_counts counts;
+  shim_store *self = shim_check_store(L, 1);
+  read_clock(L, self, 1);
+  shim_check_store(L, 1);
+  shim_check(L, self, outbox_count_entries(self->store, &counts));
+  lua_createtable(L, 0, 6);
+  const struct {
+    const char *name;
+    int64_t count;
+  } NUMBERS[] = {{"ready", counts.ready}, {"delayed", counts.delayed}, {"dead", counts.dead}};
+  for (int i = 0; i < 3; i++) {
+    lua_pushinteger(L, NUMBERS[i].count);
+    lua_setfield(L, -2, NUMBERS[i].name);
+  }
+  if (counts.ready > 0) set_seconds(L, "oldest_age", counts.oldest_age);
+  if (counts.delayed > 0) set_seconds(L, "due_at", counts.due_at);
+  push_reading(L, self, outbox_leases(self->store), read_leases);
+  lua_setfield(L, -2, "leases");
+  return 1;
+}
+
+/* --- Opening and closing --------------------------------------------------------------------- */
+
+/***
+Creates the outbox's tables, or brings those of an older version up to date, in one transaction.
+Running it again, or in two processes at once, is harmless.
+@function store:migrate
+@raise `newer` when the tables are from a newer version of this library; `busy`, `full`
+*/
+static int store_migrate(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  shim_check(L, self, outbox_migrate(self->store));
+  return 0;
+}
+
+/***
+Closes the store; what is open on it is rolled back. Closing it again does nothing. Also done by a
+to-be-closed variable and by the garbage collector.
+@function store:close
+*/
+static int store_close(lua_State *L) {
+  shim_store *self = luaL_checkudata(L, 1, STORE);
+  shim_close_transactions(self);
+  outbox_close(self->store);
+  self->store = NULL;
+  return 0;
+}
+
+static int store_tostring(lua_State *L) {
+  shim_store *self = luaL_checkudata(L, 1, STORE);
+  lua_pushfstring(L, STORE " (%s): %p", self->store != NULL ? "open" : "closed", (void *)self);
+  return 1;
+}
+
+/* SQL of the user's must not end the transaction that the store has begun. */
+static int authorize(void *context, int action, const char *a, const char *b, const char *c,
+                     const char *d) {
+  (void)a, (void)b, (void)c, (void)d;
+  shim_store *self = context;
+  return action == SQLITE_TRANSACTION && self->preparing ? SQLITE_DENY : SQLITE_OK;
+}
+
+/* Puts a function or a table of which `method` will be called in a user value of the store. */
+static bool set_callback(lua_State *L, int store_index, const char *option, const char *method,
+                         int value) {
+  switch (lua_getfield(L, 2, option)) {
+  case LUA_TNIL: lua_pop(L, 1); return false;
+  case LUA_TFUNCTION:
+    lua_createtable(L, 0, 2);
+    lua_insert(L, -2);
+    lua_setfield(L, -2, method);
+    break;
+  case LUA_TTABLE:
+    if (lua_getfield(L, -1, method) != LUA_TFUNCTION)
+      luaL_argerror(L, 2, lua_pushfstring(L, "%s must have a function '%s'", option, method));
+    lua_pop(L, 1);
+    break;
+  default:
+    luaL_argerror(L, 2,
+                  lua_pushfstring(L, "%s must be a function or a table, not a %s", option,
+                                  luaL_typename(L, -1)));
+  }
+  lua_setiuservalue(L, store_index, value);
+  return true;
+}
+
+/***
+Opens the database at a path and makes a store of it. A new file is created; WAL mode is switched
+on, and stays on in the file.
+@function outbox.open
+@tparam string path
+@tparam[opt] table options `prefix` of the tables' names, default "outbox_"; `synchronous`, when a
+commit waits for the disk: "off", "normal" (enough for a processor), "full" (the default: right for
+publishing) or "extra"; `busy_timeout`, seconds to wait for another connection's lock, default 5;
+`clock`, a function that gives the time in seconds since the epoch, or a table with that function as
+`now`; `id_generator`, a function `(clock, message)` that gives an id, or a table with that function
+as `generate_id`, default `outbox.uuid_v7`. They are called as plain functions, without a self,
+whenever they are needed, and always before the database is entered: they may raise
+@treturn outbox.store
+@raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`
+*/
+static int open_store(lua_State *L) {
+  static const char *const OPTIONS[] = {"prefix", "synchronous",  "busy_timeout",
+                                        "clock",  "id_generator", NULL};
+  static const char *const SYNCHRONOUS[] = {[OUTBOX_SYNCHRONOUS_OFF] = "off",
+                                            [OUTBOX_SYNCHRONOUS_NORMAL] = "normal",
+                                            [OUTBOX_SYNCHRONOUS_FULL] = "full",
+                                            [OUTBOX_SYNCHRONOUS_EXTRA] = "extra",
+                                            [OUTBOX_SYNCHRONOUS_EXTRA + 1] = NULL};
+  outbox_bytes path = shim_check_bytes(L, 1);
+  luaL_argcheck(L, strlen(path.data) == path.size, 1, "a path cannot contain a NUL");
+  outbox_options options = OUTBOX_DEFAULTS;
+  lua_settop(L, 2);
+  shim_store *self = lua_newuserdatauv(L, sizeof *self, STORE_VALUES);
+  memset(self, 0, sizeof *self);
+  luaL_setmetatable(L, STORE);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_setiuservalue(L, 3, CLOCK_VALUE);
+
+  if (check_options(L, 2, OPTIONS)) {
+    if (lua_getfield(L, 2, "prefix") != LUA_TNIL) {
+      luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING, 2, "prefix must be a string");
+      options.prefix = lua_tostring(L, -1); /* the options hold it */
+      luaL_argcheck(L, strlen(options.prefix) == lua_rawlen(L, -1), 2,
+                    "prefix must be a plain identifier");
+    }
+    if (lua_getfield(L, 2, "synchronous") != LUA_TNIL) {
+      int i = 0;
+      const char *name = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
+      while (SYNCHRONOUS[i] != NULL && strcmp(name, SYNCHRONOUS[i]) != 0)
+        i++;
+      luaL_argcheck(L, SYNCHRONOUS[i] != NULL, 2,
+                    "synchronous must be \"off\", \"normal\", \"full\" or \"extra\"");
+      options.synchronous = (enum outbox_synchronous)i;
+    }
+    if (lua_getfield(L, 2, "busy_timeout") != LUA_TNIL) {
+      double seconds = lua_tonumber(L, -1);
+      luaL_argcheck(L, lua_type(L, -1) == LUA_TNUMBER && seconds >= 0 && seconds <= 1e6, 2,
+                    "busy_timeout must be a number of seconds, at least 0");
+      options.busy_timeout = (int)(seconds * 1000);
+    }
+    self->lua_clock = set_callback(L, 3, "clock", "now", CLOCK_VALUE);
+    self->lua_id_generator = set_callback(L, 3, "id_generator", "generate_id", ID_GENERATOR_VALUE);
+  }
+  if (self->lua_clock) {
+    options.clock = stored_clock;
+    options.clock_context = self;
+  }
+  int code = outbox_open(&self->store, path.data, &options);
+  if (self->store == NULL) return luaL_error(L, "not enough memory");
+  if (code == OUTBOX_MISUSE) return luaL_argerror(L, 2, outbox_error_message(self->store));
+  shim_check(L, self, code);
+  sqlite3_set_authorizer(outbox_connection(self->store), authorize, self);
+  lua_settop(L, 3);
+  return 1;
+}
+
+/* --- The type -------------------------------------------------------------------------------- */
+
+static const luaL_Reg METHODS[] = {{"publish", store_publish},
+                                   {"claim_entries", store_claim_entries},
+                                   {"get_claimed_entries", store_get_claimed_entries},
+                                   {"delete_entries", store_delete_entries},
+                                   {"retry_entry", store_retry_entry},
+                                   {"bury_entry", store_bury_entry},
+                                   {"dead_entries", store_dead_entries},
+                                   {"requeue_entries", store_requeue_entries},
+                                   {"purge_entries", store_purge_entries},
+                                   {"stats", store_stats},
+                                   {"migrate", store_migrate},
+                                   {"close", store_close},
+                                   {NULL, NULL}};
+
+static const luaL_Reg METAMETHODS[] = {
+    {"__gc", store_close}, {"__close", store_close}, {"__tostring", store_tostring}, {NULL, NULL}};
+
+void shim_open_store(lua_State *L) {
+  luaL_newmetatable(L, STORE);
+  luaL_setfuncs(L, METAMETHODS, 0);
+  luaL_newlib(L, METHODS);
+  lua_pushvalue(L, -1);
+  lua_setfield(L, -3, "__index");
+  lua_setfield(L, -3, "store"); /* where the module `outbox` adds the methods that are in Lua */
+  lua_pop(L, 1);
+  lua_getfield(L, -1, "clock");
+  lua_pushcclosure(L, open_store, 1);
+  lua_setfield(L, -2, "open");
+}

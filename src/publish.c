@@ -1,0 +1,96 @@
+/*
+** Publishing: messages become entries, in the transaction that is open.
+*/
+#include <string.h>
+
+#include "store.h"
+
+#define INSERT "INSERT INTO @entries (id, namespace, key, payload, headers, created_at) VALUES "
+#define ROW "(?, ?, ?, ?, ?, ?)"
+#define ROW_TYPES "tttbti"
+#define FOUR_ROWS ROW "," ROW "," ROW "," ROW
+
+static const char INSERT_READY_SQL[] = INSERT ROW;
+
+/* AUTOINCREMENT writes its counter once a statement, not once a row: this halves the cost of one. */
+#define ROWS 16
+static const char INSERT_READY_ROWS_SQL[] =
+    INSERT FOUR_ROWS "," FOUR_ROWS "," FOUR_ROWS "," FOUR_ROWS;
+
+static const char INSERT_DELAYED_SQL[] =
+    "INSERT INTO @delayed (id, namespace, key, payload, headers, created_at, due_at)"
+    " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+
+/* An id is unique in the whole outbox; SQL's UNIQUE can only see to one table. */
+static const char FIND_ID_SQL[] = "SELECT EXISTS (SELECT 1 FROM @entries WHERE id = ?1)"
+                                  " OR EXISTS (SELECT 1 FROM @delayed WHERE id = ?1)"
+                                  " OR EXISTS (SELECT 1 FROM @dead WHERE id = ?1)";
+
+static int check_id(outbox_store *store, outbox_bytes id) {
+  sqlite3_stmt *statement;
+  int code = outbox_query(store, FIND_ID, FIND_ID_SQL, &statement, "t", id);
+  if (code != OUTBOX_OK) return code;
+  code = outbox_step(store, statement);
+  if (code != OUTBOX_ROW) return code;
+  bool found = sqlite3_column_int(statement, 0);
+  outbox_reset(statement);
+  return found ? outbox_fail_duplicate(store) : OUTBOX_OK;
+}
+
+static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
+  if (m->deliver_at > now)
+    return outbox_run(store, INSERT_DELAYED, INSERT_DELAYED_SQL, ROW_TYPES "i", m->id, m->namespace,
+                      m->key, m->payload, m->headers, now, m->deliver_at);
+  return outbox_run(store, INSERT_READY, INSERT_READY_SQL, ROW_TYPES, m->id, m->namespace, m->key,
+                    m->payload, m->headers, now);
+}
+
+static int insert_rows(outbox_store *store, const outbox_message *m, int64_t now) {
+  sqlite3_stmt *statement;
+  int code = outbox_query(store, INSERT_READY_ROWS, INSERT_READY_ROWS_SQL, &statement, "");
+  for (int i = 0; i < ROWS && code == OUTBOX_OK; i++, m++)
+    code = outbox_bind(store, statement, 1 + i * (int)strlen(ROW_TYPES), ROW_TYPES, m->id,
+                       m->namespace, m->key, m->payload, m->headers, now);
+  if (code != OUTBOX_OK) return code;
+  code = outbox_step(store, statement);
+  return code == OUTBOX_DONE ? OUTBOX_OK : code;
+}
+
+/* Whether the next ROWS messages are there and none of them is to be delayed. */
+static bool all_ready(const outbox_message *messages, size_t count, int64_t now) {
+  if (count < ROWS) return false;
+  for (int i = 0; i < ROWS; i++)
+    if (messages[i].deliver_at > now) return false;
+  return true;
+}
+
+int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) {
+  int64_t now;
+  int code = outbox_check_transaction(store);
+  if (code == OUTBOX_OK) code = outbox_now(store, &now);
+  if (code != OUTBOX_OK) return code;
+  /* The ids that we make ourselves need no search for a second one. */
+  bool unique = store->id_generator == outbox_uuid_v7 || store->id_generator == outbox_uuid_v4;
+  for (size_t i = 0; i < count; i++) {
+    outbox_message *message = &messages[i];
+    if (message->namespace.data == NULL) message->namespace = (outbox_bytes){"", 0};
+    if (message->id.data != NULL)
+      unique = false;
+    else if ((store->id_generator(store->id_generator_context, now, message) != 0 ||
+              message->id.data == NULL))
+      return outbox_fail(store, OUTBOX_CALLBACK, "the ID generator failed");
+  }
+  /* A single insert inside a transaction is atomic without a savepoint. */
+  bool scope = count > 1 || sqlite3_get_autocommit(store->db);
+  if (scope) code = outbox_begin(store);
+  if (code != OUTBOX_OK) return code;
+  for (size_t i = 0; i < count && code == OUTBOX_OK && !unique; i++)
+    code = check_id(store, messages[i].id);
+  while (count > 0 && code == OUTBOX_OK) {
+    size_t rows = all_ready(messages, count, now) ? ROWS : 1;
+    code = rows == 1 ? insert(store, messages, now) : insert_rows(store, messages, now);
+    messages += rows;
+    count -= rows;
+  }
+  return scope ? outbox_end(store, code) : code;
+}

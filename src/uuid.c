@@ -1,0 +1,63 @@
+/*
+** What a store uses when it is given no clock and no ID generator of its own.
+*/
+#define _DEFAULT_SOURCE
+
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "outbox.h"
+
+int outbox_system_clock(void *context, int64_t *now) {
+  struct timespec time;
+  (void)context;
+  if (clock_gettime(CLOCK_REALTIME, &time) != 0) return -1;
+  *now = (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
+  return 0;
+}
+
+/* Sets the version's and variant's bits, and makes the 16 bytes the message's id. */
+static void set_uuid(outbox_message *message, uint8_t uuid[16], int version) {
+  static const char DIGITS[] = "0123456789abcdef";
+  uuid[6] = (uint8_t)((uuid[6] & 0x0f) | version << 4);
+  uuid[8] = (uint8_t)((uuid[8] & 0x3f) | 0x80);
+  char *text = message->generated_id;
+  for (int i = 0; i < 16; i++) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) *text++ = '-';
+    *text++ = DIGITS[uuid[i] >> 4];
+    *text++ = DIGITS[uuid[i] & 15];
+  }
+  *text = '\0';
+  message->id = (outbox_bytes){message->generated_id, OUTBOX_ID_SIZE - 1};
+}
+
+int outbox_uuid_v7(void *context, int64_t now, outbox_message *message) {
+  outbox_uuid_state *state = context;
+  uint8_t uuid[16];
+  if (state->left < 8) {
+    if (getentropy(state->random, sizeof state->random) != 0) return -1;
+    state->left = sizeof state->random;
+  }
+  state->left -= 8;
+  memcpy(uuid + 8, state->random + state->left, 8);
+  /* 60 bits of time, the unit 1/4096 ms; counted on where the clock has not moved or moved back. */
+  uint64_t microseconds = now > 0 ? (uint64_t)now : 0;
+  uint64_t time = (microseconds / 1000) << 12 | (microseconds % 1000) * 4096 / 1000;
+  if (time <= state->last) time = state->last + 1;
+  state->last = time;
+  for (int i = 0; i < 6; i++)
+    uuid[i] = (uint8_t)(time >> (52 - 8 * i));
+  uuid[6] = (uint8_t)(time >> 8 & 0x0f);
+  uuid[7] = (uint8_t)time;
+  set_uuid(message, uuid, 7);
+  return 0;
+}
+
+int outbox_uuid_v4(void *context, int64_t now, outbox_message *message) {
+  uint8_t uuid[16];
+  (void)context, (void)now;
+  if (getentropy(uuid, sizeof uuid) != 0) return -1;
+  set_uuid(message, uuid, 4);
+  return 0;
+}
