@@ -10,9 +10,6 @@
 
 #include "store.h"
 
-/* A write-ahead log that a burst or a long reader made large is cut back to this. */
-#define JOURNAL_SIZE_LIMIT "67108864"
-
 /* --- Errors ---------------------------------------------------------------------------------- */
 
 const char *outbox_code_name(int code) {
@@ -393,8 +390,11 @@ static int open_database(outbox_store *store, const char *path, const outbox_opt
     code = outbox_fail(store, OUTBOX_READONLY, "the file cannot be written");
   if (code == OUTBOX_OK) code = enter_wal(store, options->busy_timeout);
   if (code == OUTBOX_OK) code = configure(store, SYNCHRONOUS[options->synchronous], NULL, NULL);
+  /* A log that a burst or a long reader made large is cut back to 64 MiB. It is copied back at
+  ** 4,000 pages, not at SQLite's 1,000, for a quarter of the syncs. */
   if (code == OUTBOX_OK)
-    code = configure(store, "PRAGMA journal_size_limit = " JOURNAL_SIZE_LIMIT, NULL, NULL);
+    code = configure(store, "PRAGMA journal_size_limit = 67108864", NULL, NULL);
+  if (code == OUTBOX_OK) code = configure(store, "PRAGMA wal_autocheckpoint = 4000", NULL, NULL);
   return code;
 }
 
