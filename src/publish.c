@@ -84,11 +84,12 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) 
   bool scope = count > 1 || sqlite3_get_autocommit(store->db);
   if (scope) code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
-  for (size_t i = 0; i < count && code == OUTBOX_OK && !unique; i++)
-    code = check_id(store, messages[i].id);
   while (count > 0 && code == OUTBOX_OK) {
     size_t rows = all_ready(messages, count, now) ? ROWS : 1;
-    code = rows == 1 ? insert(store, messages, now) : insert_rows(store, messages, now);
+    for (size_t i = 0; i < rows && code == OUTBOX_OK && !unique; i++)
+      code = check_id(store, messages[i].id);
+    if (code == OUTBOX_OK)
+      code = rows == 1 ? insert(store, messages, now) : insert_rows(store, messages, now);
     messages += rows;
     count -= rows;
   }

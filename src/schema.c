@@ -39,19 +39,12 @@ static const char TABLES[] =
 
 int outbox_schema_version(outbox_store *store, int *version) {
   *version = 0;
-  char *name = outbox_expand(store, "@schema");
-  if (name == NULL) return OUTBOX_NOMEM;
-  int sqlite_code =
-      sqlite3_table_column_metadata(store->db, "main", name, NULL, NULL, NULL, NULL, NULL, NULL);
-  sqlite3_free(name);
-  if (sqlite_code == SQLITE_ERROR) return OUTBOX_OK; /* there is no such table */
-  if (sqlite_code != SQLITE_OK) return outbox_fail_sqlite(store);
-
   char *sql = outbox_expand(store, "SELECT max(version) FROM @schema");
   if (sql == NULL) return OUTBOX_NOMEM;
-  sqlite3_stmt *statement = NULL;
-  sqlite_code = sqlite3_prepare_v2(store->db, sql, -1, &statement, NULL);
+  sqlite3_stmt *statement;
+  int sqlite_code = sqlite3_prepare_v2(store->db, sql, -1, &statement, NULL);
   sqlite3_free(sql);
+  if (sqlite_code == SQLITE_ERROR) return OUTBOX_OK; /* there is no such table */
   if (sqlite_code == SQLITE_OK) {
     if (sqlite3_step(statement) == SQLITE_ROW) *version = sqlite3_column_int(statement, 0);
     sqlite_code = sqlite3_finalize(statement);

@@ -1,0 +1,82 @@
+# make demo   orders committed, rolled back and delivered, before your eyes
+# make test   every test; ends with `N passed, N failed`
+# make bench  the benchmarks, each figure beside raw SQLite in C
+# make        builds the rock into lua_modules
+
+LUA = lua5.4
+LUAROCKS = luarocks --lua-version 5.4
+BUSTED = $(LUA) /usr/bin/busted
+TREE = lua_modules
+
+STRICT = -std=c11 -Wall -Wextra -Wpedantic -Werror
+SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+  -fno-omit-frame-pointer
+LUA_INCLUDES = $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/include/lua5.4)
+
+CORE = $(wildcard src/*.c)
+HEADERS = $(wildcard src/*.h)
+SHIM = $(wildcard src/lua/*.c) $(wildcard src/lua/*.h)
+CORE_SPECS = $(wildcard spec/core/*.c)
+C_FILES = $(CORE) $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/support/*.c bench/*.c)
+LUA_FILES = $(shell find lua examples bench spec -name '*.lua')
+LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
+
+build: $(TREE)/.built
+
+demo:
+	@tools/setup run
+	@$(MAKE) --silent build
+	@$(LUA_PATHS) $(LUA) examples/orders.lua
+
+test:
+	@tools/setup test
+	@tools/test
+
+bench: build build/baseline
+	@$(LUA_PATHS) $(LUA) bench/compare.lua
+
+# luarocks leaves what it compiles in the source tree.
+ROCK_MAKE = log=$$(mktemp) && { $(LUAROCKS) make --tree $(@D) $(1) >$$log 2>&1 || \
+  { cat $$log; exit 1; }; } && rm -rf $$log outbox src/*.o src/lua/*.o && touch $@
+
+$(TREE)/.built: $(CORE) $(HEADERS) $(SHIM) $(wildcard lua/*.lua lua/*/*.lua) outbox-scm-1.rockspec
+	@$(call ROCK_MAKE)
+
+build/sanitized/.built: $(TREE)/.built
+	@mkdir -p $(@D)
+	@$(call ROCK_MAKE,CFLAGS="$(STRICT) $(SANITIZE) -fPIC" LIBFLAG="-shared $(SANITIZE)")
+
+build/baseline: bench/baseline.c src/uuid.c src/outbox.h
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O2 bench/baseline.c src/uuid.c -o $@ -lsqlite3
+
+build/core_test: $(CORE) $(HEADERS) $(CORE_SPECS) $(wildcard spec/core/*.h)
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O1 -g -Isrc $(CORE) $(CORE_SPECS) -o $@ -lcmocka -lsqlite3 -lm
+
+build/core_test_sanitized: build/core_test
+	$(CC) $(STRICT) $(SANITIZE) -Isrc $(CORE) $(CORE_SPECS) -o $@ -lcmocka -lsqlite3 -lm
+
+# For the specs: fork, wait and kill, which Lua does not have.
+build/process.so: spec/support/process.c
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@
+
+lint-lua:
+	luacheck -q .
+
+lint-format:
+	clang-format --dry-run -Werror $(C_FILES)
+	@! grep -nE '.{101}' $(C_FILES) $(LUA_FILES)
+
+lint-c:
+	cppcheck -q --std=c11 --enable=warning,portability,performance --inline-suppr \
+	  --suppress=missingIncludeSystem --error-exitcode=1 -Isrc src bench
+
+format:
+	clang-format -i $(C_FILES)
+
+clean:
+	rm -rf build lua_modules outbox src/*.o src/lua/*.o
+
+.PHONY: build demo test bench lint-lua lint-format lint-c format clean

@@ -1,0 +1,276 @@
+local outbox = require("outbox")
+local support = require("spec.support")
+
+describe("a claim", function()
+  local store, path, clock
+
+  before_each(function()
+    clock = support.clock(1000)
+    store, path = support.store({ clock = clock })
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  local function publish(...)
+    local messages = {}
+    for i, id in ipairs({ ... }) do
+      messages[i] = { id = id }
+    end
+    store:publish(table.unpack(messages))
+  end
+
+  local function got(processor_id, batch_size)
+    return support.pluck(store:get_claimed_entries(processor_id, batch_size or 100), "id")
+  end
+
+  it("on an empty outbox finds nothing", function()
+    assert.is_false(store:claim_entries("p", 1010))
+    assert.same({}, got("p"))
+  end)
+
+  it("makes what was published in a transaction readable, as often as one likes", function()
+    store:transaction(function(txn)
+      txn:publish({ namespace = "n", key = "k", payload = "p" })
+    end)
+    assert.same({}, got("p"))
+    assert.is_true(store:claim_entries("p", 1010))
+    for _ = 1, 2 do
+      local entries = store:get_claimed_entries("p", 10)
+      assert.equal(1, #entries)
+      assert.same({ "n", "k", "p" }, { entries[1].namespace, entries[1].key, entries[1].payload })
+    end
+  end)
+
+  it("keeps others away until the deadline has passed", function()
+    publish("a")
+    store:claim_entries("first", 1010)
+    for _, time in ipairs({ 1000, 1009.999999, 1010 }) do
+      clock.time = time
+      assert.is_false(store:claim_entries("second", 1020))
+      assert.same({}, got("second"))
+      assert.same({ "a" }, got("first"))
+    end
+    clock.time = 1010.000001
+    assert.same({}, got("first"))
+    assert.is_true(store:claim_entries("second", 1020))
+    assert.same({ "a" }, got("second"))
+    assert.is_false(store:claim_entries("first", 1020))
+  end)
+
+  it("is renewed by its own processor, even after it lapsed", function()
+    publish("a")
+    store:claim_entries("p", 1010)
+    clock.time = 1005
+    assert.is_true(store:claim_entries("p", 1015))
+    clock.time = 1012
+    assert.is_false(store:claim_entries("q", 1020))
+    clock.time = 1016
+    assert.same({}, got("p"))
+    assert.is_true(store:claim_entries("p", 1030))
+    assert.same({ "a" }, got("p"))
+  end)
+
+  it("can be shortened, and so released", function()
+    publish("a")
+    store:claim_entries("p", 1010)
+    store:claim_entries("p", 999)
+    assert.same({}, got("p"))
+    assert.is_true(store:claim_entries("q", 1010))
+  end)
+
+  it("does not cover what is published later", function()
+    publish("a")
+    store:claim_entries("p", 1010)
+    publish("b")
+    assert.same({ "a" }, got("p"))
+    store:claim_entries("q", 1010)
+    assert.same({ "b" }, got("q"))
+  end)
+
+  it("is read in the order of the commits, a batch at a time", function()
+    publish("c", "a", "b")
+    publish("0")
+    store:claim_entries("p", 1010)
+    assert.same({ "c", "a" }, got("p", 2))
+    store:delete_entries("c", "a")
+    assert.same({ "b", "0" }, got("p", 2))
+  end)
+
+  it("is gone with what was deleted", function()
+    publish("a", "b")
+    store:claim_entries("p", 1010)
+    assert.equal(2, store:delete_entries("a", "b"))
+    assert.same({}, got("p"))
+    assert.is_false(store:claim_entries("p", 1010))
+    assert.same({}, store:stats().leases)
+  end)
+
+  it("is seen by the other connections", function()
+    publish("a")
+    store:claim_entries("p", 1010)
+    local other <close> = outbox.open(path, { clock = clock })
+    assert.is_false(other:claim_entries("q", 1010))
+    assert.same({ "a" }, support.pluck(other:get_claimed_entries("p", 10), "id"))
+  end)
+
+  it("takes any bytes for a processor's id", function()
+    publish("a")
+    store:claim_entries("p\0", 1010)
+    assert.same({}, got("p"))
+    assert.same({}, got("p\0\0"))
+    assert.same({ "a" }, got("p\0"))
+    assert.is_false(store:claim_entries("", 1010))
+    assert.is_false(store:claim_entries("' OR 1 = 1 --", 1010))
+  end)
+
+  it("that finds nothing writes nothing", function()
+    local watcher <close> = outbox.open(path, { clock = clock })
+    local function version()
+      return support.sql(watcher, "PRAGMA data_version")[1].data_version
+    end
+    publish("a", "b")
+    store:publish({ id = "later", deliver_at = 2000 })
+    store:claim_entries("p", 1010)
+    local before = version()
+    assert.is_false(store:claim_entries("q", 1010))
+    assert.is_false(store:claim_entries("q", 1010, { limit = 5 }))
+    assert.is_false(store:claim_entries("q", 1010, { exclusive = true }))
+    assert.equal(before, version())
+    store:delete_entries("a", "b")
+    store:claim_entries("p", 1010)
+    before = version()
+    for _ = 1, 3 do
+      store:claim_entries("p", 1010)
+      store:claim_entries("q", 1010)
+      store:claim_entries("q", 1010, { exclusive = true })
+    end
+    assert.equal(before, version())
+  end)
+
+  describe("with a limit", function()
+    it("takes the oldest", function()
+      publish("a", "b", "c")
+      assert.is_true(store:claim_entries("p", 1010, { limit = 2 }))
+      assert.same({ "a", "b" }, got("p"))
+      assert.is_true(store:claim_entries("q", 1010, { limit = 2 }))
+      assert.same({ "c" }, got("q"))
+      assert.is_false(store:claim_entries("r", 1010, { limit = 2 }))
+    end)
+
+    it("renews its own first, then takes the oldest", function()
+      publish("a", "b", "c", "d", "e", "f")
+      store:claim_entries("p", 1010, { limit = 2 })
+      store:claim_entries("q", 1010, { limit = 2 })
+      store:claim_entries("p", 1005, { limit = 2 })
+      store:delete_entries("a")
+      store:claim_entries("q", 1020, { limit = 3 })
+      assert.same({ "c", "d", "e" }, got("q"))
+      store:claim_entries("p", 1010, { limit = 2 })
+      assert.same({ "b", "f" }, got("p"))
+      clock.time = 1015
+      store:claim_entries("q", 1020, { limit = 4 })
+      assert.same({ "b", "c", "d", "e" }, got("q"))
+    end)
+
+    it("lets go of what is beyond", function()
+      publish("a", "b", "c")
+      store:claim_entries("p", 1010)
+      store:claim_entries("p", 1010, { limit = 1 })
+      assert.same({ "a" }, got("p"))
+      store:claim_entries("q", 1010)
+      assert.same({ "b", "c" }, got("q"))
+    end)
+  end)
+
+  describe("that is exclusive", function()
+    local exclusive = { exclusive = true }
+
+    it("takes everything, and what is published later", function()
+      publish("a")
+      assert.is_true(store:claim_entries("p", 1010, exclusive))
+      publish("b")
+      assert.same({ "a", "b" }, got("p"))
+      assert.is_false(store:claim_entries("q", 1010))
+      assert.is_false(store:claim_entries("q", 1010, exclusive))
+      store:delete_entries("a", "b")
+      publish("c")
+      assert.same({ "c" }, got("p"))
+      clock.time = 1011
+      assert.is_true(store:claim_entries("q", 1020, exclusive))
+      assert.same({ "c" }, got("q"))
+    end)
+
+    it("takes nothing while another lease is alive", function()
+      publish("a", "b")
+      store:claim_entries("p", 1010, { limit = 1 })
+      assert.is_false(store:claim_entries("q", 1010, exclusive))
+      assert.same({}, got("q"))
+      clock.time = 1011
+      assert.is_true(store:claim_entries("q", 1020, exclusive))
+      assert.same({ "a", "b" }, got("q"))
+    end)
+
+    it("is given back when the queue is empty", function()
+      publish("a")
+      store:claim_entries("p", 1010, exclusive)
+      store:delete_entries("a")
+      assert.is_false(store:claim_entries("p", 1010, exclusive))
+      publish("b")
+      assert.is_true(store:claim_entries("q", 1010, exclusive))
+    end)
+
+    it("covers an entry that comes back to the place it had", function()
+      publish("a", "b", "c")
+      store:claim_entries("p", 1010, exclusive)
+      store:retry_entry("a", 1005, "no")
+      assert.same({ "b", "c" }, got("p"))
+      clock.time = 1005
+      assert.is_false(store:claim_entries("q", 1010, exclusive))
+      store:claim_entries("p", 1010, exclusive)
+      assert.same({ "a", "b", "c" }, got("p"))
+    end)
+  end)
+
+  it("keeps a handful of leases, however often it is made", function()
+    for i = 1, 300 do
+      publish("a" .. i, "b" .. i, "c" .. i)
+      store:claim_entries("p" .. i % 3, 1010, { limit = 2 + i % 5 })
+      if i % 2 == 0 then
+        store:delete_entries(table.unpack(got("p" .. i % 3, 2)))
+      end
+      assert.is_true(#store:stats().leases <= 12)
+    end
+  end)
+
+  it("brings back at most 1,000 delayed entries, the longest due first", function()
+    for i = 1, 15 do
+      local messages = {}
+      for j = 1, 100 do
+        messages[j] = { deliver_at = 1000 + i, payload = tostring(i) }
+      end
+      store:publish(table.unpack(messages))
+    end
+    clock.time = 1015
+    store:claim_entries("p", 1020)
+    assert.equal(1000, store:stats().ready)
+    assert.equal("10", store:get_claimed_entries("p", 1000)[1000].payload)
+    store:claim_entries("p", 1020)
+    assert.equal(1500, store:stats().ready)
+  end)
+
+  it("is not stopped by a delayed entry whose id plain SQL has used again", function()
+    store:publish({ id = "twin", deliver_at = 1001, payload = "later" })
+    store:publish({ id = "other", deliver_at = 1001 })
+    support.sql(store, "INSERT INTO outbox_entries (id, payload) VALUES ('twin', 'now')")
+    clock.time = 1002
+    store:claim_entries("p", 1010)
+    assert.same({ "twin", "other" }, got("p"))
+    store:delete_entries("twin")
+    store:claim_entries("p", 1010)
+    assert.same({ "other", "twin" }, got("p"))
+    assert.equal("later", store:get_claimed_entries("p", 2)[2].payload)
+  end)
+end)

@@ -1,0 +1,376 @@
+local outbox = require("outbox")
+local support = require("spec.support")
+
+describe("store:publish", function()
+  local store, clock
+
+  before_each(function()
+    clock = support.clock()
+    store = support.store({ clock = clock })
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  local function entries()
+    store:claim_entries("reader", clock.time + 10)
+    return store:get_claimed_entries("reader", 1000)
+  end
+
+  it("keeps every field, and gives the ids", function()
+    local id, own = store:publish(
+      { namespace = "orders", key = "k", payload = "p", headers = { a = "1", ["b c"] = "" } },
+      { id = "mine" })
+    assert.equal("mine", own)
+    assert.same({
+      {
+        id = id,
+        namespace = "orders",
+        key = "k",
+        payload = "p",
+        headers = { a = "1", ["b c"] = "" },
+        created_at = 1000,
+        attempts = 0,
+      },
+      { id = "mine", namespace = "", created_at = 1000, attempts = 0 },
+    }, entries())
+  end)
+
+  it("keeps the order of many messages in one call", function()
+    for _, count in ipairs({ 1, 15, 16, 17, 100 }) do
+      local messages, payloads = {}, {}
+      for i = 1, count do
+        payloads[i] = tostring(i)
+        messages[i] = { payload = payloads[i] }
+      end
+      assert.equal(count, select("#", store:publish(table.unpack(messages))))
+      local all = entries()
+      assert.same(payloads, support.pluck(all, "payload"))
+      store:delete_entries(table.unpack(support.pluck(all, "id")))
+    end
+  end)
+
+  it("keeps every byte, and the empty string apart from nil", function()
+    local bytes = {}
+    for i = 0, 255 do
+      bytes[#bytes + 1] = string.char(i)
+    end
+    bytes = table.concat(bytes) .. "\0"
+    store:publish({ id = bytes, namespace = bytes, key = bytes, payload = bytes })
+    store:publish({ id = "", namespace = "", key = "", payload = "" })
+    store:publish({ id = "\0" }, { id = "\0\0" })
+    local all = entries()
+    for _, field in ipairs({ "id", "namespace", "key", "payload" }) do
+      assert.equal(bytes, all[1][field])
+      assert.equal("", all[2][field])
+    end
+    assert.same({ "\0", "\0\0" }, { all[3].id, all[4].id })
+    assert.is_nil(all[3].key)
+    assert.is_nil(all[3].payload)
+    assert.equal(1, store:delete_entries("\0"))
+    assert.equal(2, store:delete_entries(bytes, ""))
+    assert.equal("\0\0", entries()[1].id)
+  end)
+
+  it("keeps bytes in headers as well", function()
+    local headers = { ["\0\1"] = "\0\n\"\\", utf8 = "\u{1F4EE}", [""] = "" }
+    store:publish({ headers = headers }, { headers = {} })
+    assert.same({ headers, {} }, support.pluck(entries(), "headers"))
+    local rows = support.sql(store, "SELECT headers ->> 'utf8' AS value FROM outbox_entries")
+    assert.equal("\u{1F4EE}", rows[1].value)
+  end)
+
+  it("takes a payload of 16 MiB", function()
+    local payload = ("0123456789abcdef"):rep(1024 * 1024)
+    store:publish({ payload = payload })
+    assert.is_true(entries()[1].payload == payload)
+  end)
+
+  it("refuses one that is larger than SQLite takes", function()
+    local payload = ("x"):rep(1000):rep(1000001)
+    local problem = support.raised(store.publish, store, {}, { payload = payload })
+    assert.equal("toobig", problem.code)
+    assert.equal(0, store:stats().ready)
+  end)
+
+  it("refuses messages of a wrong form by name, and publishes none of them", function()
+    local function refused(pattern, message)
+      assert.matches(pattern, support.raised(function()
+        store:publish({}, message)
+      end))
+    end
+    refused("bad argument #2 to 'publish' %(table expected, got string%)", "payload")
+    refused("bad argument #2 to 'publish' %(unknown field 'paylod'%)", { paylod = "x" })
+    refused("unknown field '1'", { "x" })
+    for _, field in ipairs({ "id", "namespace", "key", "payload" }) do
+      refused(("field '%s' must be a string, not a number"):format(field), { [field] = 1 })
+    end
+    refused("field 'headers' must be a table, not a string", { headers = "{}" })
+    refused("headers must be strings: a = 1", { headers = { a = 1 } })
+    refused("headers must be strings: 1 = a", { headers = { "a" } })
+    refused("field 'deliver_at' must be a number, not a string", { deliver_at = "1" })
+    refused("field 'deliver_at' is out of range", { deliver_at = math.huge })
+    assert.equal(0, store:stats().ready)
+  end)
+
+  it("holds a message back until its time", function()
+    store:publish({ payload = "later", deliver_at = 1005 }, { payload = "now", deliver_at = 1000 },
+      { payload = "past", deliver_at = 1 })
+    assert.same({ "now", "past" }, support.pluck(entries(), "payload"))
+    clock.time = 1004.999999
+    assert.equal(2, #entries())
+    clock.time = 1005
+    store:publish({ payload = "next" })
+    assert.same({ "now", "past", "next", "later" }, support.pluck(entries(), "payload"))
+    assert.equal(1000, entries()[4].created_at)
+  end)
+
+  describe("refuses an id that is in the outbox", function()
+    local function duplicate(...)
+      local before = store:stats()
+      assert.equal("duplicate", support.raised(store.publish, store, ...).code)
+      local after = store:stats()
+      assert.same({ before.ready, before.delayed }, { after.ready, after.delayed })
+    end
+
+    it("in the same call", function()
+      duplicate({ id = "a" }, { id = "b" }, { id = "a" })
+    end)
+
+    it("ready, delayed or dead", function()
+      store:publish({ id = "ready" }, { id = "delayed", deliver_at = 2000 }, { id = "dead" })
+      store:bury_entry("dead")
+      for _, id in ipairs({ "ready", "delayed", "dead" }) do
+        duplicate({}, { id = id })
+        duplicate({ id = id, deliver_at = 3000 })
+      end
+    end)
+
+    it("but not for ever", function()
+      store:publish({ id = "a" })
+      store:delete_entries("a")
+      assert.equal("a", store:publish({ id = "a" }))
+    end)
+  end)
+
+  it("stores ready and delayed messages of one call together or not at all", function()
+    local messages = {}
+    for i = 1, 40 do
+      messages[i] = { id = "id" .. i, deliver_at = i % 3 == 0 and 2000 or nil }
+    end
+    messages[41] = { id = "id33" }
+    assert.equal("duplicate", support.raised(store.publish, store, table.unpack(messages)).code)
+    local stats = store:stats()
+    assert.same({ 0, 0 }, { stats.ready, stats.delayed })
+  end)
+end)
+
+describe("the ID generator", function()
+  after_each(support.remove)
+
+  it("is a function that gets the clock and the message", function()
+    local clock = support.clock()
+    local seen
+    local store <close> = support.store({
+      clock = clock,
+      id_generator = function(...)
+        seen = table.pack(...)
+        return "id-" .. seen[2].payload
+      end,
+    })
+    assert.equal("id-x", store:publish({ payload = "x" }))
+    assert.equal(2, seen.n)
+    assert.equal(clock, seen[1])
+    assert.same({ payload = "x" }, seen[2])
+    assert.equal("own", store:publish({ id = "own", payload = "y" }))
+    assert.equal("x", seen[2].payload)
+  end)
+
+  it("is a table, looked into each time", function()
+    local generator = {
+      generate_id = function()
+        return "first"
+      end,
+    }
+    local store <close> = support.store({ id_generator = generator })
+    assert.equal("first", store:publish({}))
+    generator.generate_id = function()
+      return "second"
+    end
+    assert.equal("second", store:publish({}))
+  end)
+
+  it("gets a clock also where the system's is used", function()
+    local store <close> = support.store({
+      id_generator = function(clock)
+        return tostring(clock == outbox.clock)
+      end,
+    })
+    assert.equal("true", store:publish({}))
+  end)
+
+  it("can be one of the UUID generators", function()
+    local v4 <close> = support.store({ id_generator = outbox.uuid_v4 })
+    assert.matches("^%x+%-%x+%-4", v4:publish({}))
+    local v7 <close> = support.store({ id_generator = outbox.uuid_v7, clock = support.clock(0) })
+    assert.matches("^00000000%-0000%-7", v7:publish({}))
+  end)
+
+  it("must return a string", function()
+    local store <close> = support.store({ id_generator = function() end })
+    assert.matches("the ID generator must return a string, not a nil",
+      support.raised(store.publish, store, {}))
+    assert.equal(0, store:stats().ready)
+  end)
+
+  it("is asked before the database is entered", function()
+    local store, path
+    local other
+    store, path = support.store({
+      id_generator = function()
+        other:publish({ payload = "from inside" }) -- would wait for a lock that we held
+        return "outer"
+      end,
+    })
+    other = outbox.open(path, { busy_timeout = 0 })
+    store:publish({})
+    assert.equal(2, store:stats().ready)
+    store:close()
+    other:close()
+  end)
+end)
+
+describe("a callback", function()
+  after_each(support.remove)
+
+  -- A store for each kind of callback.
+  local function with(callback)
+    return { (support.store({ id_generator = callback })), (support.store({ clock = callback })) }
+  end
+
+  it("that raises fails the publish, and its error passes unchanged", function()
+    local thrown = setmetatable({}, { __tostring = error })
+    for _, store in ipairs(with(function()
+      error(thrown)
+    end)) do
+      assert.equal(thrown, support.raised(store.publish, store, {}, {}))
+      assert.equal(0, support.sql(store, "SELECT count(*) AS n FROM outbox_entries")[1].n)
+      store:close()
+    end
+  end)
+
+  it("that raises within a transaction rolls back what came before", function()
+    local fail = false
+    local store <close> = support.store({
+      id_generator = function(clock)
+        return fail and error("no id") or outbox.uuid_v7(clock)
+      end,
+    })
+    local problem = support.raised(store.transaction, store, function(txn)
+      txn:publish({})
+      fail = true
+      txn:publish({})
+    end)
+    assert.matches("no id", problem)
+    assert.equal(0, store:stats().ready)
+  end)
+
+  it("that yields is an error, and leaves nothing", function()
+    for _, store in ipairs(with(coroutine.yield)) do
+      local co = coroutine.create(function()
+        store:publish({})
+      end)
+      local ok, problem = coroutine.resume(co)
+      assert.is_false(ok)
+      assert.matches("attempt to yield across a C%-call boundary", problem)
+      assert.equal(0, support.sql(store, "SELECT count(*) AS n FROM outbox_entries")[1].n)
+      store:close()
+    end
+  end)
+
+  it("that publishes itself is no harm", function()
+    local store
+    local depth = 0
+    store = support.store({
+      id_generator = function(clock)
+        depth = depth + 1
+        if depth < 5 then
+          store:publish({})
+        end
+        return outbox.uuid_v7(clock)
+      end,
+    })
+    store:publish({})
+    assert.equal(5, store:stats().ready)
+    store:close()
+  end)
+
+  it("that closes the store is an error", function()
+    local store, path
+    store, path = support.store({
+      id_generator = function()
+        store:close()
+        return "id"
+      end,
+    })
+    assert.equal("closed", support.raised(store.publish, store, {}).code)
+    local again <close> = outbox.open(path)
+    assert.equal(0, again:stats().ready)
+  end)
+
+  it("that changes the message is seen to", function()
+    local store <close> = support.store({
+      id_generator = function(_, message)
+        message.payload = nil
+        message.key = "changed"
+        collectgarbage()
+        return "id"
+      end,
+    })
+    store:publish({ payload = ("x"):rep(100), key = ("y"):rep(100) })
+    store:claim_entries("p", outbox.clock.now() + 60)
+    local entry = store:get_claimed_entries("p", 1)[1]
+    assert.same({ nil, "changed" }, { entry.payload, entry.key })
+  end)
+
+  it("that is the clock must give a time, whoever asks", function()
+    for _, value in ipairs({ "now", 0 / 0, math.huge, false }) do
+      local now = 1000
+      local store <close> = support.store({
+        clock = function()
+          return now
+        end,
+      })
+      store:publish({ id = "a" })
+      now = value
+      for method, arguments in pairs({
+        publish = { {} },
+        claim_entries = { "p", 0 },
+        get_claimed_entries = { "p", 1 },
+        bury_entry = { "a" },
+        stats = {},
+      }) do
+        assert.matches("the clock's now%(%) must return a time in seconds, not ",
+          support.raised(store[method], store, table.unpack(arguments)))
+      end
+      now = 1000
+      assert.equal(1, store:stats().ready)
+    end
+  end)
+end)
+
+describe("headers without lua-cjson", function()
+  it("name the rock to install, and nothing else needs it", function()
+    local program = [[-e '
+      package.preload.cjson = function() error("not here") end
+      local outbox = require("outbox")
+      local store = outbox.open(":memory:")
+      store:migrate()
+      store:publish({ payload = "x" })
+      print(pcall(store.publish, store, { headers = {} }))']]
+    local output = support.run(program)
+    assert.equal("false\theaders need lua-cjson: luarocks install lua-cjson\n", output)
+  end)
+end)

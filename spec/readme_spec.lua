@@ -1,0 +1,59 @@
+local outbox = require("outbox")
+local support = require("spec.support")
+
+describe("README.md", function()
+  after_each(support.remove)
+
+  local text = assert(io.open("README.md")):read("a")
+
+  it("has snippets that all run, one after the other", function()
+    local path = support.path()
+    local printed = {}
+    local environment = setmetatable({
+      print = function(...)
+        printed[#printed + 1] = table.concat({ tostring((...)), select(2, ...) }, "\t")
+      end,
+      require = function(name)
+        assert.equal("outbox", name)
+        return setmetatable({
+          open = function(name, options)
+            return outbox.open(name == ":memory:" and name or path, options)
+          end,
+        }, { __index = outbox })
+      end,
+    }, { __index = _G })
+    local count = 0
+    for snippet in text:gmatch("\n```lua\n(.-)\n```") do
+      count = count + 1
+      -- What the first one declares, the others use.
+      snippet = snippet:gsub("^local (outbox) =", "%1 ="):gsub("\nlocal (store) =", "\n%1 =")
+      assert(load(snippet, "=README.md, snippet " .. count, "t", environment))()
+    end
+    assert.equal(7, count)
+    assert.equal("orders\t1\torder 1 was placed", printed[1])
+    assert.matches("already in the outbox %(duplicate%)", printed[#printed])
+    environment.store:close()
+  end)
+
+  it("shows SQL that runs", function()
+    local store <close> = support.store()
+    support.sql(store, text:match("\n```sql\n(.-)\n```"))
+    assert.equal(1, store:stats().ready)
+  end)
+
+  it("names two commands that the Makefile has", function()
+    local makefile = assert(io.open("Makefile")):read("a")
+    for target in text:gmatch("\nmake (%a+)") do
+      assert.matches("\n" .. target .. ":", makefile)
+    end
+  end)
+
+  it("lists every code that src/outbox.h has", function()
+    local header = assert(io.open("src/outbox.h")):read("a")
+    for code in header:gmatch('/%* "(%a+)": ') do
+      if code ~= "callback" then -- in Lua, what the callback raised
+        assert.matches("`" .. code .. "`", text)
+      end
+    end
+  end)
+end)

@@ -1,0 +1,259 @@
+local outbox = require("outbox")
+local support = require("spec.support")
+
+describe("an entry", function()
+  local store, path, clock
+
+  before_each(function()
+    clock = support.clock(1000)
+    store, path = support.store({ clock = clock })
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  local function publish(...)
+    local messages = {}
+    for i, id in ipairs({ ... }) do
+      messages[i] = { id = id, key = "key of " .. id, headers = { id = id } }
+    end
+    store:publish(table.unpack(messages))
+  end
+
+  local function ready()
+    store:claim_entries("p", clock.time + 10)
+    return store:get_claimed_entries("p", 1000)
+  end
+
+  local function ids(entries)
+    return support.pluck(entries, "id")
+  end
+
+  describe("that is deleted", function()
+    it("is counted; one that is not there is not", function()
+      publish("a", "b", "c")
+      assert.equal(2, store:delete_entries("c", "x", "a", "a"))
+      assert.same({ "b" }, ids(ready()))
+      assert.equal(0, store:delete_entries())
+    end)
+
+    it("may be delayed, but not dead", function()
+      publish("a", "b")
+      store:publish({ id = "later", deliver_at = 2000 })
+      store:retry_entry("a", 1005)
+      store:bury_entry("b")
+      assert.equal(2, store:delete_entries("later", "a", "b"))
+      local stats = store:stats()
+      assert.same({ 0, 0, 1 }, { stats.ready, stats.delayed, stats.dead })
+    end)
+
+    it("may be one of 100,000", function()
+      local all = {}
+      for i = 1, 100 do
+        local messages = {}
+        for j = 1, 1000 do
+          messages[j] = {}
+        end
+        local made = { store:publish(table.unpack(messages)) }
+        table.move(made, 1, 1000, (i - 1) * 1000 + 1, all)
+      end
+      publish("left")
+      all[#all + 1] = "unknown"
+      assert.equal(100000, store:delete_entries(table.unpack(all)))
+      assert.same({ "left" }, ids(ready()))
+    end)
+
+    it("takes no other along, whatever happened since the batch was read", function()
+      -- All ids of a batch are deleted as a range of the table: never what is not among them.
+      publish("a", "b", "c", "d")
+      local batch = ids(ready())
+      store:retry_entry("b", 1005, "no")
+      publish("e")
+      assert.equal(4, store:delete_entries(table.unpack(batch)))
+      assert.same({ "e" }, ids(ready()))
+      clock.time = 1005
+      assert.same({ "e" }, ids(ready()))
+
+      publish("f", "g", "h")
+      batch = ids(ready())
+      assert.same({ "e", "f", "g", "h" }, batch)
+      assert.equal(3, store:delete_entries("e", "f", "h"))
+      assert.same({ "g" }, ids(ready()))
+    end)
+
+    it("takes no other along that has got the place of one rolled back", function()
+      local batch
+      pcall(store.transaction, store, function()
+        publish("a", "b")
+        batch = ids(ready())
+        error()
+      end)
+      assert.same({ "a", "b" }, batch)
+      publish("c", "d")
+      assert.equal(0, store:delete_entries("a", "b"))
+      assert.same({ "c", "d" }, ids(ready()))
+    end)
+  end)
+
+  describe("that is retried", function()
+    it("is away until it is due, and comes back to its place", function()
+      publish("a", "b", "c")
+      ready()
+      assert.is_true(store:retry_entry("b", 1005, "connection refused"))
+      publish("d")
+      assert.same({ "a", "c", "d" }, ids(ready()))
+      assert.equal(1005, store:stats().due_at)
+      clock.time = 1004.999999
+      assert.same({ "a", "c", "d" }, ids(ready()))
+      clock.time = 1005
+      local entries = ready()
+      assert.same({ "a", "b", "c", "d" }, ids(entries))
+      assert.same({
+        id = "b",
+        namespace = "",
+        key = "key of b",
+        headers = { id = "b" },
+        created_at = 1000,
+        attempts = 1,
+        last_error = "connection refused",
+      }, entries[2])
+      store:retry_entry("b", 1006, "a\0b")
+      clock.time = 1006
+      assert.same({ 2, "a\0b" }, { ready()[2].attempts, ready()[2].last_error })
+    end)
+
+    it("is left alone unless it is ready", function()
+      publish("a")
+      store:retry_entry("a", 1005)
+      assert.is_false(store:retry_entry("a", 1001))
+      assert.is_false(store:bury_entry("a"))
+      assert.is_false(store:retry_entry("unknown", 1005))
+      assert.equal(1005, store:stats().due_at)
+    end)
+  end)
+
+  describe("that is buried", function()
+    it("is a dead letter", function()
+      publish("a", "b")
+      clock.time = 1003
+      assert.is_true(store:bury_entry("a", "gone"))
+      assert.is_false(store:bury_entry("a", "gone"))
+      assert.same({ "b" }, ids(ready()))
+      assert.same({
+        {
+          id = "a",
+          namespace = "",
+          key = "key of a",
+          headers = { id = "a" },
+          created_at = 1000,
+          attempts = 1,
+          last_error = "gone",
+          died_at = 1003,
+          seq = 1,
+        },
+      }, store:dead_entries())
+    end)
+
+    it("is read page by page", function()
+      for i = 1, 250 do
+        local id = tostring(i)
+        store:publish({ id = id, namespace = i % 2 == 0 and "even" or "odd" })
+        store:bury_entry(id)
+      end
+      assert.equal(100, #store:dead_entries())
+      local function pages(options)
+        local all = {}
+        repeat
+          local page = store:dead_entries(options)
+          for _, entry in ipairs(page) do
+            all[#all + 1] = entry.id
+            options.after = entry.seq
+          end
+        until #page == 0
+        return all
+      end
+      local all = pages({ limit = 33 })
+      assert.equal(250, #all)
+      assert.same({ "1", "250" }, { all[1], all[250] })
+      local even = pages({ limit = 50, namespace = "even" })
+      assert.equal(125, #even)
+      assert.same({ "2", "250" }, { even[1], even[125] })
+      assert.same({}, store:dead_entries({ namespace = "none" }))
+    end)
+
+    it("is put back at the end, as new but for its id and its history", function()
+      publish("a", "b", "c")
+      store:bury_entry("b", "no")
+      store:bury_entry("a", "no")
+      assert.equal(2, store:requeue_entries("a", "x", "b", "c"))
+      local entries = ready()
+      assert.same({ "c", "a", "b" }, ids(entries))
+      assert.same({ 0, "no", 1000 },
+        { entries[2].attempts, entries[2].last_error, entries[2].created_at })
+      assert.same({}, store:dead_entries())
+      assert.equal(0, store:requeue_entries("a"))
+      assert.equal(3, #ready())
+    end)
+
+    it("can be purged for good", function()
+      publish("a", "b")
+      store:bury_entry("a")
+      assert.equal(1, store:purge_entries("a", "b", "x"))
+      assert.equal(0, store:stats().dead)
+      assert.same({ "b" }, ids(ready()))
+    end)
+
+    it("keeps its place in the order even if it dies twice", function()
+      publish("a")
+      store:bury_entry("a")
+      store:requeue_entries("a")
+      publish("b")
+      store:bury_entry("b")
+      store:bury_entry("a")
+      assert.same({ "a", "b" }, ids(store:dead_entries()))
+    end)
+  end)
+
+  it("goes back as a whole when the transaction does", function()
+    publish("a", "b", "c")
+    pcall(store.transaction, store, function()
+      store:delete_entries("a")
+      store:retry_entry("b", 1005)
+      store:bury_entry("c")
+      error()
+    end)
+    assert.same({ "a", "b", "c" }, ids(ready()))
+    local other <close> = outbox.open(path)
+    assert.same({ 3, 0, 0 }, { other:stats().ready, other:stats().delayed, other:stats().dead })
+  end)
+end)
+
+describe("store:stats", function()
+  it("counts what there is, and how long the first has waited", function()
+    local clock = support.clock(1000)
+    local store <close> = support.store({ clock = clock })
+    assert.same({ ready = 0, delayed = 0, dead = 0, leases = {} }, store:stats())
+    store:publish({ id = "dead" }, { id = "later", deliver_at = 1100 })
+    store:bury_entry("dead")
+    clock.time = 1010
+    assert.same({ ready = 0, delayed = 1, dead = 1, due_at = 1100, leases = {} }, store:stats())
+    store:publish({}, {})
+    store:claim_entries("p", 1020, { limit = 1 })
+    store:claim_entries("q", 1030.5)
+    clock.time = 1015.5
+    assert.same({
+      ready = 2,
+      delayed = 1,
+      dead = 1,
+      due_at = 1100,
+      oldest_age = 5.5,
+      leases = {
+        { processor_id = "p", deadline = 1020, first_seq = 2, last_seq = 2 },
+        { processor_id = "q", deadline = 1030.5, first_seq = 3, last_seq = 3 },
+      },
+    }, store:stats())
+    support.remove()
+  end)
+end)

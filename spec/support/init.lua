@@ -1,0 +1,86 @@
+-- What the specs share: databases of their own, a clock that they set, programs in processes.
+
+local outbox = require("outbox")
+
+local M = {}
+
+local paths = {}
+
+--- A path for a new database; `remove` deletes it and SQLite's files beside it.
+function M.path()
+  local path = os.tmpname()
+  paths[#paths + 1] = path
+  return path
+end
+
+function M.remove()
+  for _, path in ipairs(paths) do
+    for _, suffix in ipairs({ "", "-wal", "-shm", "-journal" }) do
+      os.remove(path .. suffix)
+    end
+  end
+  paths = {}
+end
+
+--- A clock that stands still until the spec moves it.
+function M.clock(now)
+  local clock = { time = now or 1000 }
+  function clock.now()
+    return clock.time
+  end
+  return clock
+end
+
+--- A store on a database of its own, migrated.
+function M.store(options)
+  local path = M.path()
+  local store = outbox.open(path, options)
+  store:migrate()
+  return store, path
+end
+
+--- Runs SQL on a store, in a transaction; returns the rows.
+function M.sql(store, sql, ...)
+  local values = table.pack(...)
+  return store:transaction(function(txn)
+    local rows = {}
+    for row in txn:rows(sql, table.unpack(values, 1, values.n)) do
+      rows[#rows + 1] = row
+    end
+    return rows
+  end)
+end
+
+--- The values of one field of each entry.
+function M.pluck(entries, field)
+  local values = {}
+  for i, entry in ipairs(entries) do
+    values[i] = entry[field]
+  end
+  return values
+end
+
+--- Calls a function that must raise, and returns what it raised.
+function M.raised(fn, ...)
+  local ok, problem = pcall(fn, ...)
+  assert(not ok, "nothing was raised")
+  return problem
+end
+
+--- Runs a Lua program in a process of its own, this rock on its path; returns its output and
+-- whether it succeeded. `prefix` is a command to run it with.
+function M.run(arguments, prefix)
+  local command = ("%s env LUA_PATH='%s' LUA_CPATH='%s' %s %s 2>&1"):format(
+    prefix or "", package.path, package.cpath, M.lua, arguments)
+  local pipe = assert(io.popen(command))
+  local output = pipe:read("a")
+  return output, (pipe:close())
+end
+
+local i = 0
+while arg[i - 1] do
+  i = i - 1
+end
+M.lua = arg[i]
+
+return M

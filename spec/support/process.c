@@ -1,0 +1,93 @@
+/*
+** Processes, for the specs: Lua cannot fork.
+**
+**     pid = process.fork(fn)      a child that runs fn and exits: 0, or 1 if fn raised
+**     code = process.wait(pid)    its exit code, or minus the signal that ended it
+**     process.kill(pid)           SIGKILL
+**     pid = process.pid()         this one's
+**     gate = process.gate()       gate:wait() blocks, in children, until gate:open() in the parent
+*/
+#define _POSIX_C_SOURCE 200809L
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define GATE "process.gate"
+
+static int process_fork(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  fflush(NULL);
+  pid_t pid = fork();
+  if (pid < 0) return luaL_error(L, "fork failed");
+  if (pid == 0) {
+    int status = lua_pcall(L, 0, 0, 0);
+    if (status != LUA_OK) fprintf(stderr, "child: %s\n", luaL_tolstring(L, -1, NULL));
+    fflush(NULL);
+    _exit(status != LUA_OK);
+  }
+  lua_pushinteger(L, pid);
+  return 1;
+}
+
+static int process_wait(lua_State *L) {
+  int status;
+  if (waitpid((pid_t)luaL_checkinteger(L, 1), &status, 0) < 0)
+    return luaL_error(L, "no such child");
+  lua_pushinteger(L, WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status));
+  return 1;
+}
+
+static int process_kill(lua_State *L) {
+  if (kill((pid_t)luaL_checkinteger(L, 1), SIGKILL) != 0) return luaL_error(L, "kill failed");
+  return 0;
+}
+
+static int process_pid(lua_State *L) {
+  lua_pushinteger(L, getpid());
+  return 1;
+}
+
+static int process_gate(lua_State *L) {
+  int *ends = lua_newuserdatauv(L, 2 * sizeof *ends, 0);
+  if (pipe(ends) != 0) return luaL_error(L, "pipe failed");
+  luaL_setmetatable(L, GATE);
+  return 1;
+}
+
+static int gate_wait(lua_State *L) {
+  int *ends = luaL_checkudata(L, 1, GATE);
+  char byte;
+  close(ends[1]);
+  while (read(ends[0], &byte, 1) > 0)
+    continue;
+  return 0;
+}
+
+static int gate_open(lua_State *L) {
+  int *ends = luaL_checkudata(L, 1, GATE);
+  close(ends[0]);
+  close(ends[1]);
+  return 0;
+}
+
+int luaopen_process(lua_State *L);
+
+int luaopen_process(lua_State *L) {
+  static const luaL_Reg GATE_METHODS[] = {{"wait", gate_wait}, {"open", gate_open}, {NULL, NULL}};
+  static const luaL_Reg FUNCTIONS[] = {{"fork", process_fork},
+                                       {"wait", process_wait},
+                                       {"kill", process_kill},
+                                       {"pid", process_pid},
+                                       {"gate", process_gate},
+                                       {NULL, NULL}};
+  luaL_newmetatable(L, GATE);
+  luaL_newlib(L, GATE_METHODS);
+  lua_setfield(L, -2, "__index");
+  luaL_newlib(L, FUNCTIONS);
+  return 1;
+}
