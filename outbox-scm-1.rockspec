@@ -23,6 +23,7 @@ build = {
   modules = {
     ["outbox"] = "lua/outbox.lua",
     ["outbox.headers"] = "lua/outbox/headers.lua",
+    ["outbox.types"] = "lua/outbox/types.lua",
     ["outbox.core"] = {
       sources = {
         "src/store.c",

@@ -1,9 +1,33 @@
---- The transactional outbox.
+--- The transactional outbox: messages that are committed with the data they tell of, or not at all.
+--
+-- A thin cover on the core in C, where most of its functions are written and documented.
 -- @module outbox
 
 local core = require("outbox.core")
 
-local M = {
+local Store = core.store
+local begin, commit = core.begin, core.commit
+
+--- Runs a function in a transaction (`BEGIN IMMEDIATE`), or, inside another transaction of this
+-- store, in a savepoint. Commits when it returns. What it raises rolls back and is raised again
+-- unchanged, and so does a coroutine that is closed, or collected, before it returns. What the
+-- function calls on the store itself is part of the transaction too; other coroutines are refused
+-- until it has ended, lest their work be rolled back with it.
+-- @function store:transaction
+-- @tparam function fn gets an `outbox.transaction`, which ends with it
+-- @return what fn returns
+-- @raise `busy`, `full`, `constraint` where the commit finds one violated
+---@param fn fun(txn: outbox.transaction): ...
+---@return ...
+function Store:transaction(fn)
+  if type(fn) ~= "function" then
+    error(("bad argument #1 to 'transaction' (function expected, got %s)"):format(type(fn)), 2)
+  end
+  local txn <close> = begin(self)
+  return commit(txn, fn(txn))
+end
+
+return {
   _VERSION = core._VERSION,
   open = core.open,
   clock = core.clock,
@@ -11,17 +35,3 @@ local M = {
   uuid_v4 = core.uuid_v4,
   blob = core.blob,
 }
-
-local Store = core.store
-local begin, commit = core.begin, core.commit
-
-function Store:transaction(fn)
-  if type(fn) ~= "function" then
-    error(("bad argument #1 to 'transaction' (function expected, got %s)"):format(type(fn)), 2)
-  end
-  -- Closed without a commit, by an error, a closed coroutine or the collector, it is rolled back.
-  local txn <close> = begin(self)
-  return commit(txn, fn(txn))
-end
-
-return M

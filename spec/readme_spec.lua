@@ -13,8 +13,8 @@ describe("README.md", function()
       print = function(...)
         printed[#printed + 1] = table.concat({ tostring((...)), select(2, ...) }, "\t")
       end,
-      require = function(name)
-        assert.equal("outbox", name)
+      require = function(module)
+        assert.equal("outbox", module)
         return setmetatable({
           open = function(name, options)
             return outbox.open(name == ":memory:" and name or path, options)

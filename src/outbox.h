@@ -131,7 +131,7 @@ typedef int outbox_clock(void *context, int64_t *now);
 typedef int outbox_id_generator(void *context, int64_t now, outbox_message *message);
 
 typedef struct outbox_options {
-  const char *prefix; /* of the tables' names: a plain identifier */
+  const char *prefix; /* of the tables' names: a plain identifier; NULL: "outbox_" */
   enum outbox_synchronous synchronous;
   int busy_timeout;    /* milliseconds; 0: do not wait */
   outbox_clock *clock; /* NULL: the system's clock */

@@ -76,8 +76,8 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) 
     if (message->namespace.data == NULL) message->namespace = (outbox_bytes){"", 0};
     if (message->id.data != NULL)
       unique = false;
-    else if ((store->id_generator(store->id_generator_context, now, message) != 0 ||
-              message->id.data == NULL))
+    else if (store->id_generator(store->id_generator_context, now, message) != 0 ||
+             message->id.data == NULL)
       return outbox_fail(store, OUTBOX_CALLBACK, "the ID generator failed");
   }
   /* A single insert inside a transaction is atomic without a savepoint. */

@@ -413,9 +413,10 @@ int outbox_open(outbox_store **out, const char *path, const outbox_options *opti
     store->id_generator = outbox_uuid_v7;
     store->id_generator_context = &store->uuid_state;
   }
-  if (!is_identifier(options->prefix))
+  const char *prefix = options->prefix != NULL ? options->prefix : DEFAULTS.prefix;
+  if (!is_identifier(prefix))
     return outbox_fail(store, OUTBOX_MISUSE, "the prefix is not a plain identifier");
-  store->prefix = sqlite3_mprintf("%s", options->prefix);
+  store->prefix = sqlite3_mprintf("%s", prefix);
   if (store->prefix == NULL) return outbox_fail(store, OUTBOX_NOMEM, "out of memory");
 
   int code = open_database(store, path, options);
@@ -436,7 +437,6 @@ struct sqlite3 *outbox_connection(outbox_store *store) {
 void outbox_close(outbox_store *store) {
   if (store == NULL) return;
   if (store->pid == getpid()) {
-    /* Finalizing the statements first lets the close roll back whatever is open. */
     for (int i = 0; i < STATEMENTS; i++)
       sqlite3_finalize(store->statements[i]);
     sqlite3_close_v2(store->db);

@@ -1,5 +1,7 @@
-/*
-** The module `outbox.core`: errors, time, UUIDs and blobs; the types have files of their own.
+/***
+The module `outbox.core`: errors, time, UUIDs and blobs; the types have files of their own.
+Users have it all as `require("outbox")`.
+@module outbox.core
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -48,11 +50,6 @@ int64_t shim_check_microseconds(lua_State *L, int index) {
 void shim_push_seconds(lua_State *L, int64_t microseconds) {
   lua_pushnumber(L, (lua_Number)microseconds / 1e6);
 }
-
-/***
-The system's clock.
-@table clock
-*/
 
 /***
 The time of day.

@@ -1,11 +1,3 @@
-/*
-** The type `outbox.store`.
-*/
-#include <sqlite3.h>
-#include <string.h>
-
-#include "shim.h"
-
 /***
 A store: one connection to the database that holds the outbox. Made by `outbox.open`.
 
@@ -14,8 +6,12 @@ database, an ordinary argument error for a wrong call. Whatever raised, the data
 before the call. Codes: `busy`, `cantopen`, `closed`, `constraint`, `corrupt`, `duplicate`,
 `encoding`, `error`, `forked`, `full`, `io`, `misuse`, `newer`, `nomem`, `notadb`, `readonly`,
 `schema`, `toobig`.
-@type store
+@classmod outbox.store
 */
+#include <sqlite3.h>
+#include <string.h>
+
+#include "shim.h"
 
 /* --- Checks and conversions ------------------------------------------------------------------ */
 

@@ -1,8 +1,12 @@
+/***
+What `store:transaction` hands to its function.
+@classmod outbox.transaction
+*/
+
 /*
-** The type `outbox.transaction`, which `store:transaction` hands to its function, and the iterator
-** `outbox.rows` over what a query of the user's gives. A transaction knows its iterators, and a
-** store its transactions: whatever ends first takes along what is in it, in whatever order the
-** garbage collector comes.
+** There is also the iterator `outbox.rows` over what a query of the user's gives. A transaction
+** knows its iterators, and a store its transactions: whatever ends first takes along what is in it,
+** in whatever order the garbage collector comes.
 */
 #include <sqlite3.h>
 #include <string.h>
@@ -204,11 +208,6 @@ static void push_column(lua_State *L, sqlite3_stmt *statement, int column) {
   }
   }
 }
-
-/***
-What `store:transaction` hands to its function.
-@type transaction
-*/
 
 static void check_first(lua_State *L) {
   check_open(L);
