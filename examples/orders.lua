@@ -49,7 +49,11 @@ local function import(store, csv)
         committed[id] = number
       elseif problem.code == "constraint" then
         rolled_back[id] = number
-        reasons[problem.message] = (reasons[problem.message] or 0) + 1
+        local reason = problem.message
+        if not reasons[reason] then
+          reasons[#reasons + 1], reasons[reason] = reason, 0
+        end
+        reasons[reason] = reasons[reason] + 1
       else
         error(problem)
       end
@@ -108,8 +112,9 @@ local function main()
 
   print(("%5d orders committed, each with its message"):format(count(committed)))
   print(("%5d orders rolled back after their message was published"):format(count(rolled_back)))
-  for reason, times in pairs(reasons) do
-    print(("        %3d  %s"):format(times, reason))
+  table.sort(reasons)
+  for _, reason in ipairs(reasons) do
+    print(("        %3d  %s"):format(reasons[reason], reason))
   end
   print(("%5d messages delivered by another process, meanwhile (%.1f s in all)"):format(
     count(delivered), seconds))

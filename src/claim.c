@@ -115,8 +115,8 @@ static int load_leases(outbox_store *store, outbox_bytes processor_id, int64_t n
 }
 
 /*
-** Finds the ready entries from first to last: *count of them, no more than `limit`, *end the seq of
-** the last of those. Without a limit (0) *count only tells whether there are any.
+** Finds the ready entries from first to last: *count of them, no more than `limit`, and *end, unless
+** there are none, the seq of the last of those. Without a limit (0) *count is 1 for any number.
 */
 static int measure(outbox_store *store, int64_t first, int64_t last, int64_t limit, int64_t *end,
                    int64_t *count) {
@@ -128,8 +128,8 @@ static int measure(outbox_store *store, int64_t first, int64_t last, int64_t lim
   if (code != OUTBOX_OK) return code;
   code = outbox_step(store, row);
   if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
-  *end = sqlite3_column_int64(row, 0);
   *count = limit > 0 ? sqlite3_column_int64(row, 1) : 1;
+  if (*count > 0) *end = sqlite3_column_int64(row, 0);
   outbox_reset(row);
   return OUTBOX_OK;
 }
@@ -289,8 +289,7 @@ int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, i
   code = outbox_query(store, SELECT_CLAIMED, SELECT_CLAIMED_SQL, &store->reading, "tii",
                       processor_id, now, batch_size);
   store->batch.count = store->batch.size = 0;
-  /* What a transaction has written may be rolled back and its seq be given again. */
-  store->batch.open = code == OUTBOX_OK && sqlite3_get_autocommit(store->db);
+  store->batch.open = code == OUTBOX_OK;
   return code;
 }
 

@@ -226,7 +226,8 @@ int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, i
 
 /*
 ** The next entry of what outbox_get_claimed_entries or outbox_dead_entries started: OUTBOX_ROW and
-** *entry, OUTBOX_DONE at the end, or an error. Any other call on the store ends the reading.
+** *entry, OUTBOX_DONE at the end, or an error. Any other call on the store ends the reading. Is
+** called too often to look for a fork: a child must not go on with what its parent is reading.
 */
 int outbox_next(outbox_store *store, outbox_entry *entry);
 

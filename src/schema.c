@@ -17,7 +17,8 @@
   " namespace TEXT NOT NULL DEFAULT '',"                                                           \
   " key TEXT,"                                                                                     \
   " payload BLOB,"                                                                                 \
-  " headers TEXT CHECK (headers IS NULL OR json_type(headers) = 'object'),"                        \
+  " headers TEXT CHECK (headers IS NULL"                                                           \
+  " OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END),"              \
   " created_at INTEGER NOT NULL DEFAULT (" NOW_MS " * 1000),"                                      \
   " attempts INTEGER NOT NULL DEFAULT 0,"                                                          \
   " last_error TEXT"

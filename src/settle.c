@@ -24,17 +24,19 @@ static const char BURY_READY_SQL[] =
 
 void outbox_remember(outbox_store *store, const outbox_entry *entry) {
   batch *batch = &store->batch;
+  /* What a transaction has written may be rolled back, and its seq be given again. */
+  bool usable = sqlite3_get_autocommit(store->db);
   size_t size = batch->size + sizeof(size_t) + entry->id.size;
   if (batch->count == 0) batch->first_seq = entry->seq;
-  bool gap = entry->seq != batch->first_seq + (int64_t)batch->count;
-  if (!gap && size > batch->capacity) {
+  usable = usable && entry->seq == batch->first_seq + (int64_t)batch->count;
+  if (usable && size > batch->capacity) {
     char *ids = sqlite3_realloc64(batch->ids, 2 * size);
     if (ids != NULL) {
       batch->ids = ids;
       batch->capacity = 2 * size;
     }
   }
-  if (gap || size > batch->capacity) { /* no harm: it will be deleted one by one */
+  if (!usable || size > batch->capacity) { /* no harm: it will be deleted one by one */
     batch->open = false;
     batch->count = 0;
     return;

@@ -173,7 +173,7 @@ static int query(outbox_store *store, enum statement which, const char *sql, sql
                  const char *types, va_list values) {
   sqlite3_stmt **statement = &store->statements[which];
   if (*statement == NULL) {
-    int code = which > LAST_CONTROL ? check_schema(store) : OUTBOX_OK;
+    int code = check_schema(store);
     if (code == OUTBOX_OK) code = prepare(store, sql, statement);
     if (code != OUTBOX_OK) return code;
   }
@@ -264,14 +264,23 @@ void outbox_finish(outbox_store *store) {
 
 /* --- Transactions ---------------------------------------------------------------------------- */
 
+static const char *const CONTROL[] = {[BEGIN] = "BEGIN IMMEDIATE",
+                                      [COMMIT] = "COMMIT",
+                                      [ROLLBACK] = "ROLLBACK",
+                                      [SAVEPOINT] = "SAVEPOINT outbox",
+                                      [RELEASE] = "RELEASE SAVEPOINT outbox",
+                                      [ROLLBACK_TO] = "ROLLBACK TO SAVEPOINT outbox"};
+
+/* Prepared when the store is opened: to roll back must not need memory that may not be there. */
+static int prepare_control(outbox_store *store) {
+  int code = OUTBOX_OK;
+  for (enum statement i = 0; i <= LAST_CONTROL && code == OUTBOX_OK; i++)
+    code = prepare(store, CONTROL[i], &store->statements[i]);
+  return code;
+}
+
 static int control(outbox_store *store, enum statement which) {
-  static const char *const SQL[] = {[BEGIN] = "BEGIN IMMEDIATE",
-                                    [COMMIT] = "COMMIT",
-                                    [ROLLBACK] = "ROLLBACK",
-                                    [SAVEPOINT] = "SAVEPOINT outbox",
-                                    [RELEASE] = "RELEASE SAVEPOINT outbox",
-                                    [ROLLBACK_TO] = "ROLLBACK TO SAVEPOINT outbox"};
-  return outbox_run(store, which, SQL[which], "");
+  return outbox_run(store, which, CONTROL[which], "");
 }
 
 int outbox_check_transaction(outbox_store *store) {
@@ -299,12 +308,10 @@ static void undo(outbox_store *store) {
   bool outermost = store->depth == 1 && store->outermost;
   store->depth--;
   if (!sqlite3_get_autocommit(store->db)) {
-    if (outermost) {
+    /* Should memory not suffice to undo a part, the whole goes: better than to commit that part. */
+    if (outermost || control(store, ROLLBACK_TO) != OUTBOX_OK ||
+        control(store, RELEASE) != OUTBOX_OK)
       control(store, ROLLBACK);
-    } else {
-      control(store, ROLLBACK_TO);
-      control(store, RELEASE);
-    }
   }
   memcpy(store->message, message, sizeof message);
 }
@@ -395,7 +402,16 @@ static int open_database(outbox_store *store, const char *path, const outbox_opt
   if (code == OUTBOX_OK)
     code = configure(store, "PRAGMA journal_size_limit = 67108864", NULL, NULL);
   if (code == OUTBOX_OK) code = configure(store, "PRAGMA wal_autocheckpoint = 4000", NULL, NULL);
+  if (code == OUTBOX_OK) code = prepare_control(store);
   return code;
+}
+
+static void close_database(outbox_store *store) {
+  for (int i = 0; i < STATEMENTS; i++)
+    sqlite3_finalize(store->statements[i]);
+  memset(store->statements, 0, sizeof store->statements);
+  sqlite3_close_v2(store->db);
+  store->db = NULL;
 }
 
 int outbox_open(outbox_store **out, const char *path, const outbox_options *options) {
@@ -424,8 +440,7 @@ int outbox_open(outbox_store **out, const char *path, const outbox_options *opti
     char reason[sizeof store->message];
     memcpy(reason, store->message, sizeof reason);
     outbox_fail(store, code, "%s: %s", path, reason);
-    sqlite3_close(store->db);
-    store->db = NULL;
+    close_database(store);
   }
   return code;
 }
@@ -436,10 +451,10 @@ struct sqlite3 *outbox_connection(outbox_store *store) {
 
 void outbox_close(outbox_store *store) {
   if (store == NULL) return;
-  if (store->pid == getpid()) {
-    for (int i = 0; i < STATEMENTS; i++)
-      sqlite3_finalize(store->statements[i]);
-    sqlite3_close_v2(store->db);
+  if (store->pid == getpid() && store->db != NULL) {
+    /* Whoever left a statement of their own open keeps the connection, but not the transaction. */
+    if (!sqlite3_get_autocommit(store->db)) control(store, ROLLBACK);
+    close_database(store);
   }
   sqlite3_free(store->batch.ids);
   sqlite3_free(store->prefix);

@@ -53,7 +53,7 @@ enum statement {
 ** be, which is a quarter faster than one after the other.
 */
 typedef struct batch {
-  bool open; /* may still grow: the rows are being read, outside a transaction, without a gap */
+  bool open; /* may still grow: the rows are being read, and so far without a gap */
   int64_t first_seq;
   size_t count;
   char *ids; /* of each its size, a size_t, and its bytes */

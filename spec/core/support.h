@@ -34,6 +34,7 @@ int test_settle(void);
 int test_dead(void);
 int test_plans(void);
 int test_process(void);
+int test_memory(void);
 
 /* --- Fixture --------------------------------------------------------------------------------- */
 
@@ -72,6 +73,7 @@ void close_store(fixture *f, outbox_store *store);
 
 /* A connection to the fixture's database that knows nothing of outboxes; it waits for no lock. */
 sqlite3 *connect_plainly(fixture *f);
+void disconnect(fixture *f, sqlite3 *connection);
 
 /* --- Assertions ------------------------------------------------------------------------------ */
 
@@ -83,7 +85,7 @@ void check_code(const outbox_store *store, int actual, int expected, const char 
 /* --- SQL ------------------------------------------------------------------------------------- */
 
 void execute(sqlite3 *db, const char *sql);
-int64_t number(sqlite3 *db, const char *sql);    /* the first column of the first row */
+int64_t number(sqlite3 *db, const char *sql);     /* the first column of the first row */
 const char *string(sqlite3 *db, const char *sql); /* likewise, until the next call */
 
 /* The ids in a table, "entries", "delayed" or "dead", in the order of seq; until the next call. */
@@ -121,8 +123,8 @@ bool bury(outbox_store *store, const char *id);
 /* --- Processes ------------------------------------------------------------------------------- */
 
 /*
-** Runs `body` in a child, which ends without a trace of the parent's exit handlers. Assertions are
-** the parent's: a child tells what went wrong by its exit status.
+** Runs `body` in a child, which ends with its result and without the parent's exit handlers.
+** Assertions are the parent's: a child tells what went wrong by its exit status alone.
 */
 pid_t start_child(int (*body)(fixture *), fixture *f);
 int wait_for(pid_t child); /* its exit status, or minus the signal that killed it */

@@ -43,11 +43,18 @@ static int open_as_nobody(fixture *f) {
 }
 
 static void a_file_without_write_permission_is_readonly(void **state) {
+  static const char *const MODES[] = {"PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = WAL"};
   fixture *f = *state;
-  execute(connect_plainly(f), "CREATE TABLE application (x)");
-  assert_int_equal(chmod(f->path, 0444), 0);
-  assert_int_equal(chmod(f->directory, 0755), 0);
-  assert_int_equal(wait_for(start_child(open_as_nobody, f)), OUTBOX_READONLY);
+  assert_int_equal(chmod(f->directory, 0777), 0); /* the log can be made, but not written back */
+  for (size_t i = 0; i < 2; i++) {
+    sqlite3 *plain = connect_plainly(f);
+    execute(plain, MODES[i]);
+    execute(plain, "CREATE TABLE IF NOT EXISTS application (x)");
+    disconnect(f, plain);
+    assert_int_equal(chmod(f->path, 0444), 0);
+    assert_int_equal(wait_for(start_child(open_as_nobody, f)), OUTBOX_READONLY);
+    assert_int_equal(chmod(f->path, 0644), 0);
+  }
 }
 
 static void a_database_in_utf16_is_refused_and_left_alone(void **state) {
@@ -58,6 +65,19 @@ static void a_database_in_utf16_is_refused_and_left_alone(void **state) {
   int code = try_open(f, &store, f->path, NULL);
   assert_code(store, code, OUTBOX_ENCODING);
   assert_string_equal(string(plain, "PRAGMA journal_mode"), "delete");
+}
+
+/* The change to WAL mode needs the file alone. */
+static void a_file_that_another_reads_without_a_log_is_busy(void **state) {
+  fixture *f = *state;
+  outbox_store *store;
+  outbox_options options = test_options(f);
+  sqlite3 *reader = connect_plainly(f);
+  execute(reader, "CREATE TABLE application (x); BEGIN; SELECT * FROM application");
+  int code = try_open(f, &store, f->path, &options);
+  assert_code(store, code, OUTBOX_BUSY);
+  execute(reader, "COMMIT");
+  assert_ok(NULL, outbox_migrate(open_store(f, &options)));
 }
 
 static void a_prefix_that_is_no_plain_identifier_is_misuse(void **state) {
@@ -158,6 +178,14 @@ static void options_that_are_null_are_the_defaults(void **state) {
   assert_in_range(created_at, now - 60 * SECOND, now);
 }
 
+static void a_prefix_that_is_null_is_the_default(void **state) {
+  fixture *f = *state;
+  outbox_options options = test_options(f);
+  options.prefix = NULL;
+  publish(open_store(f, &options), "a");
+  assert_string_equal(ids_in(f->db, "entries"), "a");
+}
+
 static void foreign_keys_are_left_as_sqlite_sets_them(void **state) {
   fixture *f = *state;
   int64_t by_default = number(connect_plainly(f), "PRAGMA foreign_keys");
@@ -242,6 +270,7 @@ int test_open(void) {
       TEST_WITHOUT_STORE(a_file_of_garbage_is_notadb),
       TEST_WITHOUT_STORE(a_file_without_write_permission_is_readonly),
       TEST_WITHOUT_STORE(a_database_in_utf16_is_refused_and_left_alone),
+      TEST_WITHOUT_STORE(a_file_that_another_reads_without_a_log_is_busy),
       TEST_WITHOUT_STORE(a_prefix_that_is_no_plain_identifier_is_misuse),
       TEST_WITHOUT_STORE(a_prefix_may_be_64_bytes_long_and_no_longer),
       TEST_WITHOUT_STORE(a_failed_open_says_why_and_leaves_a_store_that_refuses_to_work),
@@ -249,6 +278,7 @@ int test_open(void) {
       TEST(the_database_is_in_wal_mode),
       TEST(the_synchronous_option_sets_the_pragma),
       TEST(options_that_are_null_are_the_defaults),
+      TEST(a_prefix_that_is_null_is_the_default),
       TEST(foreign_keys_are_left_as_sqlite_sets_them),
       TEST_WITHOUT_STORE(the_tables_of_an_application_are_kept),
       TEST(closing_null_does_nothing),

@@ -182,8 +182,8 @@ static void every_operation_is_undone_with_the_callers_transaction(void **state)
 
 /* --- Locks ----------------------------------------------------------------------------------- */
 
-static void a_transaction_that_read_first_and_is_overtaken_is_told_to_begin_immediate(
-    void **state) {
+static void
+a_transaction_that_read_first_and_is_overtaken_is_told_to_begin_immediate(void **state) {
   fixture *f = *state;
   sqlite3 *plain = connect_plainly(f);
   for (size_t count = 1; count <= 2; count++) { /* alone, and with a savepoint */

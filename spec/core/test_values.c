@@ -1,8 +1,6 @@
 /*
 ** What is published comes back byte for byte.
 */
-#include <stdlib.h>
-
 #include "support.h"
 
 /* Claims all and reads the only entry there is. */

@@ -79,12 +79,9 @@ int luaopen_process(lua_State *L);
 
 int luaopen_process(lua_State *L) {
   static const luaL_Reg GATE_METHODS[] = {{"wait", gate_wait}, {"open", gate_open}, {NULL, NULL}};
-  static const luaL_Reg FUNCTIONS[] = {{"fork", process_fork},
-                                       {"wait", process_wait},
-                                       {"kill", process_kill},
-                                       {"pid", process_pid},
-                                       {"gate", process_gate},
-                                       {NULL, NULL}};
+  static const luaL_Reg FUNCTIONS[] = {{"fork", process_fork}, {"wait", process_wait},
+                                       {"kill", process_kill}, {"pid", process_pid},
+                                       {"gate", process_gate}, {NULL, NULL}};
   luaL_newmetatable(L, GATE);
   luaL_newlib(L, GATE_METHODS);
   lua_setfield(L, -2, "__index");

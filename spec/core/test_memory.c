@@ -1,0 +1,90 @@
+/*
+** Out of memory. What cannot be done must be undone: a transaction left open would swallow whatever
+** is published next, and one that was not rolled back would publish what must not be.
+*/
+#include "support.h"
+
+/* SQLite's own reserve for small things is switched off, or it would hardly notice the lack. */
+static outbox_store *open_without_reserve(fixture *f) {
+  outbox_options options = test_options(f);
+  outbox_store *store = open_store(f, &options);
+  sqlite3 *db = outbox_connection(store);
+  assert_int_equal(sqlite3_db_config(db, SQLITE_DBCONFIG_LOOKASIDE, NULL, 0, 0), SQLITE_OK);
+  return store;
+}
+
+/* SQLite gets so many bytes more than it has. */
+static void limit_memory(int64_t more) {
+  assert_true(sqlite3_memory_used() > 0); /* or it does not count, and the limit is none */
+  sqlite3_hard_heap_limit64(sqlite3_memory_used() + more);
+}
+
+static void unlimit_memory(void) {
+  sqlite3_hard_heap_limit64(0);
+}
+
+/* Rolls back with no memory left; a rollback that says it failed may be repeated. */
+static void roll_back_without_memory(outbox_store *store) {
+  limit_memory(0);
+  int code = outbox_rollback(store);
+  unlimit_memory();
+  if (code != OUTBOX_OK) assert_ok(store, outbox_rollback(store));
+}
+
+static void what_was_rolled_back_without_memory_is_not_published(void **state) {
+  fixture *f = *state;
+  sqlite3 *plain = connect_plainly(f);
+  outbox_store *store = open_without_reserve(f);
+  assert_ok(store, outbox_begin(store));
+  publish(store, "a");
+  roll_back_without_memory(store);
+  publish(store, "b");
+  assert_string_equal(ids_in(plain, "entries"), "b");
+}
+
+/* SQLite may have to end the outer transaction as well; then its commit is refused. */
+static void what_was_rolled_back_within_without_memory_is_not_published(void **state) {
+  fixture *f = *state;
+  sqlite3 *plain = connect_plainly(f);
+  outbox_store *store = open_without_reserve(f);
+  assert_ok(store, outbox_begin(store));
+  assert_ok(store, outbox_begin(store));
+  publish(store, "a");
+  roll_back_without_memory(store);
+  outbox_commit(store);
+  assert_string_equal(ids_in(plain, "entries"), "");
+  publish(store, "b");
+  assert_string_equal(ids_in(plain, "entries"), "b");
+}
+
+static void a_publish_that_runs_out_of_memory_leaves_no_transaction_open(void **state) {
+  fixture *f = *state;
+  sqlite3 *plain = connect_plainly(f);
+  int failures = 0, code = OUTBOX_NOMEM;
+  for (int64_t more = 0; code != OUTBOX_OK; more += 1024) {
+    outbox_store *store = open_without_reserve(f);
+    outbox_message many[] = {message("a"), message("b"), message("c")};
+    limit_memory(more);
+    code = outbox_publish(store, many, 3);
+    unlimit_memory();
+    if (code != OUTBOX_OK) {
+      failures++;
+      assert_code(store, code, OUTBOX_NOMEM);
+      publish(store, "d");
+      assert_string_equal(ids_in(plain, "entries"), "d");
+      assert_int_equal(delete_ids(store, "d"), 1);
+    }
+    close_store(f, store);
+  }
+  assert_string_equal(ids_in(plain, "entries"), "a b c");
+  assert_in_range(failures, 5, 1000); /* at several places, or this has shown little */
+}
+
+int test_memory(void) {
+  const struct CMUnitTest tests[] = {
+      TEST(what_was_rolled_back_without_memory_is_not_published),
+      TEST(what_was_rolled_back_within_without_memory_is_not_published),
+      TEST(a_publish_that_runs_out_of_memory_leaves_no_transaction_open),
+  };
+  return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
+}

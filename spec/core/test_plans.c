@@ -1,0 +1,199 @@
+/*
+** What the operations cost: no query walks over entries or sorts them, however many there are, and
+** no operation runs more statements than it has to.
+*/
+#include "support.h"
+
+/* --- Plans ----------------------------------------------------------------------------------- */
+
+/* Runs every operation, each in all its ways, so that the connection has every statement. */
+static void run_every_operation(fixture *f) {
+  static const outbox_bytes ANY = {NULL, 0};
+  outbox_message many[17] = {{.id = {0}}}, later = message("later");
+  outbox_bytes ids[] = {text("dead"), text("purged")};
+  outbox_counts counts;
+  int64_t count;
+  publish(f->store, "one two retried dead purged");
+  assert_ok(f->store, outbox_publish(f->store, many, 17));
+  later.deliver_at = f->now;
+  f->now--;
+  assert_ok(f->store, outbox_publish(f->store, &later, 1));
+  f->now++;
+  assert_true(claim(f->store, "p", f->now));
+  assert_true(claim_some(f->store, "p", f->now, 4));
+  assert_true(retry(f->store, "retried", f->now + SECOND));
+  assert_true(bury(f->store, "dead"));
+  assert_true(bury(f->store, "purged"));
+  assert_ok(f->store, outbox_dead_entries(f->store, ANY, 0, 10));
+  assert_ok(f->store, outbox_dead_entries(f->store, text("n"), 0, 10));
+  assert_ok(f->store, outbox_requeue_entries(f->store, &ids[0], 1, &count));
+  assert_ok(f->store, outbox_purge_entries(f->store, &ids[1], 1, &count));
+  assert_ok(f->store, outbox_count_entries(f->store, &counts));
+  assert_true(claim_all(f->store, "p", f->now));
+  assert_int_not_equal(strlen(leases(f->store)), 0);
+  assert_ok(f->store, outbox_begin(f->store));
+  assert_ok(f->store, outbox_begin(f->store));
+  char batch[100 * OUTBOX_ID_SIZE];
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 100));
+  snprintf(batch, sizeof batch, "%s", read_ids(f->store));
+  assert_ok(f->store, outbox_rollback(f->store));
+  assert_ok(f->store, outbox_commit(f->store));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 1));
+  assert_int_equal(delete_ids(f->store, read_ids(f->store)), 1);
+  assert_int_equal(delete_ids(f->store, "retried unknown"), 1);
+}
+
+/*
+** Whether one step of a plan is fit for a table of a million rows. Only walks of the leases, of
+** rows that the query made itself, and those that stop at the first row may begin at the beginning.
+** A SEARCH that names no index is a walk too: so SQLite calls a max() that looks at all rows.
+*/
+static bool is_cheap(const char *sql, const char *detail) {
+  static const char *const SMALL[] = {"outbox_leases", "l", "(subquery-1)"};
+  char target[64], stops[100];
+  if (strstr(detail, "TEMP B-TREE") != NULL) return false;
+  if (strncmp(detail, "SEARCH ", 7) == 0) return strstr(detail, " USING ") != NULL;
+  if (strstr(detail, "CONSTANT ROW") != NULL || sscanf(detail, "SCAN %63s", target) != 1)
+    return true;
+  for (size_t i = 0; i < sizeof SMALL / sizeof *SMALL; i++)
+    if (strcmp(target, SMALL[i]) == 0) return true;
+  snprintf(stops, sizeof stops, "EXISTS (SELECT 1 FROM %s)", target);
+  return strstr(sql, stops) != NULL ||
+         strcmp(sql, "SELECT seq FROM outbox_entries ORDER BY seq LIMIT 1") == 0;
+}
+
+/* The first step of the query's plan that is not cheap, else "". */
+static const char *costly_step(sqlite3 *db, const char *sql) {
+  static char detail[200];
+  sqlite3_stmt *plan;
+  char *explain = sqlite3_mprintf("EXPLAIN QUERY PLAN %s", sql);
+  assert_int_equal(sqlite3_prepare_v2(db, explain, -1, &plan, NULL), SQLITE_OK);
+  sqlite3_free(explain);
+  detail[0] = '\0';
+  while (detail[0] == '\0' && sqlite3_step(plan) == SQLITE_ROW) {
+    const char *step = (const char *)sqlite3_column_text(plan, 3);
+    if (!is_cheap(sql, step)) snprintf(detail, sizeof detail, "%s", step);
+  }
+  sqlite3_finalize(plan);
+  return detail;
+}
+
+/* Checks the plan of each statement that the store keeps; returns how many those are. */
+static int check_plans(sqlite3 *db) {
+  static const char *const WRITES_AND_READS[] = {"SELECT", "INSERT", "UPDATE", "DELETE"};
+  enum { MOST = 100 };
+  const char *queries[MOST];
+  int count = 0;
+  for (sqlite3_stmt *s = NULL; (s = sqlite3_next_stmt(db, s)) != NULL;) {
+    const char *sql = sqlite3_sql(s);
+    if (strstr(sql, "(SELECT count(*) FROM outbox_entries)") != NULL) continue; /* must count */
+    for (int i = 0; i < 4; i++)
+      if (strncmp(sql, WRITES_AND_READS[i], 6) == 0) queries[count++] = sql;
+    assert_true(count < MOST);
+  }
+  for (int i = 0; i < count; i++) {
+    const char *step = costly_step(db, queries[i]);
+    if (step[0] != '\0') fail_msg("%s: %s", step, queries[i]);
+  }
+  return count;
+}
+
+static void the_check_itself_knows_a_scan_and_a_sort(void **state) {
+  fixture *f = *state;
+  static const char *const COSTLY[] = {
+      "SELECT seq FROM outbox_entries WHERE payload = 1",
+      "SELECT max(created_at) FROM outbox_dead",
+      "SELECT id FROM outbox_entries AS e WHERE key = 'k'",
+      "SELECT seq FROM outbox_entries WHERE seq > 1 ORDER BY payload",
+      "DELETE FROM outbox_delayed WHERE position = 1",
+  };
+  for (size_t i = 0; i < sizeof COSTLY / sizeof *COSTLY; i++)
+    assert_string_not_equal(costly_step(f->db, COSTLY[i]), "");
+  assert_string_equal(costly_step(f->db, "SELECT id FROM outbox_entries WHERE seq = 1"), "");
+}
+
+static void no_query_scans_or_sorts_an_empty_outbox(void **state) {
+  fixture *f = *state;
+  run_every_operation(f);
+  execute(f->db, "DELETE FROM outbox_entries; DELETE FROM outbox_delayed; DELETE FROM outbox_dead;"
+                 "DELETE FROM outbox_leases");
+  assert_in_range(check_plans(f->db), 20, 100);
+}
+
+static void no_query_scans_or_sorts_a_full_outbox_that_was_analyzed(void **state) {
+  fixture *f = *state;
+  execute(f->db, "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 5000)"
+                 " INSERT INTO outbox_entries (namespace, key, payload)"
+                 " SELECT 'n' || i % 3, 'k' || i % 50, i FROM n");
+  run_every_operation(f);
+  execute(f->db, "ANALYZE");
+  assert_in_range(check_plans(f->db), 20, 100);
+  /* And so for a store that has planned with the statistics from the start. */
+  outbox_options options = test_options(f);
+  close_store(f, f->store);
+  f->store = open_store(f, &options);
+  f->db = outbox_connection(f->store);
+  execute(f->db, "DELETE FROM outbox_dead; DELETE FROM outbox_entries WHERE seq > 5000");
+  run_every_operation(f);
+  assert_in_range(check_plans(f->db), 20, 100);
+}
+
+/* --- Statements ------------------------------------------------------------------------------ */
+
+static int count_statement(unsigned type, void *context, void *statement, void *sql) {
+  (void)type, (void)statement, (void)sql;
+  ++*(int *)context;
+  return 0;
+}
+
+static void a_batch_takes_no_more_statements_than_it_must(void **state) {
+  fixture *f = *state;
+  enum { BATCH = 100 };
+  outbox_message one = {.payload = text("x")}, many[BATCH] = {{.id = {0}}};
+  outbox_bytes ids[BATCH];
+  int64_t deleted;
+  int statements = 0;
+  char read[BATCH * OUTBOX_ID_SIZE];
+  assert_ok(f->store, outbox_publish(f->store, many, BATCH)); /* which checks the schema once */
+  sqlite3_trace_v2(f->db, SQLITE_TRACE_STMT, count_statement, &statements);
+
+  assert_ok(f->store, outbox_publish(f->store, &one, 1));
+  assert_int_equal(statements, 3); /* BEGIN, INSERT, COMMIT */
+
+  statements = 0;
+  memset(many, 0, sizeof many);
+  assert_ok(f->store, outbox_publish(f->store, many, BATCH));
+  assert_int_equal(statements, 2 + 6 + 4); /* 6 inserts of 16 rows and 4 of one */
+
+  statements = 0;
+  assert_true(claim(f->store, "p", NOW));
+  /* Is there work, BEGIN, what is due, the leases, first entry, last entry, the lease, COMMIT */
+  assert_int_equal(statements, 8);
+
+  statements = 0;
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), BATCH));
+  snprintf(read, sizeof read, "%s", read_ids(f->store));
+  assert_int_equal(statements, 1);
+
+  statements = 0;
+  assert_int_equal(split(read, ids, BATCH), BATCH);
+  assert_ok(f->store, outbox_delete_entries(f->store, ids, BATCH, &deleted));
+  assert_int_equal(deleted, BATCH);
+  assert_int_equal(statements, 3); /* BEGIN, one DELETE, COMMIT */
+
+  execute(f->db, "DELETE FROM outbox_entries; DELETE FROM outbox_leases");
+  statements = 0;
+  assert_false(claim(f->store, "p", NOW));
+  assert_int_equal(statements, 1);
+  sqlite3_trace_v2(f->db, 0, NULL, NULL);
+}
+
+int test_plans(void) {
+  const struct CMUnitTest tests[] = {
+      TEST(the_check_itself_knows_a_scan_and_a_sort),
+      TEST(no_query_scans_or_sorts_an_empty_outbox),
+      TEST(no_query_scans_or_sorts_a_full_outbox_that_was_analyzed),
+      TEST(a_batch_takes_no_more_statements_than_it_must),
+  };
+  return cmocka_run_group_tests_name("plans", tests, NULL, NULL);
+}
