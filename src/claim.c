@@ -115,8 +115,9 @@ static int load_leases(outbox_store *store, outbox_bytes processor_id, int64_t n
 }
 
 /*
-** Finds the ready entries from first to last: *count of them, no more than `limit`, and *end, unless
-** there are none, the seq of the last of those. Without a limit (0) *count is 1 for any number.
+** Finds the ready entries from first to last: *count of them, no more than `limit`, and *end,
+** unless there are none, the seq of the last of those. Without a limit (0) *count is 1 for any
+** number.
 */
 static int measure(outbox_store *store, int64_t first, int64_t last, int64_t limit, int64_t *end,
                    int64_t *count) {
@@ -150,8 +151,8 @@ static int sweep(outbox_store *store, intervals *leases) {
 }
 
 /*
-** With a limit, the processor's own leases come first and are cut down to *remaining entries in all;
-** without one they are dropped, for the gaps will cover them.
+** With a limit, the processor's own leases come first and are cut down to *remaining entries in
+** all; without one they are dropped, for the gaps will cover them.
 */
 static int keep_own(outbox_store *store, intervals *leases, bool limited, int64_t *remaining) {
   for (size_t i = 0; i < leases->count; i++) {

@@ -150,7 +150,8 @@ typedef struct outbox_options {
 ** kept in the file), and makes a store of it. `options` NULL means OUTBOX_DEFAULTS.
 **
 ** *store is set even on failure, for outbox_error_message(), and must be closed; it is NULL when
-** there is no memory for it. Fails with CANTOPEN, NOTADB, READONLY, BUSY, ENCODING; MISUSE for a bad prefix.
+** there is no memory for it. Fails with CANTOPEN, NOTADB, READONLY, BUSY, ENCODING; MISUSE for a
+** bad prefix.
 */
 int outbox_open(outbox_store **store, const char *path, const outbox_options *options);
 

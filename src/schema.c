@@ -67,7 +67,7 @@ static int create_tables(outbox_store *store) {
 }
 
 int outbox_migrate(outbox_store *store) {
-  int version;
+  int version = 0;
   int code = outbox_enter(store);
   if (code == OUTBOX_OK) code = outbox_schema_version(store, &version);
   if (code != OUTBOX_OK || version == SCHEMA_VERSION) return code;

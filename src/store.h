@@ -116,7 +116,7 @@ void outbox_reset(sqlite3_stmt *statement);
 /* Runs a statement that gives no row: outbox_query, outbox_step, outbox_reset. */
 int outbox_run(outbox_store *store, enum statement which, const char *sql, const char *types, ...);
 
-/* Ends an outbox_begin: commits it when code is OUTBOX_OK or else rolls back. Returns the result. */
+/* Ends an outbox_begin: commits when code is OUTBOX_OK, else rolls back. Returns the result. */
 int outbox_end(outbox_store *store, int code);
 
 /* Reads a column byte for byte, whatever its type; a NULL has no value. */

@@ -38,7 +38,7 @@ static outbox_bytes opt_bytes(lua_State *L, int index) {
   return lua_isnoneornil(L, index) ? (outbox_bytes){NULL, 0} : shim_check_bytes(L, index);
 }
 
-/* The strings from argument `first` up. They stay on the stack, so the bytes stay where they are. */
+/* The strings from argument `first` up. They stay on the stack, and so the bytes in their place. */
 static outbox_bytes *check_ids(lua_State *L, int first, size_t *count) {
   int top = lua_gettop(L);
   *count = top < first ? 0 : (size_t)(top - first + 1);
@@ -253,10 +253,10 @@ static int store_publish(lua_State *L) {
 /* --- Processing ------------------------------------------------------------------------------ */
 
 /***
-Claims entries for a processor: what nobody has claimed, what it has claimed itself (renewed with the
-new deadline), and what was claimed with a deadline before now. Delayed entries that are due come
-back first, at most 1,000 a call. Costs the same whatever the backlog, and writes nothing when there
-is nothing to claim.
+Claims entries for a processor: what nobody has claimed, what it has claimed itself (renewed with
+the new deadline), and what was claimed with a deadline before now. Delayed entries that are due
+come back first, at most 1,000 a call. Costs the same whatever the backlog, and writes nothing when
+there is nothing to claim.
 @function store:claim_entries
 @tparam string processor_id
 @tparam number deadline seconds since the epoch; the claim still holds at that very moment

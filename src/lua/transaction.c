@@ -75,7 +75,7 @@ static int transaction_close(lua_State *L) {
   return 0;
 }
 
-/* --- Beginning and committing: for the module `outbox`, whose store:transaction needs them ----- */
+/* --- Beginning and committing, for store:transaction ------------------------------------------ */
 
 /* begin(store) */
 static int begin(lua_State *L) {
@@ -269,7 +269,7 @@ static int transaction_rows(lua_State *L) {
 static int rows_next(lua_State *L) {
   rows *self = luaL_checkudata(L, 1, ROWS);
   if (self->done) return 0;
-  if (self->transaction == NULL) shim_raise(L, "closed", "the transaction has ended");
+  if (self->transaction == NULL) return shim_raise(L, "closed", "the transaction has ended");
   shim_store *store = self->transaction->store;
   shim_check(L, store, outbox_check_transaction(store->store));
   int sqlite_code = sqlite3_step(self->statement);
