@@ -295,10 +295,21 @@ typedef struct reading {
   bool headers; /* some entry has headers, still in JSON */
 } reading;
 
-/* The names lie at the bottom of the stack, where they are found faster than by their text. */
-enum { ENTRY_ID = 2, ENTRY_NAMESPACE, ENTRY_KEY, ENTRY_PAYLOAD, ENTRY_HEADERS, ENTRY_LAST_ERROR };
-static const char *const ENTRY_NAMES[] = {"id",      "namespace", "key",
-                                          "payload", "headers",   "last_error"};
+/* The names of an entry's fields lie at the bottom of the stack: quicker than to look them up. */
+enum {
+  ENTRY_ID = 2,
+  ENTRY_NAMESPACE,
+  ENTRY_KEY,
+  ENTRY_PAYLOAD,
+  ENTRY_HEADERS,
+  ENTRY_CREATED_AT,
+  ENTRY_ATTEMPTS,
+  ENTRY_LAST_ERROR,
+  ENTRIES /* the array that is made of them */
+};
+
+static const char *const ENTRY_NAMES[] = {"id",      "namespace",  "key",      "payload",
+                                          "headers", "created_at", "attempts", "last_error"};
 
 static void set_entry_bytes(lua_State *L, int name, outbox_bytes bytes) {
   if (bytes.data == NULL) return;
@@ -310,28 +321,31 @@ static void set_entry_bytes(lua_State *L, int name, outbox_bytes bytes) {
 static int read_entries(lua_State *L) {
   reading *reading = lua_touserdata(L, 1);
   outbox_entry entry;
-  for (int i = 0; i < 6; i++)
-    lua_pushstring(L, ENTRY_NAMES[i]);
+  for (int name = ENTRY_ID; name < ENTRIES; name++)
+    lua_pushstring(L, ENTRY_NAMES[name - ENTRY_ID]);
   lua_newtable(L);
   for (lua_Integer i = 1; (reading->code = outbox_next(reading->store, &entry)) == OUTBOX_ROW;
        i++) {
-    lua_createtable(L, 0, 8);
+    lua_createtable(L, 0, ENTRIES - ENTRY_ID);
     set_entry_bytes(L, ENTRY_ID, entry.id);
     set_entry_bytes(L, ENTRY_NAMESPACE, entry.namespace);
     set_entry_bytes(L, ENTRY_KEY, entry.key);
     set_entry_bytes(L, ENTRY_PAYLOAD, entry.payload);
     set_entry_bytes(L, ENTRY_HEADERS, entry.headers);
-    set_entry_bytes(L, ENTRY_LAST_ERROR, entry.last_error);
     reading->headers |= entry.headers.data != NULL;
-    set_seconds(L, "created_at", entry.created_at);
+    lua_pushvalue(L, ENTRY_CREATED_AT);
+    shim_push_seconds(L, entry.created_at);
+    lua_rawset(L, -3);
+    lua_pushvalue(L, ENTRY_ATTEMPTS);
     lua_pushinteger(L, entry.attempts);
-    lua_setfield(L, -2, "attempts");
+    lua_rawset(L, -3);
+    set_entry_bytes(L, ENTRY_LAST_ERROR, entry.last_error);
     if (entry.died_at != 0) {
       set_seconds(L, "died_at", entry.died_at);
       lua_pushinteger(L, entry.seq);
       lua_setfield(L, -2, "seq");
     }
-    lua_rawseti(L, -2, i);
+    lua_rawseti(L, ENTRIES, i);
   }
   return 1;
 }
