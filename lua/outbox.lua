@@ -6,7 +6,7 @@
 local core = require("outbox.core")
 
 local Store = core.store
-local begin, commit = core.begin, core.commit
+local new, begin, commit = core.new, core.begin, core.commit
 
 --- Runs a function in a transaction (`BEGIN IMMEDIATE`), or, inside another transaction of this
 -- store, in a savepoint. Commits when it returns. What it raises rolls back and is raised again
@@ -23,7 +23,8 @@ function Store:transaction(fn)
   if type(fn) ~= "function" then
     error(("bad argument #1 to 'transaction' (function expected, got %s)"):format(type(fn)), 2)
   end
-  local txn <close> = begin(self)
+  local txn <close> = new(self)
+  begin(txn)
   return commit(txn, fn(txn))
 end
 

@@ -203,6 +203,13 @@ describe("a claim", function()
       assert.same({ "c" }, got("q"))
     end)
 
+    it("takes even what plain SQL has put before the first place", function()
+      support.sql(store, "INSERT INTO outbox_entries (seq, id) VALUES (-5, 'early')")
+      publish("a")
+      assert.is_true(store:claim_entries("p", 1010, exclusive))
+      assert.same({ "early", "a" }, got("p"))
+    end)
+
     it("takes nothing while another lease is alive", function()
       publish("a", "b")
       store:claim_entries("p", 1010, { limit = 1 })

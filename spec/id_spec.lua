@@ -25,6 +25,17 @@ describe("outbox.uuid_v7", function()
     end
   end)
 
+  it("refuses what is no clock", function()
+    for _, clock in ipairs({ 5, print, {} }) do
+      assert.has_error(function()
+        outbox.uuid_v7(clock)
+      end)
+    end
+    assert.matches("its now%(%) must return a time in seconds", support.raised(outbox.uuid_v7, {
+      now = function() end,
+    }))
+  end)
+
   it("takes the system's clock when there is none", function()
     -- The one generator keeps rising above all that it has made, so a process of its own asks.
     local output = support.run(

@@ -78,6 +78,23 @@ describe("plain SQL", function()
     assert.equal(3, store:delete_entries(table.unpack(support.pluck(entries, "id"))))
   end)
 
+  it("may give headers that lua-cjson refuses: they are read as they are", function()
+    local store <close> = support.store()
+    local lone = [[{"trace":"\ud800"}]]
+    support.sql(store, "INSERT INTO outbox_entries (headers) VALUES (?)", lone)
+    store:publish({ headers = { a = "b" } })
+    store:claim_entries("p", outbox.clock.now() + 60)
+    local entries = store:get_claimed_entries("p", 10)
+    assert.same({ lone, { a = "b" } }, support.pluck(entries, "headers"))
+  end)
+
+  it("may only give ids that are text, for no other could be found again", function()
+    local store <close> = support.store()
+    assert.has_error(function()
+      support.sql(store, "INSERT INTO outbox_entries (id) VALUES (?)", outbox.blob("id"))
+    end)
+  end)
+
   it("may only give headers that are a JSON object", function()
     local store <close> = support.store()
     for _, headers in ipairs({ "{", "[]", "1", "null" }) do

@@ -115,6 +115,23 @@ describe("store:publish", function()
     assert.equal(0, store:stats().ready)
   end)
 
+  it("raises before it stores anything when there are too many to give their ids", function()
+    local message, messages = {}, {}
+    for i = 1, 600000 do
+      messages[i] = message
+    end
+    assert.matches("too many messages", support.raised(function()
+      store:publish(table.unpack(messages))
+    end))
+    assert.equal(0, store:stats().ready)
+  end)
+
+  it("takes headers as `pairs` gives them", function()
+    local real = { a = "b" }
+    store:publish({ headers = setmetatable({}, { __pairs = function() return pairs(real) end }) })
+    assert.same({ a = "b" }, entries()[1].headers)
+  end)
+
   it("holds a message back until its time", function()
     store:publish({ payload = "later", deliver_at = 1005 }, { payload = "now", deliver_at = 1000 },
       { payload = "past", deliver_at = 1 })
@@ -333,6 +350,23 @@ describe("a callback", function()
     store:claim_entries("p", outbox.clock.now() + 60)
     local entry = store:get_claimed_entries("p", 1)[1]
     assert.same({ nil, "changed" }, { entry.payload, entry.key })
+  end)
+
+  it("that is the clock may change the message too", function()
+    local message
+    local store <close> = support.store({
+      clock = function()
+        message.payload = nil
+        collectgarbage()
+        collectgarbage()
+        return 1000
+      end,
+    })
+    message = { payload = ("x"):rep(100000), key = "k" }
+    store:publish(message)
+    store:claim_entries("p", 2000)
+    local entry = store:get_claimed_entries("p", 1)[1]
+    assert.same({ nil, "k" }, { entry.payload, entry.key })
   end)
 
   it("that is the clock must give a time, whoever asks", function()

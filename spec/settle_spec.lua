@@ -97,6 +97,19 @@ describe("an entry", function()
     end)
   end)
 
+  it("takes no other along that has got its place by a reset of the tables", function()
+    publish("old")
+    assert.same({ "old" }, ids(ready()))
+    local other <close> = outbox.open(path)
+    other:transaction(function(txn)
+      txn:execute("DELETE FROM outbox_entries")
+      txn:execute("DELETE FROM sqlite_sequence")
+      txn:publish({ id = "new" })
+    end)
+    assert.equal(0, store:delete_entries("old"))
+    assert.same({ "new" }, ids(ready()))
+  end)
+
   describe("that is retried", function()
     it("is away until it is due, and comes back to its place", function()
       publish("a", "b", "c")
@@ -154,6 +167,14 @@ describe("an entry", function()
           seq = 1,
         },
       }, store:dead_entries())
+    end)
+
+    it("has a place and a time even if that is 0", function()
+      publish("a")
+      clock.time = 0
+      store:bury_entry("a")
+      local entry = store:dead_entries()[1]
+      assert.same({ 1, 0 }, { entry.seq, entry.died_at })
     end)
 
     it("is read page by page", function()

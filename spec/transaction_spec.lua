@@ -113,6 +113,60 @@ describe("store:transaction", function()
     end
   end)
 
+  it("refuses SQL that would end the savepoint of an inner one", function()
+    for _, sql in ipairs({ "RELEASE outbox", "ROLLBACK TO Outbox", "SAVEPOINT outbox" }) do
+      store:transaction(function()
+        local problem = support.raised(store.transaction, store, function(inner)
+          insert(inner, 1)
+          inner:execute(sql)
+        end)
+        assert.matches("a transaction cannot be begun or ended from within", problem)
+      end)
+      assert.same({ 0, 0 }, { committed() })
+    end
+  end)
+
+  it("is not left open by an error from a hook, wherever that strikes", function()
+    -- As an interrupt does, or a limit of time: the hook raises at the n-th instruction.
+    for n = 1, 60 do
+      local finished = false
+      pcall(function()
+        debug.sethook(function()
+          debug.sethook()
+          error("interrupted")
+        end, "", n)
+        store:transaction(function(txn)
+          txn:publish({})
+        end)
+        finished = true
+        debug.sethook()
+      end)
+      debug.sethook()
+      local _, ready = committed()
+      assert.is_true(ready == 1 or not finished)
+      store:transaction(function(txn)
+        txn:execute("DELETE FROM outbox_entries")
+      end)
+    end
+  end)
+
+  it("says why no savepoint can be set while a statement that writes gives its rows", function()
+    store:transaction(function(txn)
+      insert(txn, 1)
+      insert(txn, 2)
+      local problem = support.raised(function()
+        for _ in txn:rows("UPDATE orders SET data = 1 RETURNING number") do
+          txn:publish({}, {})
+        end
+      end)
+      assert.equal("misuse", problem.code)
+      for row in txn:rows("UPDATE orders SET data = 2 RETURNING number") do
+        txn:publish({ key = tostring(row.number) })
+      end
+    end)
+    assert.same({ 2, 4 }, { committed() })
+  end)
+
   it("lets the function use savepoints of its own", function()
     store:transaction(function(txn)
       insert(txn, 1)

@@ -178,17 +178,27 @@ static int add_claimed(outbox_store *store, intervals *claimed, int64_t first, i
   return append(store, claimed, (interval){first, last, OWN});
 }
 
-/* Collects what the processor keeps and, from the gaps between all leases, what it may take. */
-static int fill_gaps(outbox_store *store, const intervals *leases, bool limited, int64_t remaining,
-                     intervals *claimed) {
+/* Finds the seq of the first ready entry, if there is one. */
+static int find_first(outbox_store *store, int64_t *first, bool *found) {
   sqlite3_stmt *row;
+  *found = false;
   int code = outbox_query(store, FIRST_READY, FIRST_READY_SQL, &row, "");
   if (code != OUTBOX_OK) return code;
   code = outbox_step(store, row);
   if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
-  int64_t from = sqlite3_column_int64(row, 0);
+  *first = sqlite3_column_int64(row, 0);
+  *found = true;
   outbox_reset(row);
+  return OUTBOX_OK;
+}
 
+/* Collects what the processor keeps and, from the gaps between all leases, what it may take. */
+static int fill_gaps(outbox_store *store, const intervals *leases, bool limited, int64_t remaining,
+                     intervals *claimed) {
+  int64_t from;
+  bool found;
+  int code = find_first(store, &from, &found);
+  if (code != OUTBOX_OK || !found) return code;
   for (size_t i = 0; i <= leases->count; i++) {
     const interval *lease = i < leases->count ? &leases->items[i] : NULL;
     if (lease != NULL && lease->kind == LAPSED) continue;
@@ -220,10 +230,12 @@ static int claim_all(outbox_store *store, intervals *leases, intervals *claimed)
     }
   for (size_t i = 0; i < leases->count; i++)
     leases->items[i].kind = LAPSED;
-  int64_t end, count;
-  int code = measure(store, INT64_MIN, INT64_MAX, 0, &end, &count);
-  if (code == OUTBOX_OK && count > 0) code = add_claimed(store, claimed, 1, INT64_MAX);
-  return code;
+  int64_t first;
+  bool found;
+  int code = find_first(store, &first, &found);
+  if (code != OUTBOX_OK || !found) return code;
+  /* From 1, for a retry may come back to a place before the first. */
+  return add_claimed(store, claimed, first < 1 ? first : 1, INT64_MAX);
 }
 
 static int save_leases(outbox_store *store, const intervals *leases, const intervals *claimed,
@@ -287,11 +299,10 @@ int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, i
   int code = outbox_enter(store);
   if (code == OUTBOX_OK) code = outbox_now(store, &now);
   if (code != OUTBOX_OK) return code;
-  code = outbox_query(store, SELECT_CLAIMED, SELECT_CLAIMED_SQL, &store->reading, "tii",
+  code = outbox_start_batch(store);
+  if (code != OUTBOX_OK) return code;
+  return outbox_query(store, SELECT_CLAIMED, SELECT_CLAIMED_SQL, &store->reading, "Tii",
                       processor_id, now, batch_size);
-  store->batch.count = store->batch.size = 0;
-  store->batch.open = code == OUTBOX_OK;
-  return code;
 }
 
 /* --- Reading the leases ---------------------------------------------------------------------- */

@@ -23,13 +23,15 @@ int outbox_dead_entries(outbox_store *store, outbox_bytes namespace, int64_t aft
   if (namespace.data == NULL)
     return outbox_query(store, SELECT_DEAD, SELECT_DEAD_SQL, &store->reading, "ii", after, limit);
   return outbox_query(store, SELECT_DEAD_OF_NAMESPACE, SELECT_DEAD_OF_NAMESPACE_SQL,
-                      &store->reading, "iit", after, limit, namespace);
+                      &store->reading, "iiT", after, limit, namespace);
 }
 
 /* Deletes the dead letters, each after it was put back where `requeue` says so. */
 static int take_out(outbox_store *store, const outbox_bytes *ids, size_t count, bool requeue,
                     int64_t *taken) {
   int64_t found = 0;
+  *taken = 0;
+  if (count == 0) return OUTBOX_OK; /* no need of the lock */
   int code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   for (size_t i = 0; i < count && code == OUTBOX_OK; i++) {

@@ -26,9 +26,12 @@
 ** failure outbox_error_message() says more, and the database is as it was before the call. Times
 ** are microseconds since the Unix epoch. Strings are outbox_bytes and may hold any bytes; the
 ** database copies them before the call returns. A store is one SQLite connection: use it from one
-** thread at a time, and not in a child process after fork(). An operation takes part in the
-** transaction that is open on the connection; where there is none, it runs in one of its own, begun
-** with BEGIN IMMEDIATE, so that two writers queue for `busy_timeout` instead of failing at once.
+** thread at a time. An operation takes part in the transaction that is open on the connection; where
+** there is none, it runs in one of its own, begun with BEGIN IMMEDIATE, so that two writers queue
+** for `busy_timeout` instead of failing at once.
+**
+** Never fork() with a store open unless the child calls exec: it can use no store of its parent, and
+** must not open one on the same file either, for SQLite would believe it to hold its parent's locks.
 */
 #ifndef OUTBOX_H
 #define OUTBOX_H
@@ -213,8 +216,8 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count);
 ** With `exclusive`, claims all or nothing: nothing while another processor holds a live lease, else
 ** everything and whatever is published until the deadline. The two exclude each other (MISUSE).
 **
-** *claimed tells whether the processor now holds any entry. A call that finds nothing to claim and
-** nothing to tidy writes nothing.
+** *claimed tells whether the call has claimed any entry, new or the processor's own. A call that
+** finds nothing to claim and nothing to tidy writes nothing.
 */
 int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
                          int64_t limit, bool exclusive, bool *claimed);

@@ -13,7 +13,7 @@
   " || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))"
 
 #define COLUMNS                                                                                    \
-  " id TEXT NOT NULL UNIQUE DEFAULT (lower(" UUID_V7 ")),"                                         \
+  " id TEXT NOT NULL UNIQUE DEFAULT (lower(" UUID_V7 ")) CHECK (typeof(id) = 'text'),"             \
   " namespace TEXT NOT NULL DEFAULT '',"                                                           \
   " key TEXT,"                                                                                     \
   " payload BLOB,"                                                                                 \

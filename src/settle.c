@@ -22,6 +22,24 @@ static const char BURY_READY_SQL[] =
     " SELECT seq, id, namespace, key, payload, headers, created_at, attempts + 1, ?2, ?3"
     " FROM @entries WHERE id = ?1";
 
+/* How often the database was changed: by others, and by this connection. */
+static int count_changes(outbox_store *store, int64_t *data_version, int64_t *changes) {
+  sqlite3_stmt *statement = store->statements[DATA_VERSION];
+  int code = outbox_step(store, statement);
+  if (code != OUTBOX_ROW) return code;
+  *data_version = sqlite3_column_int64(statement, 0);
+  *changes = sqlite3_total_changes64(store->db);
+  outbox_reset(statement);
+  return OUTBOX_OK;
+}
+
+int outbox_start_batch(outbox_store *store) {
+  batch *batch = &store->batch;
+  batch->count = batch->size = 0;
+  batch->open = true;
+  return count_changes(store, &batch->data_version, &batch->changes);
+}
+
 void outbox_remember(outbox_store *store, const outbox_entry *entry) {
   batch *batch = &store->batch;
   /* What a transaction has written may be rolled back, and its seq be given again. */
@@ -47,9 +65,14 @@ void outbox_remember(outbox_store *store, const outbox_entry *entry) {
   batch->count++;
 }
 
-/* Whether the ids are those of the last batch, all and in order. */
-static bool is_batch(const batch *batch, const outbox_bytes *ids, size_t count) {
-  if (count == 0 || count != batch->count) return false;
+/* Whether the ids are those of the last batch, all and in order, and it still is as it was read. */
+static bool is_batch(outbox_store *store, const outbox_bytes *ids, size_t count) {
+  const batch *batch = &store->batch;
+  int64_t data_version, changes;
+  if (count == 0 || count != batch->count ||
+      count_changes(store, &data_version, &changes) != OUTBOX_OK ||
+      data_version != batch->data_version || changes != batch->changes)
+    return false;
   const char *id = batch->ids;
   for (size_t i = 0; i < count; i++) {
     size_t size;
@@ -64,12 +87,13 @@ static bool is_batch(const batch *batch, const outbox_bytes *ids, size_t count) 
 int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t count,
                           int64_t *deleted) {
   size_t found = 0;
-  const batch *batch = &store->batch;
+  *deleted = 0;
+  if (count == 0) return OUTBOX_OK; /* no need of the lock */
   int code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
-  if (is_batch(batch, ids, count)) {
-    code = outbox_run(store, DELETE_RANGE, DELETE_RANGE_SQL, "ii", batch->first_seq,
-                      batch->first_seq + (int64_t)count - 1);
+  if (is_batch(store, ids, count)) {
+    code = outbox_run(store, DELETE_RANGE, DELETE_RANGE_SQL, "ii", store->batch.first_seq,
+                      store->batch.first_seq + (int64_t)count - 1);
     if (code == OUTBOX_OK) found = (size_t)sqlite3_changes(store->db);
   }
   for (size_t i = 0; i < count && found < count && code == OUTBOX_OK; i++) {

@@ -82,16 +82,36 @@ int outbox_fail_sqlite(outbox_store *store) {
                        "begin it with BEGIN IMMEDIATE");
   if (sqlite_code == SQLITE_CONSTRAINT_UNIQUE) /* of ours, only ids are unique */
     return outbox_fail_duplicate(store);
-  return outbox_fail(store, outbox_code(sqlite_code), "%s", sqlite3_errmsg(store->db));
+  int code = outbox_code(sqlite_code);
+  return outbox_fail(store, code != OUTBOX_OK ? code : OUTBOX_ERROR, "%s",
+                     sqlite3_errmsg(store->db));
 }
 
 /* --- Statements ------------------------------------------------------------------------------ */
 
+static const char *const CONTROL[] = {[BEGIN] = "BEGIN IMMEDIATE",
+                                      [COMMIT] = "COMMIT",
+                                      [ROLLBACK] = "ROLLBACK",
+                                      [SAVEPOINT] = "SAVEPOINT outbox",
+                                      [RELEASE] = "RELEASE SAVEPOINT outbox",
+                                      [ROLLBACK_TO] = "ROLLBACK TO SAVEPOINT outbox",
+                                      [DATA_VERSION] = "PRAGMA data_version"};
+
+static int control(outbox_store *store, enum statement which) {
+  return outbox_run(store, which, CONTROL[which], "");
+}
+
 int outbox_enter(outbox_store *store) {
   if (store->pid != getpid())
-    return outbox_fail(store, OUTBOX_FORKED, "the store was opened before fork(); open another");
+    return outbox_fail(store, OUTBOX_FORKED,
+                       "the store was opened before fork(); open stores after it");
   if (store->db == NULL) return OUTBOX_MISUSE; /* outbox_open failed; its message stands */
   outbox_finish(store);
+  if (store->doomed) { /* what could not be rolled back must not be committed, nor added to */
+    int code = sqlite3_get_autocommit(store->db) ? OUTBOX_OK : control(store, ROLLBACK);
+    if (code != OUTBOX_OK) return code;
+    store->doomed = false;
+  }
   return OUTBOX_OK;
 }
 
@@ -149,6 +169,9 @@ static int bind(outbox_store *store, sqlite3_stmt *statement, int first, const c
     outbox_bytes bytes = va_arg(values, outbox_bytes);
     if (bytes.data == NULL)
       sqlite_code = sqlite3_bind_null(statement, i);
+    else if (*types == 'T')
+      sqlite_code =
+          sqlite3_bind_text64(statement, i, bytes.data, bytes.size, SQLITE_TRANSIENT, SQLITE_UTF8);
     else if (*types == 't')
       sqlite_code =
           sqlite3_bind_text64(statement, i, bytes.data, bytes.size, SQLITE_STATIC, SQLITE_UTF8);
@@ -264,23 +287,12 @@ void outbox_finish(outbox_store *store) {
 
 /* --- Transactions ---------------------------------------------------------------------------- */
 
-static const char *const CONTROL[] = {[BEGIN] = "BEGIN IMMEDIATE",
-                                      [COMMIT] = "COMMIT",
-                                      [ROLLBACK] = "ROLLBACK",
-                                      [SAVEPOINT] = "SAVEPOINT outbox",
-                                      [RELEASE] = "RELEASE SAVEPOINT outbox",
-                                      [ROLLBACK_TO] = "ROLLBACK TO SAVEPOINT outbox"};
-
 /* Prepared when the store is opened: to roll back must not need memory that may not be there. */
 static int prepare_control(outbox_store *store) {
   int code = OUTBOX_OK;
   for (enum statement i = 0; i <= LAST_CONTROL && code == OUTBOX_OK; i++)
     code = prepare(store, CONTROL[i], &store->statements[i]);
   return code;
-}
-
-static int control(outbox_store *store, enum statement which) {
-  return outbox_run(store, which, CONTROL[which], "");
 }
 
 int outbox_check_transaction(outbox_store *store) {
@@ -296,23 +308,27 @@ int outbox_begin(outbox_store *store) {
   if (code != OUTBOX_OK) return code;
   bool outermost = sqlite3_get_autocommit(store->db);
   code = control(store, outermost ? BEGIN : SAVEPOINT);
+  if (code == OUTBOX_BUSY && !outermost) /* no lock is missing: SQLite forbids it just then */
+    code = outbox_fail(store, OUTBOX_MISUSE,
+                       "no savepoint can be set while a statement that writes gives its rows");
   if (code != OUTBOX_OK) return code;
   if (store->depth++ == 0) store->outermost = outermost;
   return OUTBOX_OK;
 }
 
-/* Undoes the innermost begin, whatever state an error has left it in; keeps the error's message. */
+/*
+** Undoes the innermost begin, whatever state an error has left it in; keeps the error's message. If
+** a part cannot be undone, for want of memory, the whole is: better than to commit that part.
+*/
 static void undo(outbox_store *store) {
   char message[sizeof store->message];
   memcpy(message, store->message, sizeof message);
   bool outermost = store->depth == 1 && store->outermost;
   store->depth--;
-  if (!sqlite3_get_autocommit(store->db)) {
-    /* Should memory not suffice to undo a part, the whole goes: better than to commit that part. */
-    if (outermost || control(store, ROLLBACK_TO) != OUTBOX_OK ||
-        control(store, RELEASE) != OUTBOX_OK)
-      control(store, ROLLBACK);
-  }
+  if (!sqlite3_get_autocommit(store->db) &&
+      (outermost || control(store, ROLLBACK_TO) != OUTBOX_OK ||
+       control(store, RELEASE) != OUTBOX_OK))
+    store->doomed = control(store, ROLLBACK) != OUTBOX_OK;
   memcpy(store->message, message, sizeof message);
 }
 

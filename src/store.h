@@ -18,7 +18,8 @@ enum statement {
   SAVEPOINT,
   RELEASE,
   ROLLBACK_TO,
-  LAST_CONTROL = ROLLBACK_TO, /* the ones above need no tables */
+  DATA_VERSION,
+  LAST_CONTROL = DATA_VERSION, /* the ones above need no tables */
   INSERT_READY,
   INSERT_READY_ROWS,
   INSERT_DELAYED,
@@ -48,12 +49,14 @@ enum statement {
 };
 
 /*
-** The entries that outbox_get_claimed_entries gave last, as long as their seq follow each other. A
-** seq, once committed, belongs to one id for ever; so if these very ids are deleted, the range can
-** be, which is a quarter faster than one after the other.
+** The entries that outbox_get_claimed_entries gave last, if their seq follow each other. If these
+** very ids are deleted, and nobody has written to the database since, the range can be deleted,
+** which is a quarter faster than one after the other.
 */
 typedef struct batch {
-  bool open; /* may still grow: the rows are being read, and so far without a gap */
+  bool open;            /* may still grow: the rows are being read, and so far without a gap */
+  int64_t data_version; /* of the database, changed by other connections, when reading began */
+  int64_t changes;      /* of this connection, at that time */
   int64_t first_seq;
   size_t count;
   char *ids; /* of each its size, a size_t, and its bytes */
@@ -71,6 +74,7 @@ struct outbox_store {
   outbox_uuid_state uuid_state; /* context of the default ID generator */
   bool migrated;                /* the schema's version was found to be ours */
   int depth;                    /* how many begins are open */
+  bool doomed;                  /* a rollback failed and is still to be done */
   bool outermost; /* the first of them is a BEGIN, not a savepoint in somebody else's */
   batch batch;
   sqlite3_stmt *reading; /* what outbox_next and outbox_next_lease step, else NULL */
@@ -98,8 +102,9 @@ char *outbox_expand(outbox_store *store, const char *sql);
 
 /*
 ** Prepares `sql` on first use, with the store's prefix for each `@` in it, and binds the parameters
-** that `types` lists: i an int64_t, t an outbox_bytes as TEXT, b an outbox_bytes as BLOB. The bytes
-** are not copied: they must live until outbox_reset. Fails with SCHEMA before the migration.
+** that `types` lists: i an int64_t, t an outbox_bytes as TEXT, b as BLOB, neither of them copied, so
+** that they must live until outbox_reset; T as TEXT and copied. Fails with SCHEMA before the
+** migration.
 */
 int outbox_query(outbox_store *store, enum statement which, const char *sql, sqlite3_stmt **out,
                  const char *types, ...);
@@ -107,10 +112,10 @@ int outbox_query(outbox_store *store, enum statement which, const char *sql, sql
 /* Binds more parameters, the one at `first` first. */
 int outbox_bind(outbox_store *store, sqlite3_stmt *statement, int first, const char *types, ...);
 
-/* OUTBOX_ROW, or OUTBOX_DONE or an error and the statement is reset. NULL is stepped as done. */
+/* OUTBOX_ROW, or OUTBOX_DONE or an error and the statement is reset. */
 int outbox_step(outbox_store *store, sqlite3_stmt *statement);
 
-/* Resets a statement, if it is not NULL, and lets go of the bytes that are bound to it. */
+/* Resets a statement and lets go of the bytes that are bound to it. */
 void outbox_reset(sqlite3_stmt *statement);
 
 /* Runs a statement that gives no row: outbox_query, outbox_step, outbox_reset. */
@@ -124,6 +129,9 @@ outbox_bytes outbox_column(sqlite3_stmt *statement, int index);
 
 /* Steps what is being read; the error path of outbox_next and outbox_next_lease. */
 int outbox_next_row(outbox_store *store);
+
+/* Begins the store's batch, which outbox_next fills. */
+int outbox_start_batch(outbox_store *store);
 
 /* Adds an entry that was read to the store's batch. */
 void outbox_remember(outbox_store *store, const outbox_entry *entry);

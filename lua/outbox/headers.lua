@@ -1,5 +1,6 @@
 --- Headers: a table of strings in Lua, a JSON object in the database, so that SQL can read them.
 -- Loaded, with lua-cjson, when the first message or entry with headers comes by.
+-- @module outbox.headers
 
 local ok, cjson = pcall(require, "cjson")
 if not ok then
@@ -14,19 +15,23 @@ local M = {}
 ---@param headers table<string, string>
 ---@return string
 function M.encode(headers)
+  local object = {} -- what `pairs` gives, which need not be what the table holds
   for name, value in pairs(headers) do
     if type(name) ~= "string" or type(value) ~= "string" then
       error(("headers must be strings: %s = %s"):format(name, value), 0)
     end
+    object[name] = value
   end
-  return json.encode(headers)
+  return json.encode(object)
 end
 
---- Makes headers of JSON.
+--- Makes headers of JSON. What plain SQL has published may be JSON that lua-cjson refuses, a lone
+-- surrogate for instance: it is given as it is, lest one entry keep all others from being read.
 ---@param text string
----@return table<string, string>
+---@return table<string, string>|string
 function M.decode(text)
-  return json.decode(text)
+  local decoded, headers = pcall(json.decode, text)
+  return decoded and headers or text
 end
 
 return M

@@ -98,6 +98,17 @@ static void a_child_cannot_end_the_parents_transaction(void **state) {
   assert_string_equal(string(f->db, "PRAGMA integrity_check"), "ok");
 }
 
+/* SQLite's locks do not survive a fork: a child that opens a store must not inherit one. */
+static void put_away(fixture *f) {
+  close_store(f, f->store);
+}
+
+static void take_back(fixture *f) {
+  outbox_options options = test_options(f);
+  f->store = open_store(f, &options);
+  f->db = outbox_connection(f->store);
+}
+
 static int publish_by_a_store_of_its_own(fixture *f) {
   outbox_store *store;
   outbox_message one = message("child");
@@ -107,10 +118,12 @@ static int publish_by_a_store_of_its_own(fixture *f) {
   return code;
 }
 
-static void a_child_may_open_a_store_of_its_own(void **state) {
+static void a_child_of_a_process_without_a_store_may_open_one(void **state) {
   fixture *f = *state;
   publish(f->store, "a");
+  put_away(f);
   assert_int_equal(wait_for(start_child(publish_by_a_store_of_its_own, f)), 0);
+  take_back(f);
   publish(f->store, "b");
   assert_string_equal(ids_in(f->db, "entries"), "a child b");
 }
@@ -134,11 +147,13 @@ static void a_process_killed_in_its_transaction_leaves_nothing(void **state) {
   fixture *f = *state;
   char byte;
   publish(f->store, "a");
+  put_away(f);
   assert_int_equal(pipe(ready_pipe), 0);
   pid_t child = start_child(publish_and_hang, f);
   close(ready_pipe[1]);
   ssize_t ready = read(ready_pipe[0], &byte, 1);
   close(ready_pipe[0]);
+  take_back(f);
   int busy = outbox_begin(f->store);
   kill(child, SIGKILL); /* before anything can fail, or it would hang there for ever */
   assert_int_equal(wait_for(child), -SIGKILL);
@@ -163,11 +178,13 @@ static void wait_for_start(void) {
 
 /* Runs two children at once; both must succeed. */
 static void race(int (*body)(fixture *), fixture *f) {
+  put_away(f);
   assert_int_equal(pipe(start_pipe), 0);
   pid_t one = start_child(body, f), two = start_child(body, f);
   close(start_pipe[0]);
   close(start_pipe[1]);
   int first = wait_for(one), second = wait_for(two);
+  take_back(f);
   assert_string_equal(outbox_code_name(first), "ok");
   assert_string_equal(outbox_code_name(second), "ok");
 }
@@ -272,7 +289,7 @@ int test_process(void) {
   const struct CMUnitTest tests[] = {
       TEST(a_child_is_refused_and_the_parent_goes_on),
       TEST(a_child_cannot_end_the_parents_transaction),
-      TEST(a_child_may_open_a_store_of_its_own),
+      TEST(a_child_of_a_process_without_a_store_may_open_one),
       TEST(a_process_killed_in_its_transaction_leaves_nothing),
       TEST_WITHOUT_STORE(two_processes_may_migrate_a_new_file_at_once),
       TEST(two_processes_that_publish_at_once_lose_nothing_and_keep_their_order),

@@ -22,6 +22,8 @@
 static int process_fork(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
   fflush(NULL);
+  lua_gc(L, LUA_GCCOLLECT); /* closes stores that nobody holds: a child must not inherit them */
+  lua_gc(L, LUA_GCCOLLECT);
   pid_t pid = fork();
   if (pid < 0) return luaL_error(L, "fork failed");
   if (pid == 0) {

@@ -42,6 +42,7 @@ bool shim_microseconds(double seconds, int64_t *microseconds) {
 
 int64_t shim_check_microseconds(lua_State *L, int index) {
   int64_t microseconds;
+  luaL_checktype(L, index, LUA_TNUMBER);
   bool ok = shim_microseconds(luaL_checknumber(L, index), &microseconds);
   luaL_argcheck(L, ok, index, "time out of range");
   return microseconds;
@@ -90,16 +91,19 @@ static int push_uuid(lua_State *L, outbox_id_generator *generator, void *context
 /***
 An ID generator: UUIDv7, whose ids rise with time. The default.
 @function uuid_v7
-@tparam[opt] table clock its `now()` is the time in the id; default the system's
+@tparam[opt] table clock its `now()` is the time in the id, unless an id made before is later;
+default the system's
 @treturn string 36 characters
 */
 static int uuid_v7(lua_State *L) {
   outbox_uuid_state *state = lua_touserdata(L, lua_upvalueindex(1));
   int64_t now;
-  if (lua_istable(L, 1)) {
+  if (!lua_isnoneornil(L, 1)) {
+    luaL_checktype(L, 1, LUA_TTABLE);
     lua_getfield(L, 1, "now");
     lua_call(L, 0, 1);
-    luaL_argcheck(L, shim_microseconds(lua_tonumber(L, -1), &now), 1, "time out of range");
+    bool ok = lua_type(L, -1) == LUA_TNUMBER && shim_microseconds(lua_tonumber(L, -1), &now);
+    luaL_argcheck(L, ok, 1, "its now() must return a time in seconds");
   } else if (outbox_system_clock(NULL, &now) != 0) {
     return luaL_error(L, "%s", strerror(errno));
   }

@@ -8,6 +8,7 @@
 
 #include <lauxlib.h>
 #include <lua.h>
+#include <sys/types.h>
 
 #include "../outbox.h"
 
@@ -21,10 +22,19 @@
 typedef struct transaction transaction;
 
 /*
-** A store. Its user values: the clock, a table with a function `now`, and the ID generator, a table
-** with a function `generate_id`, or nil.
+** A store. Its user values: the clock, a table with a function `now`; the ID generator, a table with
+** a function `generate_id`, or nil; and what keeps count of the open stores.
 */
-enum { CLOCK_VALUE = 1, ID_GENERATOR_VALUE, STORE_VALUES = ID_GENERATOR_VALUE };
+enum { CLOCK_VALUE = 1, ID_GENERATOR_VALUE, OPENED_VALUE, STORE_VALUES = OPENED_VALUE };
+
+/*
+** The stores that a process has open. SQLite's own bookkeeping of locks survives a fork, but the
+** locks do not: a child of a process with an open store would write without any.
+*/
+typedef struct shim_opened {
+  pid_t pid;
+  int count;
+} shim_opened;
 
 typedef struct shim_store {
   outbox_store *store;    /* NULL once closed */
@@ -33,6 +43,7 @@ typedef struct shim_store {
   bool preparing;         /* SQL of the user's is being prepared: no COMMIT in there */
   int64_t now;            /* what the core's clock callback answers */
   lua_State *owner;       /* the coroutine that opened the transaction */
+  shim_opened *opened;    /* where it is counted, NULL unless it is */
   transaction *innermost; /* of the open transactions, NULL without one */
 } shim_store;
 

@@ -10,6 +10,7 @@ before the call. Codes: `busy`, `cantopen`, `closed`, `constraint`, `corrupt`, `
 */
 #include <sqlite3.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "shim.h"
 
@@ -216,13 +217,13 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
                  void check(lua_State *L)) {
   outbox_message one, *messages = &one;
   size_t count = last > 1 ? (size_t)last - 1 : 0;
-  luaL_checktype(L, 2, LUA_TTABLE);
+  luaL_argcheck(L, count > 0, 2, "table expected, got no value");
   if (count > 1) messages = lua_newuserdatauv(L, count * sizeof *messages, 0);
 
+  read_clock(L, self, store_index); /* before the messages, which it may change */
   bool make = self->lua_id_generator;
   for (int i = 2; i <= last; i++)
     make |= read_message(L, i, &messages[i - 2]);
-  read_clock(L, self, store_index);
   if (make) {
     lua_newtable(L);
     for (int i = 2; i <= last; i++)
@@ -264,7 +265,8 @@ Adds messages to the outbox, in this order, all or none: in the transaction that
 store, else in one of its own.
 @function store:publish
 @tparam outbox.message ... each a table, every field optional: `id`, `namespace`, `key`, `payload`
-(strings), `headers` (a table of strings) and `deliver_at` (seconds since the epoch)
+(strings), `headers` (a table of strings) and `deliver_at` (seconds since the epoch); fields are
+read raw, without metamethods
 @treturn string... the id of each entry
 @raise `duplicate`, `toobig`, `busy`, `full`; what the clock or the ID generator raises
 */
@@ -278,7 +280,8 @@ static int store_publish(lua_State *L) {
 /***
 Claims entries for a processor: what nobody has claimed, what it has claimed itself (renewed with
 the new deadline), and what was claimed with a deadline before now. Delayed entries that are due
-come back first, at most 1,000 a call. Costs the same whatever the backlog, and writes nothing when
+come back first, at most 1,000 a call. Costs the same whatever the backlog (with a limit, in
+proportion to that), and writes nothing when
 there is nothing to claim.
 @function store:claim_entries
 @tparam string processor_id
@@ -286,7 +289,7 @@ there is nothing to claim.
 @tparam[opt] table options `limit`: claim at most that many, the oldest first, its own before all;
 `exclusive`: claim nothing while another processor holds a live claim, else everything, and what is
 published until the deadline too
-@treturn boolean whether the processor now holds any entry
+@treturn boolean whether the call has claimed any entry, new or its own
 @raise `busy`, `full`
 */
 static int store_claim_entries(lua_State *L) {
@@ -315,6 +318,7 @@ static int store_claim_entries(lua_State *L) {
 typedef struct reading {
   outbox_store *store;
   int code;
+  bool dead;    /* the entries are dead letters */
   bool headers; /* some entry has headers, still in JSON */
 } reading;
 
@@ -363,7 +367,7 @@ static int read_entries(lua_State *L) {
     lua_pushinteger(L, entry.attempts);
     lua_rawset(L, -3);
     set_entry_bytes(L, ENTRY_LAST_ERROR, entry.last_error);
-    if (entry.died_at != 0) {
+    if (reading->dead) {
       set_seconds(L, "died_at", entry.died_at);
       lua_pushinteger(L, entry.seq);
       lua_setfield(L, -2, "seq");
@@ -374,9 +378,9 @@ static int read_entries(lua_State *L) {
 }
 
 /* Pushes the array that `read` makes of the reading that was started with `code`. */
-static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read) {
+static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read, bool dead) {
   shim_check(L, self, code);
-  reading reading = {.store = self->store};
+  reading reading = {.store = self->store, .dead = dead};
   lua_pushcfunction(L, read); /* protected: Lua may run out of memory in mid-reading */
   lua_pushlightuserdata(L, &reading);
   int status = lua_pcall(L, 1, 1, 0);
@@ -386,8 +390,8 @@ static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction
   return reading.headers;
 }
 
-static int push_entries(lua_State *L, shim_store *self, int code) {
-  if (!push_reading(L, self, code, read_entries)) return 1;
+static int push_entries(lua_State *L, shim_store *self, int code, bool dead) {
+  if (!push_reading(L, self, code, read_entries, dead)) return 1;
   for (lua_Integer i = 1; lua_rawgeti(L, -1, i) != LUA_TNIL; i++) {
     if (lua_getfield(L, -1, "headers") != LUA_TNIL) {
       convert_headers(L, "decode");
@@ -401,6 +405,7 @@ static int push_entries(lua_State *L, shim_store *self, int code) {
 }
 
 static int64_t check_count(lua_State *L, int index) {
+  luaL_checktype(L, index, LUA_TNUMBER);
   lua_Integer count = luaL_checkinteger(L, index);
   luaL_argcheck(L, count > 0, index, "must be above 0");
   return count;
@@ -421,7 +426,8 @@ static int store_get_claimed_entries(lua_State *L) {
   int64_t batch_size = check_count(L, 3);
   read_clock(L, self, 1);
   shim_check_store(L, 1);
-  return push_entries(L, self, outbox_get_claimed_entries(self->store, processor_id, batch_size));
+  return push_entries(L, self, outbox_get_claimed_entries(self->store, processor_id, batch_size),
+                      false);
 }
 
 typedef int by_ids(outbox_store *store, const outbox_bytes *ids, size_t count, int64_t *found);
@@ -508,7 +514,7 @@ static int store_dead_entries(lua_State *L) {
     luaL_argcheck(L, type == LUA_TNIL || type == LUA_TSTRING, 2, "namespace must be a string");
     namespace = opt_bytes(L, -1);
   }
-  return push_entries(L, self, outbox_dead_entries(self->store, namespace, after, limit));
+  return push_entries(L, self, outbox_dead_entries(self->store, namespace, after, limit), true);
 }
 
 /***
@@ -577,7 +583,7 @@ static int store_stats(lua_State *L) {
   }
   if (counts.ready > 0) set_seconds(L, "oldest_age", counts.oldest_age);
   if (counts.delayed > 0) set_seconds(L, "due_at", counts.due_at);
-  push_reading(L, self, outbox_leases(self->store), read_leases);
+  push_reading(L, self, outbox_leases(self->store), read_leases, false);
   lua_setfield(L, -2, "leases");
   return 1;
 }
@@ -604,6 +610,8 @@ to-be-closed variable and by the garbage collector.
 static int store_close(lua_State *L) {
   shim_store *self = luaL_checkudata(L, 1, STORE);
   shim_close_transactions(self);
+  if (self->opened != NULL && self->opened->pid == getpid()) self->opened->count--;
+  self->opened = NULL;
   outbox_close(self->store);
   self->store = NULL;
   return 0;
@@ -615,12 +623,14 @@ static int store_tostring(lua_State *L) {
   return 1;
 }
 
-/* SQL of the user's must not end the transaction that the store has begun. */
-static int authorize(void *context, int action, const char *a, const char *b, const char *c,
-                     const char *d) {
-  (void)a, (void)b, (void)c, (void)d;
+/* SQL of the user's must not end the transaction, or the savepoint, that the store has begun. */
+static int authorize(void *context, int action, const char *operation, const char *name,
+                     const char *database, const char *trigger) {
+  (void)operation, (void)database, (void)trigger;
   shim_store *self = context;
-  return action == SQLITE_TRANSACTION && self->preparing ? SQLITE_DENY : SQLITE_OK;
+  bool ours = action == SQLITE_TRANSACTION ||
+              (action == SQLITE_SAVEPOINT && sqlite3_stricmp(name, "outbox") == 0);
+  return ours && self->preparing ? SQLITE_DENY : SQLITE_OK;
 }
 
 /* Puts a function or a table of which `method` will be called in a user value of the store. */
@@ -660,7 +670,8 @@ publishing) or "extra"; `busy_timeout`, seconds to wait for another connection's
 as `generate_id`, default `outbox.uuid_v7`. They are called as plain functions, without a self,
 whenever they are needed, and always before the database is entered: they may raise
 @treturn outbox.store
-@raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`
+@raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`; `forked` in the child of a process that
+had a store open: it must close its stores before it forks, or fork before it opens any
 */
 static int open_store(lua_State *L) {
   static const char *const OPTIONS[] = {"prefix", "synchronous",  "busy_timeout",
@@ -674,11 +685,19 @@ static int open_store(lua_State *L) {
   luaL_argcheck(L, strlen(path.data) == path.size, 1, "a path cannot contain a NUL");
   outbox_options options = OUTBOX_DEFAULTS;
   lua_settop(L, 2);
+  shim_opened *opened = lua_touserdata(L, lua_upvalueindex(2));
+  if (opened->count > 0 && opened->pid != getpid())
+    shim_raise(L, "forked",
+               "this process was forked from one with an open store; it cannot open "
+               "any, for SQLite's locks do not survive that");
+  opened->pid = getpid();
   shim_store *self = lua_newuserdatauv(L, sizeof *self, STORE_VALUES);
   memset(self, 0, sizeof *self);
   luaL_setmetatable(L, STORE);
   lua_pushvalue(L, lua_upvalueindex(1));
   lua_setiuservalue(L, 3, CLOCK_VALUE);
+  lua_pushvalue(L, lua_upvalueindex(2));
+  lua_setiuservalue(L, 3, OPENED_VALUE);
 
   if (check_options(L, 2, OPTIONS)) {
     if (lua_getfield(L, 2, "prefix") != LUA_TNIL) {
@@ -713,6 +732,8 @@ static int open_store(lua_State *L) {
   if (self->store == NULL) return luaL_error(L, "not enough memory");
   if (code == OUTBOX_MISUSE) return luaL_argerror(L, 2, outbox_error_message(self->store));
   shim_check(L, self, code);
+  self->opened = opened;
+  opened->count++;
   sqlite3_set_authorizer(outbox_connection(self->store), authorize, self);
   lua_settop(L, 3);
   return 1;
@@ -746,6 +767,8 @@ void shim_open_store(lua_State *L) {
   lua_setfield(L, -3, "store"); /* where the module `outbox` adds the methods that are in Lua */
   lua_pop(L, 1);
   lua_getfield(L, -1, "clock");
-  lua_pushcclosure(L, open_store, 1);
+  shim_opened *opened = lua_newuserdatauv(L, sizeof *opened, 0);
+  memset(opened, 0, sizeof *opened);
+  lua_pushcclosure(L, open_store, 2);
   lua_setfield(L, -2, "open");
 }

@@ -77,8 +77,8 @@ static int transaction_close(lua_State *L) {
 
 /* --- Beginning and committing, for store:transaction ------------------------------------------ */
 
-/* begin(store) */
-static int begin(lua_State *L) {
+/* new(store): a transaction that has not begun, so that nothing can come between begin and close. */
+static int new (lua_State *L) {
   shim_store *store = shim_check_store(L, 1);
   transaction *self = lua_newuserdatauv(L, sizeof *self, TRANSACTION_VALUES);
   memset(self, 0, sizeof *self);
@@ -87,13 +87,21 @@ static int begin(lua_State *L) {
   lua_setiuservalue(L, -2, STORE_VALUE);
   lua_pushthread(L);
   lua_setiuservalue(L, -2, OWNER_VALUE);
+  self->store = store;
+  return 1;
+}
+
+/* begin(txn) */
+static int begin(lua_State *L) {
+  transaction *self = luaL_checkudata(L, 1, TRANSACTION);
+  lua_getiuservalue(L, 1, STORE_VALUE);
+  shim_store *store = shim_check_store(L, 2);
   shim_check(L, store, outbox_begin(store->store));
   if (store->innermost == NULL) store->owner = L;
-  self->store = store;
   self->outer = store->innermost;
   self->open = true;
   store->innermost = self;
-  return 1;
+  return 0;
 }
 
 static transaction *check_open(lua_State *L) {
@@ -306,7 +314,8 @@ static const luaL_Reg METAMETHODS[] = {
 static const luaL_Reg ROWS_METAMETHODS[] = {
     {"__call", rows_next}, {"__gc", rows_close}, {"__close", rows_close}, {NULL, NULL}};
 
-static const luaL_Reg FUNCTIONS[] = {{"begin", begin}, {"commit", commit}, {NULL, NULL}};
+static const luaL_Reg FUNCTIONS[] = {
+    {"new", new}, {"begin", begin}, {"commit", commit}, {NULL, NULL}};
 
 void shim_open_transaction(lua_State *L) {
   luaL_newmetatable(L, TRANSACTION);
