@@ -26,12 +26,13 @@
 ** failure outbox_error_message() says more, and the database is as it was before the call. Times
 ** are microseconds since the Unix epoch. Strings are outbox_bytes and may hold any bytes; the
 ** database copies them before the call returns. A store is one SQLite connection: use it from one
-** thread at a time. An operation takes part in the transaction that is open on the connection; where
-** there is none, it runs in one of its own, begun with BEGIN IMMEDIATE, so that two writers queue
-** for `busy_timeout` instead of failing at once.
+** thread at a time. An operation takes part in the transaction that is open on the connection;
+** where there is none, it runs in one of its own, begun with BEGIN IMMEDIATE, so that two writers
+** queue for `busy_timeout` instead of failing at once.
 **
-** Never fork() with a store open unless the child calls exec: it can use no store of its parent, and
-** must not open one on the same file either, for SQLite would believe it to hold its parent's locks.
+** Never fork() with a store open unless the child calls exec: it can use no store of its parent,
+** and must not open one on the same file either, for SQLite would believe it to hold its parent's
+** locks.
 */
 #ifndef OUTBOX_H
 #define OUTBOX_H

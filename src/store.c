@@ -326,7 +326,7 @@ static void undo(outbox_store *store) {
   bool outermost = store->depth == 1 && store->outermost;
   store->depth--;
   if (!sqlite3_get_autocommit(store->db) &&
-      (outermost || control(store, ROLLBACK_TO) != OUTBOX_OK ||
+      (outermost || store->doomed || control(store, ROLLBACK_TO) != OUTBOX_OK ||
        control(store, RELEASE) != OUTBOX_OK))
     store->doomed = control(store, ROLLBACK) != OUTBOX_OK;
   memcpy(store->message, message, sizeof message);
@@ -343,17 +343,22 @@ int outbox_end(outbox_store *store, int code) {
   return code;
 }
 
+/* A begin can be ended even if its rollback is still to be done. */
+static bool can_end(const outbox_store *store, int code) {
+  return store->depth > 0 && (code == OUTBOX_OK || (store->doomed && code != OUTBOX_FORKED));
+}
+
 int outbox_commit(outbox_store *store) {
   int code = outbox_enter(store);
-  if (code != OUTBOX_OK) return code;
-  if (store->depth == 0) return outbox_fail(store, OUTBOX_MISUSE, "no transaction to commit");
-  return outbox_end(store, OUTBOX_OK);
+  if (can_end(store, code)) return outbox_end(store, code);
+  return code != OUTBOX_OK ? code : outbox_fail(store, OUTBOX_MISUSE, "no transaction to commit");
 }
 
 int outbox_rollback(outbox_store *store) {
   int code = outbox_enter(store);
-  if (code == OUTBOX_OK && store->depth > 0) undo(store);
-  return code;
+  if (!can_end(store, code)) return code;
+  undo(store);
+  return OUTBOX_OK;
 }
 
 /* --- Opening and closing --------------------------------------------------------------------- */

@@ -102,8 +102,8 @@ char *outbox_expand(outbox_store *store, const char *sql);
 
 /*
 ** Prepares `sql` on first use, with the store's prefix for each `@` in it, and binds the parameters
-** that `types` lists: i an int64_t, t an outbox_bytes as TEXT, b as BLOB, neither of them copied, so
-** that they must live until outbox_reset; T as TEXT and copied. Fails with SCHEMA before the
+** that `types` lists: i an int64_t, t an outbox_bytes as TEXT, b as BLOB, neither of them copied,
+** so that they must live until outbox_reset; T as TEXT and copied. Fails with SCHEMA before the
 ** migration.
 */
 int outbox_query(outbox_store *store, enum statement which, const char *sql, sqlite3_stmt **out,

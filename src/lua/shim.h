@@ -22,8 +22,8 @@
 typedef struct transaction transaction;
 
 /*
-** A store. Its user values: the clock, a table with a function `now`; the ID generator, a table with
-** a function `generate_id`, or nil; and what keeps count of the open stores.
+** A store. Its user values: the clock, a table with a function `now`; the ID generator, a table
+** with a function `generate_id`, or nil; and what keeps count of the open stores.
 */
 enum { CLOCK_VALUE = 1, ID_GENERATOR_VALUE, OPENED_VALUE, STORE_VALUES = OPENED_VALUE };
 

@@ -77,7 +77,7 @@ static int transaction_close(lua_State *L) {
 
 /* --- Beginning and committing, for store:transaction ------------------------------------------ */
 
-/* new(store): a transaction that has not begun, so that nothing can come between begin and close. */
+/* new(store): one that has not begun, so that no error can come between its begin and its close. */
 static int new (lua_State *L) {
   shim_store *store = shim_check_store(L, 1);
   transaction *self = lua_newuserdatauv(L, sizeof *self, TRANSACTION_VALUES);
