@@ -27,6 +27,9 @@ build = {
     ["outbox.core"] = {
       sources = {
         "src/store.c",
+        "src/error.c",
+        "src/statement.c",
+        "src/transaction.c",
         "src/schema.c",
         "src/uuid.c",
         "src/publish.c",
@@ -35,6 +38,8 @@ build = {
         "src/dead.c",
         "src/stats.c",
         "src/lua/module.c",
+        "src/lua/publish.c",
+        "src/lua/reading.c",
         "src/lua/store.c",
         "src/lua/transaction.c",
       },

@@ -100,6 +100,9 @@ int outbox_fail_sqlite(outbox_store *store);
 /* The SQL with the store's prefix for each `@`; to be freed with sqlite3_free. NULL: no memory. */
 char *outbox_expand(outbox_store *store, const char *sql);
 
+/* Prepares SQL for the connection's life. */
+int outbox_prepare(outbox_store *store, const char *sql, sqlite3_stmt **statement);
+
 /*
 ** Prepares `sql` on first use, with the store's prefix for each `@` in it, and binds the parameters
 ** that `types` lists: i an int64_t, t an outbox_bytes as TEXT, b as BLOB, neither of them copied,
@@ -120,6 +123,13 @@ void outbox_reset(sqlite3_stmt *statement);
 
 /* Runs a statement that gives no row: outbox_query, outbox_step, outbox_reset. */
 int outbox_run(outbox_store *store, enum statement which, const char *sql, const char *types, ...);
+
+/*
+** The statements that need no tables, up to LAST_CONTROL. They are prepared when the store is
+** opened: to roll back must not need memory that may not be there.
+*/
+int outbox_prepare_control(outbox_store *store);
+int outbox_control(outbox_store *store, enum statement which);
 
 /* Ends an outbox_begin: commits when code is OUTBOX_OK, else rolls back. Returns the result. */
 int outbox_end(outbox_store *store, int code);

@@ -64,6 +64,24 @@ shim_store *shim_check_store(lua_State *L, int index);
 int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
                  void check(lua_State *L));
 
+/*
+** Reads the clock, where it is Lua's, ahead of the core. To be followed by another check of the
+** store, whose userdata is at the index: the clock may have closed it.
+*/
+void shim_read_clock(lua_State *L, shim_store *self, int index);
+
+/* Pushes the array of what the core has begun to read, unless `code` is an error: entries ... */
+int shim_push_entries(lua_State *L, shim_store *self, int code, bool dead);
+
+/* ... or leases. */
+void shim_push_leases(lua_State *L, shim_store *self, int code);
+
+/* Replaces the value on the top by what a function of outbox.headers makes of it. */
+void shim_convert_headers(lua_State *L, const char *function);
+
+/* Sets a field of the table on the top to a time or a span of time. */
+void shim_set_seconds(lua_State *L, const char *field, int64_t microseconds);
+
 /* Seconds as microseconds; false where they are out of all range. */
 bool shim_microseconds(double seconds, int64_t *microseconds);
 int64_t shim_check_microseconds(lua_State *L, int index);

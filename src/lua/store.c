@@ -78,18 +78,7 @@ static int64_t opt_integer(lua_State *L, int index, const char *option, int64_t 
   return value;
 }
 
-static void set_bytes(lua_State *L, const char *field, outbox_bytes bytes) {
-  if (bytes.data == NULL) return;
-  lua_pushlstring(L, bytes.data, bytes.size);
-  lua_setfield(L, -2, field);
-}
-
-static void set_seconds(lua_State *L, const char *field, int64_t microseconds) {
-  shim_push_seconds(L, microseconds);
-  lua_setfield(L, -2, field);
-}
-
-/* --- The clock and the headers: what calls back into Lua ------------------------------------- */
+/* --- The clock ------------------------------------------------------------------------------- */
 
 /* The core's clock where the user's is a Lua one: it was read before the core was entered. */
 static int stored_clock(void *context, int64_t *now) {
@@ -97,8 +86,7 @@ static int stored_clock(void *context, int64_t *now) {
   return 0;
 }
 
-/* To be followed by another check of the store: the clock may have closed it. */
-static void read_clock(lua_State *L, shim_store *self, int index) {
+void shim_read_clock(lua_State *L, shim_store *self, int index) {
   if (!self->lua_clock) return;
   lua_getiuservalue(L, index, CLOCK_VALUE);
   lua_getfield(L, -1, "now");
@@ -109,152 +97,7 @@ static void read_clock(lua_State *L, shim_store *self, int index) {
   lua_pop(L, 2);
 }
 
-/* Replaces the value on the top by what outbox.headers makes of it. */
-static void convert_headers(lua_State *L, const char *function) {
-  lua_getglobal(L, "require");
-  lua_pushliteral(L, "outbox.headers");
-  lua_call(L, 1, 1);
-  lua_getfield(L, -1, function);
-  lua_insert(L, -3);
-  lua_pop(L, 1);
-  lua_call(L, 1, 1);
-}
-
 /* --- Publishing ------------------------------------------------------------------------------ */
-
-enum { ID, NAMESPACE, KEY, PAYLOAD, HEADERS, DELIVER_AT, FIELDS };
-
-static const char *const FIELD_NAMES[FIELDS] = {"id",      "namespace", "key",
-                                                "payload", "headers",   "deliver_at"};
-
-static int find_field(lua_State *L, int argument) {
-  if (lua_type(L, -2) == LUA_TSTRING)
-    for (int field = 0; field < FIELDS; field++)
-      if (strcmp(lua_tostring(L, -2), FIELD_NAMES[field]) == 0) return field;
-  const char *name = luaL_tolstring(L, -2, NULL);
-  return luaL_argerror(L, argument, lua_pushfstring(L, "unknown field '%s'", name));
-}
-
-static void check_field(lua_State *L, int argument, int field, int type) {
-  if (lua_type(L, -1) != type)
-    luaL_argerror(L, argument,
-                  lua_pushfstring(L, "field '%s' must be a %s, not a %s", FIELD_NAMES[field],
-                                  lua_typename(L, type), luaL_typename(L, -1)));
-}
-
-/*
-** Reads a message without calling into Lua: its strings stay where they are as long as nobody
-** changes the table. The headers are left out; returns whether there are any.
-*/
-static bool read_message(lua_State *L, int argument, outbox_message *message) {
-  outbox_bytes *const strings[] = {[ID] = &message->id,
-                                   [NAMESPACE] = &message->namespace,
-                                   [KEY] = &message->key,
-                                   [PAYLOAD] = &message->payload};
-  bool headers = false;
-  luaL_checktype(L, argument, LUA_TTABLE);
-  memset(message, 0, offsetof(outbox_message, generated_id));
-  for (lua_pushnil(L); lua_next(L, argument); lua_pop(L, 1)) {
-    int field = find_field(L, argument);
-    if (field == HEADERS) {
-      check_field(L, argument, field, LUA_TTABLE);
-      headers = true;
-    } else if (field == DELIVER_AT) {
-      check_field(L, argument, field, LUA_TNUMBER);
-      luaL_argcheck(L, shim_microseconds(lua_tonumber(L, -1), &message->deliver_at), argument,
-                    "field 'deliver_at' is out of range");
-    } else {
-      check_field(L, argument, field, LUA_TSTRING);
-      strings[field]->data = lua_tolstring(L, -1, &strings[field]->size);
-    }
-  }
-  return headers;
-}
-
-static void get_field(lua_State *L, int argument, int field) {
-  lua_pushstring(L, FIELD_NAMES[field]);
-  lua_rawget(L, argument);
-}
-
-/* Calls into Lua for a message's headers, as JSON, and its id; both go to the table on the top. */
-static void make_fields(lua_State *L, shim_store *self, int store_index, int argument) {
-  int made = lua_gettop(L);
-  get_field(L, argument, HEADERS);
-  if (!lua_isnil(L, -1)) {
-    convert_headers(L, "encode");
-    lua_rawseti(L, made, FIELDS * argument + HEADERS);
-  }
-  get_field(L, argument, ID);
-  if (self->lua_id_generator && lua_isnil(L, -1)) {
-    lua_getiuservalue(L, store_index, ID_GENERATOR_VALUE);
-    lua_getfield(L, -1, "generate_id");
-    lua_getiuservalue(L, store_index, CLOCK_VALUE);
-    lua_pushvalue(L, argument);
-    lua_call(L, 2, 1);
-    if (lua_type(L, -1) != LUA_TSTRING)
-      luaL_error(L, "the ID generator must return a string, not a %s", luaL_typename(L, -1));
-    lua_rawseti(L, made, FIELDS * argument + ID);
-  }
-  lua_settop(L, made);
-}
-
-static void set_made(lua_State *L, int argument, int field, outbox_bytes *bytes) {
-  if (lua_rawgeti(L, -1, FIELDS * argument + field) == LUA_TSTRING && bytes->data == NULL)
-    bytes->data = lua_tolstring(L, -1, &bytes->size);
-  lua_pop(L, 1); /* the table holds it */
-}
-
-static int push_ids(lua_State *L) {
-  const outbox_message *messages = lua_touserdata(L, 1);
-  int count = (int)lua_tointeger(L, 2);
-  luaL_checkstack(L, count, "too many messages");
-  for (int i = 0; i < count; i++)
-    lua_pushlstring(L, messages[i].id.data, messages[i].id.size);
-  return count;
-}
-
-int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
-                 void check(lua_State *L)) {
-  outbox_message one, *messages = &one;
-  size_t count = last > 1 ? (size_t)last - 1 : 0;
-  luaL_argcheck(L, count > 0, 2, "table expected, got no value");
-  if (count > 1) messages = lua_newuserdatauv(L, count * sizeof *messages, 0);
-
-  read_clock(L, self, store_index); /* before the messages, which it may change */
-  bool make = self->lua_id_generator;
-  for (int i = 2; i <= last; i++)
-    make |= read_message(L, i, &messages[i - 2]);
-  if (make) {
-    lua_newtable(L);
-    for (int i = 2; i <= last; i++)
-      make_fields(L, self, store_index, i);
-    for (int i = 2; i <= last; i++) { /* once more: what was called may have changed them */
-      read_message(L, i, &messages[i - 2]);
-      set_made(L, i, HEADERS, &messages[i - 2].headers);
-      set_made(L, i, ID, &messages[i - 2].id);
-    }
-  }
-  if (make || self->lua_clock) check(L);
-
-  /* Should memory not suffice for the ids, a publish of its own must not have been committed. */
-  luaL_checkstack(L, (int)count + LUA_MINSTACK, "too many messages");
-  bool alone = self->innermost == NULL;
-  int status = LUA_OK;
-  if (alone) shim_check(L, self, outbox_begin(self->store));
-  int code = outbox_publish(self->store, messages, count);
-  if (code == OUTBOX_OK) {
-    lua_pushcfunction(L, push_ids);
-    lua_pushlightuserdata(L, messages);
-    lua_pushinteger(L, (lua_Integer)count);
-    status = lua_pcall(L, 2, (int)count, 0);
-  }
-  if (alone && code == OUTBOX_OK && status == LUA_OK)
-    code = outbox_commit(self->store);
-  else if (alone)
-    outbox_rollback(self->store);
-  shim_check(L, self, code);
-  return status == LUA_OK ? (int)count : lua_error(L);
-}
 
 static void check_first(lua_State *L) {
   shim_check_store(L, 1);
@@ -306,101 +149,11 @@ static int store_claim_entries(lua_State *L) {
     exclusive = lua_toboolean(L, -1);
     luaL_argcheck(L, limit == 0 || !exclusive, 4, "a claim cannot be exclusive and have a limit");
   }
-  read_clock(L, self, 1);
+  shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self,
              outbox_claim_entries(self->store, processor_id, deadline, limit, exclusive, &claimed));
   lua_pushboolean(L, claimed);
-  return 1;
-}
-
-/* What a protected call reads: entries from the store, until `code` is OUTBOX_DONE or an error. */
-typedef struct reading {
-  outbox_store *store;
-  int code;
-  bool dead;    /* the entries are dead letters */
-  bool headers; /* some entry has headers, still in JSON */
-} reading;
-
-/* The names of an entry's fields lie at the bottom of the stack: quicker than to look them up. */
-enum {
-  ENTRY_ID = 2,
-  ENTRY_NAMESPACE,
-  ENTRY_KEY,
-  ENTRY_PAYLOAD,
-  ENTRY_HEADERS,
-  ENTRY_CREATED_AT,
-  ENTRY_ATTEMPTS,
-  ENTRY_LAST_ERROR,
-  ENTRIES /* the array that is made of them */
-};
-
-static const char *const ENTRY_NAMES[] = {"id",      "namespace",  "key",      "payload",
-                                          "headers", "created_at", "attempts", "last_error"};
-
-static void set_entry_bytes(lua_State *L, int name, outbox_bytes bytes) {
-  if (bytes.data == NULL) return;
-  lua_pushvalue(L, name);
-  lua_pushlstring(L, bytes.data, bytes.size);
-  lua_rawset(L, -3);
-}
-
-static int read_entries(lua_State *L) {
-  reading *reading = lua_touserdata(L, 1);
-  outbox_entry entry;
-  for (int name = ENTRY_ID; name < ENTRIES; name++)
-    lua_pushstring(L, ENTRY_NAMES[name - ENTRY_ID]);
-  lua_newtable(L);
-  for (lua_Integer i = 1; (reading->code = outbox_next(reading->store, &entry)) == OUTBOX_ROW;
-       i++) {
-    lua_createtable(L, 0, ENTRIES - ENTRY_ID);
-    set_entry_bytes(L, ENTRY_ID, entry.id);
-    set_entry_bytes(L, ENTRY_NAMESPACE, entry.namespace);
-    set_entry_bytes(L, ENTRY_KEY, entry.key);
-    set_entry_bytes(L, ENTRY_PAYLOAD, entry.payload);
-    set_entry_bytes(L, ENTRY_HEADERS, entry.headers);
-    reading->headers |= entry.headers.data != NULL;
-    lua_pushvalue(L, ENTRY_CREATED_AT);
-    shim_push_seconds(L, entry.created_at);
-    lua_rawset(L, -3);
-    lua_pushvalue(L, ENTRY_ATTEMPTS);
-    lua_pushinteger(L, entry.attempts);
-    lua_rawset(L, -3);
-    set_entry_bytes(L, ENTRY_LAST_ERROR, entry.last_error);
-    if (reading->dead) {
-      set_seconds(L, "died_at", entry.died_at);
-      lua_pushinteger(L, entry.seq);
-      lua_setfield(L, -2, "seq");
-    }
-    lua_rawseti(L, ENTRIES, i);
-  }
-  return 1;
-}
-
-/* Pushes the array that `read` makes of the reading that was started with `code`. */
-static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read, bool dead) {
-  shim_check(L, self, code);
-  reading reading = {.store = self->store, .dead = dead};
-  lua_pushcfunction(L, read); /* protected: Lua may run out of memory in mid-reading */
-  lua_pushlightuserdata(L, &reading);
-  int status = lua_pcall(L, 1, 1, 0);
-  outbox_finish(self->store);
-  if (status != LUA_OK) lua_error(L);
-  if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);
-  return reading.headers;
-}
-
-static int push_entries(lua_State *L, shim_store *self, int code, bool dead) {
-  if (!push_reading(L, self, code, read_entries, dead)) return 1;
-  for (lua_Integer i = 1; lua_rawgeti(L, -1, i) != LUA_TNIL; i++) {
-    if (lua_getfield(L, -1, "headers") != LUA_TNIL) {
-      convert_headers(L, "decode");
-      lua_setfield(L, -2, "headers");
-      lua_pushnil(L);
-    }
-    lua_pop(L, 2);
-  }
-  lua_pop(L, 1);
   return 1;
 }
 
@@ -424,10 +177,10 @@ static int store_get_claimed_entries(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   int64_t batch_size = check_count(L, 3);
-  read_clock(L, self, 1);
+  shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  return push_entries(L, self, outbox_get_claimed_entries(self->store, processor_id, batch_size),
-                      false);
+  return shim_push_entries(
+      L, self, outbox_get_claimed_entries(self->store, processor_id, batch_size), false);
 }
 
 typedef int by_ids(outbox_store *store, const outbox_bytes *ids, size_t count, int64_t *found);
@@ -486,7 +239,7 @@ static int store_bury_entry(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes id = shim_check_bytes(L, 2);
   outbox_bytes error = opt_bytes(L, 3);
-  read_clock(L, self, 1);
+  shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self, outbox_bury_entry(self->store, id, error, &found));
   lua_pushboolean(L, found);
@@ -514,7 +267,8 @@ static int store_dead_entries(lua_State *L) {
     luaL_argcheck(L, type == LUA_TNIL || type == LUA_TSTRING, 2, "namespace must be a string");
     namespace = opt_bytes(L, -1);
   }
-  return push_entries(L, self, outbox_dead_entries(self->store, namespace, after, limit), true);
+  return shim_push_entries(L, self, outbox_dead_entries(self->store, namespace, after, limit),
+                           true);
 }
 
 /***
@@ -540,24 +294,6 @@ static int store_purge_entries(lua_State *L) {
   return call_by_ids(L, outbox_purge_entries);
 }
 
-static int read_leases(lua_State *L) {
-  reading *reading = lua_touserdata(L, 1);
-  outbox_lease lease;
-  lua_newtable(L);
-  for (lua_Integer i = 1; (reading->code = outbox_next_lease(reading->store, &lease)) == OUTBOX_ROW;
-       i++) {
-    lua_createtable(L, 0, 4);
-    set_bytes(L, "processor_id", lease.processor_id);
-    set_seconds(L, "deadline", lease.deadline);
-    lua_pushinteger(L, lease.first_seq);
-    lua_setfield(L, -2, "first_seq");
-    lua_pushinteger(L, lease.last_seq);
-    lua_setfield(L, -2, "last_seq");
-    lua_rawseti(L, -2, i);
-  }
-  return 1;
-}
-
 /***
 Counts what there is. The time that this takes grows with the number of entries.
 @function store:stats
@@ -569,7 +305,7 @@ the epoch), `first_seq` and `last_seq`
 static int store_stats(lua_State *L) {
   outbox_counts counts;
   shim_store *self = shim_check_store(L, 1);
-  read_clock(L, self, 1);
+  shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self, outbox_count_entries(self->store, &counts));
   lua_createtable(L, 0, 6);
@@ -581,9 +317,9 @@ static int store_stats(lua_State *L) {
     lua_pushinteger(L, NUMBERS[i].count);
     lua_setfield(L, -2, NUMBERS[i].name);
   }
-  if (counts.ready > 0) set_seconds(L, "oldest_age", counts.oldest_age);
-  if (counts.delayed > 0) set_seconds(L, "due_at", counts.due_at);
-  push_reading(L, self, outbox_leases(self->store), read_leases, false);
+  if (counts.ready > 0) shim_set_seconds(L, "oldest_age", counts.oldest_age);
+  if (counts.delayed > 0) shim_set_seconds(L, "due_at", counts.due_at);
+  shim_push_leases(L, self, outbox_leases(self->store));
   lua_setfield(L, -2, "leases");
   return 1;
 }

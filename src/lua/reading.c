@@ -1,0 +1,137 @@
+/*
+** Reading: what the core gives row by row becomes arrays of Lua tables.
+*/
+#include "shim.h"
+
+static void set_bytes(lua_State *L, const char *field, outbox_bytes bytes) {
+  if (bytes.data == NULL) return;
+  lua_pushlstring(L, bytes.data, bytes.size);
+  lua_setfield(L, -2, field);
+}
+
+void shim_set_seconds(lua_State *L, const char *field, int64_t microseconds) {
+  shim_push_seconds(L, microseconds);
+  lua_setfield(L, -2, field);
+}
+
+void shim_convert_headers(lua_State *L, const char *function) {
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "outbox.headers");
+  lua_call(L, 1, 1);
+  lua_getfield(L, -1, function);
+  lua_insert(L, -3);
+  lua_pop(L, 1);
+  lua_call(L, 1, 1);
+}
+
+/* What a protected call reads: entries from the store, until `code` is OUTBOX_DONE or an error. */
+typedef struct reading {
+  outbox_store *store;
+  int code;
+  bool dead;    /* the entries are dead letters */
+  bool headers; /* some entry has headers, still in JSON */
+} reading;
+
+/* The names of an entry's fields lie at the bottom of the stack: quicker than to look them up. */
+enum {
+  ENTRY_ID = 2,
+  ENTRY_NAMESPACE,
+  ENTRY_KEY,
+  ENTRY_PAYLOAD,
+  ENTRY_HEADERS,
+  ENTRY_CREATED_AT,
+  ENTRY_ATTEMPTS,
+  ENTRY_LAST_ERROR,
+  ENTRIES /* the array that is made of them */
+};
+
+static const char *const ENTRY_NAMES[] = {"id",      "namespace",  "key",      "payload",
+                                          "headers", "created_at", "attempts", "last_error"};
+
+static void set_entry_bytes(lua_State *L, int name, outbox_bytes bytes) {
+  if (bytes.data == NULL) return;
+  lua_pushvalue(L, name);
+  lua_pushlstring(L, bytes.data, bytes.size);
+  lua_rawset(L, -3);
+}
+
+static int read_entries(lua_State *L) {
+  reading *reading = lua_touserdata(L, 1);
+  outbox_entry entry;
+  for (int name = ENTRY_ID; name < ENTRIES; name++)
+    lua_pushstring(L, ENTRY_NAMES[name - ENTRY_ID]);
+  lua_newtable(L);
+  for (lua_Integer i = 1; (reading->code = outbox_next(reading->store, &entry)) == OUTBOX_ROW;
+       i++) {
+    lua_createtable(L, 0, ENTRIES - ENTRY_ID);
+    set_entry_bytes(L, ENTRY_ID, entry.id);
+    set_entry_bytes(L, ENTRY_NAMESPACE, entry.namespace);
+    set_entry_bytes(L, ENTRY_KEY, entry.key);
+    set_entry_bytes(L, ENTRY_PAYLOAD, entry.payload);
+    set_entry_bytes(L, ENTRY_HEADERS, entry.headers);
+    reading->headers |= entry.headers.data != NULL;
+    lua_pushvalue(L, ENTRY_CREATED_AT);
+    shim_push_seconds(L, entry.created_at);
+    lua_rawset(L, -3);
+    lua_pushvalue(L, ENTRY_ATTEMPTS);
+    lua_pushinteger(L, entry.attempts);
+    lua_rawset(L, -3);
+    set_entry_bytes(L, ENTRY_LAST_ERROR, entry.last_error);
+    if (reading->dead) {
+      shim_set_seconds(L, "died_at", entry.died_at);
+      lua_pushinteger(L, entry.seq);
+      lua_setfield(L, -2, "seq");
+    }
+    lua_rawseti(L, ENTRIES, i);
+  }
+  return 1;
+}
+
+/* Pushes the array that `read` makes of the reading that was started with `code`. */
+static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read, bool dead) {
+  shim_check(L, self, code);
+  reading reading = {.store = self->store, .dead = dead};
+  lua_pushcfunction(L, read); /* protected: Lua may run out of memory in mid-reading */
+  lua_pushlightuserdata(L, &reading);
+  int status = lua_pcall(L, 1, 1, 0);
+  outbox_finish(self->store);
+  if (status != LUA_OK) lua_error(L);
+  if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);
+  return reading.headers;
+}
+
+int shim_push_entries(lua_State *L, shim_store *self, int code, bool dead) {
+  if (!push_reading(L, self, code, read_entries, dead)) return 1;
+  for (lua_Integer i = 1; lua_rawgeti(L, -1, i) != LUA_TNIL; i++) {
+    if (lua_getfield(L, -1, "headers") != LUA_TNIL) {
+      shim_convert_headers(L, "decode");
+      lua_setfield(L, -2, "headers");
+      lua_pushnil(L);
+    }
+    lua_pop(L, 2);
+  }
+  lua_pop(L, 1);
+  return 1;
+}
+
+static int read_leases(lua_State *L) {
+  reading *reading = lua_touserdata(L, 1);
+  outbox_lease lease;
+  lua_newtable(L);
+  for (lua_Integer i = 1; (reading->code = outbox_next_lease(reading->store, &lease)) == OUTBOX_ROW;
+       i++) {
+    lua_createtable(L, 0, 4);
+    set_bytes(L, "processor_id", lease.processor_id);
+    shim_set_seconds(L, "deadline", lease.deadline);
+    lua_pushinteger(L, lease.first_seq);
+    lua_setfield(L, -2, "first_seq");
+    lua_pushinteger(L, lease.last_seq);
+    lua_setfield(L, -2, "last_seq");
+    lua_rawseti(L, -2, i);
+  }
+  return 1;
+}
+
+void shim_push_leases(lua_State *L, shim_store *self, int code) {
+  push_reading(L, self, code, read_leases, false);
+}

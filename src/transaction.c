@@ -1,0 +1,91 @@
+/*
+** Transactions: a BEGIN IMMEDIATE, and savepoints in it.
+*/
+#include <string.h>
+
+#include "store.h"
+
+static const char *const CONTROL[] = {[BEGIN] = "BEGIN IMMEDIATE",
+                                      [COMMIT] = "COMMIT",
+                                      [ROLLBACK] = "ROLLBACK",
+                                      [SAVEPOINT] = "SAVEPOINT outbox",
+                                      [RELEASE] = "RELEASE SAVEPOINT outbox",
+                                      [ROLLBACK_TO] = "ROLLBACK TO SAVEPOINT outbox",
+                                      [DATA_VERSION] = "PRAGMA data_version"};
+
+int outbox_control(outbox_store *store, enum statement which) {
+  return outbox_run(store, which, CONTROL[which], "");
+}
+
+int outbox_prepare_control(outbox_store *store) {
+  int code = OUTBOX_OK;
+  for (enum statement i = 0; i <= LAST_CONTROL && code == OUTBOX_OK; i++)
+    code = outbox_prepare(store, CONTROL[i], &store->statements[i]);
+  return code;
+}
+
+int outbox_check_transaction(outbox_store *store) {
+  int code = outbox_enter(store);
+  if (code == OUTBOX_OK && store->depth > 0 && sqlite3_get_autocommit(store->db))
+    code = outbox_fail(store, OUTBOX_MISUSE,
+                       "the transaction was already ended, by SQL or by SQLite after an error");
+  return code;
+}
+
+int outbox_begin(outbox_store *store) {
+  int code = outbox_check_transaction(store);
+  if (code != OUTBOX_OK) return code;
+  bool outermost = sqlite3_get_autocommit(store->db);
+  code = outbox_control(store, outermost ? BEGIN : SAVEPOINT);
+  if (code == OUTBOX_BUSY && !outermost) /* no lock is missing: SQLite forbids it just then */
+    code = outbox_fail(store, OUTBOX_MISUSE,
+                       "no savepoint can be set while a statement that writes gives its rows");
+  if (code != OUTBOX_OK) return code;
+  if (store->depth++ == 0) store->outermost = outermost;
+  return OUTBOX_OK;
+}
+
+/*
+** Undoes the innermost begin, whatever state an error has left it in; keeps the error's message. If
+** a part cannot be undone, for want of memory, the whole is: better than to commit that part.
+*/
+static void undo(outbox_store *store) {
+  char message[sizeof store->message];
+  memcpy(message, store->message, sizeof message);
+  bool outermost = store->depth == 1 && store->outermost;
+  store->depth--;
+  if (!sqlite3_get_autocommit(store->db) &&
+      (outermost || store->doomed || outbox_control(store, ROLLBACK_TO) != OUTBOX_OK ||
+       outbox_control(store, RELEASE) != OUTBOX_OK))
+    store->doomed = outbox_control(store, ROLLBACK) != OUTBOX_OK;
+  memcpy(store->message, message, sizeof message);
+}
+
+int outbox_end(outbox_store *store, int code) {
+  if (code == OUTBOX_OK) code = outbox_check_transaction(store);
+  if (code == OUTBOX_OK)
+    code = outbox_control(store, store->depth == 1 && store->outermost ? COMMIT : RELEASE);
+  if (code == OUTBOX_OK)
+    store->depth--;
+  else
+    undo(store);
+  return code;
+}
+
+/* A begin can be ended even if its rollback is still to be done. */
+static bool can_end(const outbox_store *store, int code) {
+  return store->depth > 0 && (code == OUTBOX_OK || (store->doomed && code != OUTBOX_FORKED));
+}
+
+int outbox_commit(outbox_store *store) {
+  int code = outbox_enter(store);
+  if (can_end(store, code)) return outbox_end(store, code);
+  return code != OUTBOX_OK ? code : outbox_fail(store, OUTBOX_MISUSE, "no transaction to commit");
+}
+
+int outbox_rollback(outbox_store *store) {
+  int code = outbox_enter(store);
+  if (!can_end(store, code)) return code;
+  undo(store);
+  return OUTBOX_OK;
+}
