@@ -89,6 +89,7 @@ typedef struct outbox_message {
   outbox_bytes key;       /* optional: messages of one namespace and key keep their order */
   outbox_bytes payload;   /* optional */
   outbox_bytes headers;   /* optional: a JSON object */
+  bool unique;            /* set with a UUID: the id need not be looked for in the outbox */
   int64_t deliver_at;     /* not to be delivered before; 0 or the past: as soon as possible */
   char generated_id[OUTBOX_ID_SIZE]; /* room for the ID generator; `id` may point here */
 } outbox_message;
@@ -195,6 +196,12 @@ int outbox_rollback(outbox_store *store);
 int outbox_check_transaction(outbox_store *store);
 
 /* --- Publishing ------------------------------------------------------------------------------ */
+
+/*
+** Has the ID generator make ids for the messages that have none, for callers who want to know them
+** before they publish: outbox_publish does it itself. Fails with CALLBACK.
+*/
+int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t count);
 
 /*
 ** Adds `count` messages to the outbox, in this order, all or none. Each message's `id` is set to

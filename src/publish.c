@@ -37,12 +37,16 @@ static int check_id(outbox_store *store, outbox_bytes id) {
   return found ? outbox_fail_duplicate(store) : OUTBOX_OK;
 }
 
+static outbox_bytes namespace_of(const outbox_message *m) {
+  return m->namespace.data != NULL ? m->namespace : (outbox_bytes){"", 0};
+}
+
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
   if (m->deliver_at > now)
-    return outbox_run(store, INSERT_DELAYED, INSERT_DELAYED_SQL, ROW_TYPES "i", m->id, m->namespace,
-                      m->key, m->payload, m->headers, now, m->deliver_at);
-  return outbox_run(store, INSERT_READY, INSERT_READY_SQL, ROW_TYPES, m->id, m->namespace, m->key,
-                    m->payload, m->headers, now);
+    return outbox_run(store, INSERT_DELAYED, INSERT_DELAYED_SQL, ROW_TYPES "i", m->id,
+                      namespace_of(m), m->key, m->payload, m->headers, now, m->deliver_at);
+  return outbox_run(store, INSERT_READY, INSERT_READY_SQL, ROW_TYPES, m->id, namespace_of(m),
+                    m->key, m->payload, m->headers, now);
 }
 
 static int insert_rows(outbox_store *store, const outbox_message *m, int64_t now) {
@@ -50,7 +54,7 @@ static int insert_rows(outbox_store *store, const outbox_message *m, int64_t now
   int code = outbox_query(store, INSERT_READY_ROWS, INSERT_READY_ROWS_SQL, &statement, "");
   for (int i = 0; i < ROWS && code == OUTBOX_OK; i++, m++)
     code = outbox_bind(store, statement, 1 + i * (int)strlen(ROW_TYPES), ROW_TYPES, m->id,
-                       m->namespace, m->key, m->payload, m->headers, now);
+                       namespace_of(m), m->key, m->payload, m->headers, now);
   if (code != OUTBOX_OK) return code;
   code = outbox_step(store, statement);
   return code == OUTBOX_DONE ? OUTBOX_OK : code;
@@ -64,30 +68,40 @@ static bool all_ready(const outbox_message *messages, size_t count, int64_t now)
   return true;
 }
 
+static int generate_ids(outbox_store *store, outbox_message *messages, size_t count, int64_t now) {
+  bool uuid = store->id_generator == outbox_uuid_v7 || store->id_generator == outbox_uuid_v4;
+  for (outbox_message *m = messages; m < messages + count; m++) {
+    if (m->id.data != NULL) continue;
+    if (store->id_generator(store->id_generator_context, now, m) != 0 || m->id.data == NULL)
+      return outbox_fail(store, OUTBOX_CALLBACK, "the ID generator failed");
+    m->unique = uuid;
+  }
+  return OUTBOX_OK;
+}
+
+int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t count) {
+  int64_t now;
+  int code = outbox_enter(store);
+  if (code == OUTBOX_OK) code = outbox_now(store, &now);
+  return code == OUTBOX_OK ? generate_ids(store, messages, count, now) : code;
+}
+
 int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) {
   int64_t now;
   int code = outbox_check_transaction(store);
   if (code == OUTBOX_OK) code = outbox_now(store, &now);
+  if (code == OUTBOX_OK) code = generate_ids(store, messages, count, now);
   if (code != OUTBOX_OK) return code;
-  /* The ids that we make ourselves need no search for a second one. */
-  bool unique = store->id_generator == outbox_uuid_v7 || store->id_generator == outbox_uuid_v4;
-  for (size_t i = 0; i < count; i++) {
-    outbox_message *message = &messages[i];
-    if (message->namespace.data == NULL) message->namespace = (outbox_bytes){"", 0};
-    if (message->id.data != NULL)
-      unique = false;
-    else if (store->id_generator(store->id_generator_context, now, message) != 0 ||
-             message->id.data == NULL)
-      return outbox_fail(store, OUTBOX_CALLBACK, "the ID generator failed");
-  }
   /* A single insert inside a transaction is atomic without a savepoint. */
   bool scope = count > 1 || sqlite3_get_autocommit(store->db);
   if (scope) code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   while (count > 0 && code == OUTBOX_OK) {
     size_t rows = all_ready(messages, count, now) ? ROWS : 1;
-    for (size_t i = 0; i < rows && code == OUTBOX_OK && !unique; i++)
-      code = check_id(store, messages[i].id);
+    for (size_t i = 0; i < rows && code == OUTBOX_OK; i++) {
+      if (!messages[i].unique) code = check_id(store, messages[i].id);
+      messages[i].unique = false; /* from now on it may well be there */
+    }
     if (code == OUTBOX_OK)
       code = rows == 1 ? insert(store, messages, now) : insert_rows(store, messages, now);
     messages += rows;

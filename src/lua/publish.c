@@ -87,15 +87,6 @@ static void set_made(lua_State *L, int argument, int field, outbox_bytes *bytes)
   lua_pop(L, 1); /* the table holds it */
 }
 
-static int push_ids(lua_State *L) {
-  const outbox_message *messages = lua_touserdata(L, 1);
-  int count = (int)lua_tointeger(L, 2);
-  luaL_checkstack(L, count, "too many messages");
-  for (int i = 0; i < count; i++)
-    lua_pushlstring(L, messages[i].id.data, messages[i].id.size);
-  return count;
-}
-
 int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
                  void check(lua_State *L)) {
   outbox_message one, *messages = &one;
@@ -119,22 +110,11 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
   }
   if (make || self->lua_clock) check(L);
 
-  /* Should memory not suffice for the ids, a publish of its own must not have been committed. */
-  luaL_checkstack(L, (int)count + LUA_MINSTACK, "too many messages");
-  bool alone = self->innermost == NULL;
-  int status = LUA_OK;
-  if (alone) shim_check(L, self, outbox_begin(self->store));
-  int code = outbox_publish(self->store, messages, count);
-  if (code == OUTBOX_OK) {
-    lua_pushcfunction(L, push_ids);
-    lua_pushlightuserdata(L, messages);
-    lua_pushinteger(L, (lua_Integer)count);
-    status = lua_pcall(L, 2, (int)count, 0);
-  }
-  if (alone && code == OUTBOX_OK && status == LUA_OK)
-    code = outbox_commit(self->store);
-  else if (alone)
-    outbox_rollback(self->store);
-  shim_check(L, self, code);
-  return status == LUA_OK ? (int)count : lua_error(L);
+  /* The ids are pushed first: what has been published must not fail for want of room for them. */
+  shim_check(L, self, outbox_generate_ids(self->store, messages, count));
+  luaL_checkstack(L, (int)count, "too many messages");
+  for (size_t i = 0; i < count; i++)
+    lua_pushlstring(L, messages[i].id.data, messages[i].id.size);
+  shim_check(L, self, outbox_publish(self->store, messages, count));
+  return (int)count;
 }
