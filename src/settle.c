@@ -36,17 +36,16 @@ static int count_changes(outbox_store *store, int64_t *data_version, int64_t *ch
 int outbox_start_batch(outbox_store *store) {
   batch *batch = &store->batch;
   batch->count = batch->size = 0;
-  batch->open = true;
+  /* What a transaction has written may be rolled back, and its seq be given again. */
+  batch->open = sqlite3_get_autocommit(store->db);
   return count_changes(store, &batch->data_version, &batch->changes);
 }
 
 void outbox_remember(outbox_store *store, const outbox_entry *entry) {
   batch *batch = &store->batch;
-  /* What a transaction has written may be rolled back, and its seq be given again. */
-  bool usable = sqlite3_get_autocommit(store->db);
   size_t size = batch->size + sizeof(size_t) + entry->id.size;
   if (batch->count == 0) batch->first_seq = entry->seq;
-  usable = usable && entry->seq == batch->first_seq + (int64_t)batch->count;
+  bool usable = entry->seq == batch->first_seq + (int64_t)batch->count;
   if (usable && size > batch->capacity) {
     char *ids = sqlite3_realloc64(batch->ids, 2 * size);
     if (ids != NULL) {
