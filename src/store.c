@@ -83,11 +83,9 @@ static int open_database(outbox_store *store, const char *path, const outbox_opt
     code = outbox_fail(store, OUTBOX_READONLY, "the file cannot be written");
   if (code == OUTBOX_OK) code = enter_wal(store, options->busy_timeout);
   if (code == OUTBOX_OK) code = configure(store, SYNCHRONOUS[options->synchronous], NULL, NULL);
-  /* A log that a burst or a long reader made large is cut back to 64 MiB. It is copied back at
-  ** 4,000 pages, not at SQLite's 1,000, for a quarter of the syncs. */
+  /* A log that a burst or a long reader made large is cut back to 64 MiB. */
   if (code == OUTBOX_OK)
     code = configure(store, "PRAGMA journal_size_limit = 67108864", NULL, NULL);
-  if (code == OUTBOX_OK) code = configure(store, "PRAGMA wal_autocheckpoint = 4000", NULL, NULL);
   if (code == OUTBOX_OK) code = outbox_prepare_control(store);
   return code;
 }
