@@ -34,6 +34,7 @@ build = {
         "src/uuid.c",
         "src/publish.c",
         "src/claim.c",
+        "src/batch.c",
         "src/settle.c",
         "src/dead.c",
         "src/stats.c",

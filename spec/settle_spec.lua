@@ -139,8 +139,8 @@ describe("an entry", function()
 
     it("is left alone unless it is ready", function()
       publish("a")
-      store:retry_entry("a", 1005)
-      assert.is_false(store:retry_entry("a", 1001))
+      store:retry_entry("a", 1005, "no")
+      assert.is_false(store:retry_entry("a", 1001, "no"))
       assert.is_false(store:bury_entry("a"))
       assert.is_false(store:retry_entry("unknown", 1005))
       assert.equal(1005, store:stats().due_at)
@@ -271,8 +271,8 @@ describe("store:stats", function()
       due_at = 1100,
       oldest_age = 5.5,
       leases = {
-        { processor_id = "p", deadline = 1020, first_seq = 2, last_seq = 2 },
-        { processor_id = "q", deadline = 1030.5, first_seq = 3, last_seq = 3 },
+        { processor_id = "p", claimed_at = 1010, deadline = 1020, first_seq = 2, last_seq = 2 },
+        { processor_id = "q", claimed_at = 1010, deadline = 1030.5, first_seq = 3, last_seq = 3 },
       },
     }, store:stats())
     support.remove()

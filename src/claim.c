@@ -2,16 +2,26 @@
 ** Claiming. A claim is a set of intervals of seq, the leases; they never overlap. What a processor
 ** may claim is what lies between the live leases of the others.
 */
+#include <stdio.h>
 #include <string.h>
 
 #include "store.h"
 
 #define DUE_AT_MOST 1000 /* delayed entries brought back per claim, to keep its transaction short */
 
+/*
+** How far in the future a lease may have been made. Clocks are read before the lock is waited for,
+** so a claim may be older than what it finds by as long as that took, and some time for scheduling.
+*/
+#define SKEW 5000000
+
 /* Read without a lock: an idle processor must neither write nor stand in a writer's way. */
 static const char FIND_WORK_SQL[] = "SELECT EXISTS (SELECT 1 FROM @entries)"
                                     " OR EXISTS (SELECT 1 FROM @leases)"
                                     " OR EXISTS (SELECT 1 FROM @delayed WHERE due_at <= ?1)";
+
+static const char FIND_DUE_SQL[] =
+    "SELECT due_at FROM @delayed WHERE due_at > ?1 ORDER BY due_at LIMIT 1";
 
 static const char SELECT_DUE_SQL[] =
     "SELECT seq FROM @delayed WHERE due_at <= ?1 ORDER BY due_at, seq LIMIT ?2";
@@ -26,12 +36,14 @@ static const char RESTORE_DUE_SQL[] =
 static const char DELETE_DUE_SQL[] = "DELETE FROM @delayed WHERE seq = ?1";
 
 static const char SELECT_LEASES_SQL[] =
-    "SELECT first_seq, last_seq, processor_id, deadline FROM @leases ORDER BY first_seq";
+    "SELECT first_seq, last_seq, processor_id, deadline, claimed_at, batch FROM @leases"
+    " ORDER BY first_seq";
 
 static const char DELETE_LEASE_SQL[] = "DELETE FROM @leases WHERE first_seq = ?1";
 
 static const char INSERT_LEASE_SQL[] =
-    "INSERT INTO @leases (first_seq, last_seq, processor_id, deadline) VALUES (?1, ?2, ?3, ?4)";
+    "INSERT INTO @leases (first_seq, last_seq, processor_id, deadline, claimed_at)"
+    " VALUES (?1, ?2, ?3, ?4, ?5)";
 
 static const char FIRST_READY_SQL[] = "SELECT seq FROM @entries ORDER BY seq LIMIT 1";
 
@@ -42,15 +54,18 @@ static const char COUNT_READY_SQL[] =
     "SELECT max(seq), count(*) FROM"
     " (SELECT seq FROM @entries WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT ?3)";
 
-static const char SELECT_CLAIMED_SQL[] =
-    "SELECT e.seq, e.id, e.namespace, e.key, e.payload, e.headers, e.created_at, e.attempts,"
-    " e.last_error, 0"
-    " FROM @leases AS l CROSS JOIN @entries AS e ON e.seq BETWEEN l.first_seq AND l.last_seq"
-    " WHERE l.processor_id = ?1 AND l.deadline >= ?2 ORDER BY l.first_seq, e.seq LIMIT ?3";
+static const char RENEW_LEASES_SQL[] =
+    "UPDATE @leases SET deadline = ?2, claimed_at = ?3, batch = NULL WHERE processor_id = ?1";
+
+static const char RELEASE_LEASES_SQL[] = "DELETE FROM @leases WHERE processor_id = ?1";
+
+static const char CHARGE_RANGE_SQL[] =
+    "UPDATE @entries SET attempts = attempts + 1, last_error = '" OUTBOX_LAPSED "'"
+    " WHERE seq BETWEEN ?1 AND ?2";
 
 /* --- Delayed entries that are due ------------------------------------------------------------ */
 
-static int restore_due(outbox_store *store, int64_t now) {
+static int restore_due(outbox_store *store, int64_t now, int *restored) {
   int64_t due[DUE_AT_MOST];
   int count = 0;
   sqlite3_stmt *statement;
@@ -64,8 +79,10 @@ static int restore_due(outbox_store *store, int64_t now) {
   for (int i = 0; i < count; i++) {
     code = outbox_run(store, RESTORE_DUE, RESTORE_DUE_SQL, "i", due[i]);
     /* One whose id plain SQL has meanwhile used again waits until that one is gone. */
-    if (code == OUTBOX_OK && sqlite3_changes(store->db) == 1)
+    if (code == OUTBOX_OK && sqlite3_changes(store->db) == 1) {
       code = outbox_run(store, DELETE_DUE, DELETE_DUE_SQL, "i", due[i]);
+      ++*restored;
+    }
     if (code != OUTBOX_OK) return code;
   }
   return OUTBOX_OK;
@@ -73,9 +90,11 @@ static int restore_due(outbox_store *store, int64_t now) {
 
 /* --- Intervals ------------------------------------------------------------------------------- */
 
+enum kind { OTHERS, OWN, LAPSED };
+
 typedef struct interval {
   int64_t first, last;
-  enum { OTHERS, OWN, LAPSED } kind;
+  enum kind kind;
 } interval;
 
 typedef struct intervals { /* in the order of seq, not overlapping */
@@ -94,18 +113,51 @@ static int append(outbox_store *store, intervals *list, interval item) {
   return OUTBOX_OK;
 }
 
+/* The earlier of two times, of which 0 is none. */
+static int64_t earlier(int64_t a, int64_t b) {
+  return a == 0 || (b != 0 && b < a) ? b : a;
+}
+
+static enum kind classify(outbox_store *store, sqlite3_stmt *row, outbox_bytes processor_id,
+                          int64_t now) {
+  outbox_bytes owner = outbox_column(row, 2);
+  if (owner.size == processor_id.size && memcmp(owner.data, processor_id.data, owner.size) == 0)
+    return OWN;
+  bool lapsed = sqlite3_column_int64(row, 3) < now ||
+                sqlite3_column_int64(row, 4) > now + SKEW + store->busy_timeout;
+  return lapsed ? LAPSED : OTHERS;
+}
+
+/* The entries of a lease that were in hand when it lapsed have had an attempt that failed. */
+static int charge(outbox_store *store, interval lease, outbox_bytes batch) {
+  const char *text = batch.data;
+  long long first, last;
+  for (int size; text != NULL && sscanf(text, "%lld-%lld%n", &first, &last, &size) == 2;) {
+    if (first < lease.first) first = lease.first;
+    if (last > lease.last) last = lease.last;
+    int code =
+        outbox_run(store, CHARGE_RANGE, CHARGE_RANGE_SQL, "ii", (int64_t)first, (int64_t)last);
+    if (code != OUTBOX_OK) return code;
+    text += size;
+    text = *text == ',' ? text + 1 : NULL;
+  }
+  return OUTBOX_OK;
+}
+
+/* *lapses_at is the moment after the first deadline of another's, if any is before what it was. */
 static int load_leases(outbox_store *store, outbox_bytes processor_id, int64_t now,
-                       intervals *leases) {
+                       intervals *leases, int64_t *lapses_at) {
   sqlite3_stmt *row;
   int code = outbox_query(store, SELECT_LEASES, SELECT_LEASES_SQL, &row, "");
   if (code != OUTBOX_OK) return code;
   while ((code = outbox_step(store, row)) == OUTBOX_ROW) {
-    outbox_bytes owner = outbox_column(row, 2);
-    bool own =
-        owner.size == processor_id.size && memcmp(owner.data, processor_id.data, owner.size) == 0;
-    interval lease = {.first = sqlite3_column_int64(row, 0), .last = sqlite3_column_int64(row, 1)};
-    lease.kind = own ? OWN : sqlite3_column_int64(row, 3) < now ? LAPSED : OTHERS;
+    interval lease = {.first = sqlite3_column_int64(row, 0),
+                      .last = sqlite3_column_int64(row, 1),
+                      .kind = classify(store, row, processor_id, now)};
     code = append(store, leases, lease);
+    if (code == OUTBOX_OK && lease.kind != OTHERS)
+      code = charge(store, lease, outbox_column(row, 5));
+    if (lease.kind == OTHERS) *lapses_at = earlier(*lapses_at, sqlite3_column_int64(row, 3) + 1);
     if (code != OUTBOX_OK) {
       outbox_reset(row);
       return code;
@@ -239,14 +291,14 @@ static int claim_all(outbox_store *store, intervals *leases, intervals *claimed)
 }
 
 static int save_leases(outbox_store *store, const intervals *leases, const intervals *claimed,
-                       outbox_bytes processor_id, int64_t deadline) {
+                       outbox_bytes processor_id, int64_t deadline, int64_t now) {
   int code = OUTBOX_OK;
   for (size_t i = 0; i < leases->count && code == OUTBOX_OK; i++)
     if (leases->items[i].kind != OTHERS)
       code = outbox_run(store, DELETE_LEASE, DELETE_LEASE_SQL, "i", leases->items[i].first);
   for (size_t i = 0; i < claimed->count && code == OUTBOX_OK; i++)
-    code = outbox_run(store, INSERT_LEASE, INSERT_LEASE_SQL, "iiti", claimed->items[i].first,
-                      claimed->items[i].last, processor_id, deadline);
+    code = outbox_run(store, INSERT_LEASE, INSERT_LEASE_SQL, "iitii", claimed->items[i].first,
+                      claimed->items[i].last, processor_id, deadline, now);
   return code;
 }
 
@@ -261,23 +313,59 @@ static int find_work(outbox_store *store, int64_t now, bool *found) {
   return OUTBOX_OK;
 }
 
+static int find_due(outbox_store *store, int64_t now, int64_t *due_at) {
+  sqlite3_stmt *row;
+  int code = outbox_query(store, FIND_DUE, FIND_DUE_SQL, &row, "i", now);
+  if (code != OUTBOX_OK) return code;
+  code = outbox_step(store, row);
+  if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
+  *due_at = sqlite3_column_int64(row, 0);
+  outbox_reset(row);
+  return OUTBOX_OK;
+}
+
+/*
+** Whether another has a live lease that is exclusive: seen without a lock, for those who stand by
+** look at every commit of the one who works.
+*/
+static int find_exclusive(outbox_store *store, outbox_bytes processor_id, int64_t now, bool *found,
+                          int64_t *lapses_at) {
+  sqlite3_stmt *row;
+  int code = outbox_query(store, SELECT_LEASES, SELECT_LEASES_SQL, &row, "");
+  if (code != OUTBOX_OK) return code;
+  while ((code = outbox_step(store, row)) == OUTBOX_ROW)
+    if (classify(store, row, processor_id, now) == OTHERS &&
+        sqlite3_column_int64(row, 1) == INT64_MAX) {
+      *found = true;
+      *lapses_at = sqlite3_column_int64(row, 3) + 1;
+    }
+  return code == OUTBOX_DONE ? OUTBOX_OK : code;
+}
+
 int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
-                         int64_t limit, bool exclusive, bool *claimed) {
-  int64_t now;
-  bool found = false, limited = limit > 0;
+                         int64_t limit, bool exclusive, outbox_claimed *claimed) {
+  int64_t now, lapses_at = 0, due_at = 0;
+  int restored = 0;
+  bool found = false, refused = false, limited = limit > 0;
   intervals leases = {NULL, 0}, mine = {NULL, 0};
-  *claimed = false;
+  *claimed = (outbox_claimed){.any = false};
   int code = outbox_enter(store);
   if (code == OUTBOX_OK && limited && exclusive)
     code = outbox_fail(store, OUTBOX_MISUSE, "a claim cannot be exclusive and have a limit");
   if (code == OUTBOX_OK) code = outbox_now(store, &now);
   if (code == OUTBOX_OK) code = find_work(store, now, &found);
-  if (code != OUTBOX_OK || !found) return code;
-
-  code = outbox_begin(store);
+  if (code == OUTBOX_OK && exclusive && found)
+    code = find_exclusive(store, processor_id, now, &refused, &lapses_at);
+  if (code == OUTBOX_OK && (!found || refused)) {
+    if (!refused) code = find_due(store, now, &due_at);
+    claimed->again_at = refused ? lapses_at : due_at;
+    return code;
+  }
+  if (code == OUTBOX_OK) code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
-  code = restore_due(store, now);
-  if (code == OUTBOX_OK) code = load_leases(store, processor_id, now, &leases);
+
+  code = load_leases(store, processor_id, now, &leases, &lapses_at);
+  if (code == OUTBOX_OK) code = restore_due(store, now, &restored);
   if (code == OUTBOX_OK) code = sweep(store, &leases);
   if (code == OUTBOX_OK && exclusive) {
     code = claim_all(store, &leases, &mine);
@@ -286,23 +374,35 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
     code = keep_own(store, &leases, limited, &remaining);
     if (code == OUTBOX_OK) code = fill_gaps(store, &leases, limited, remaining, &mine);
   }
-  if (code == OUTBOX_OK) code = save_leases(store, &leases, &mine, processor_id, deadline);
+  if (code == OUTBOX_OK) code = save_leases(store, &leases, &mine, processor_id, deadline, now);
+  if (code == OUTBOX_OK) code = find_due(store, now, &due_at);
   code = outbox_end(store, code);
-  if (code == OUTBOX_OK) *claimed = mine.count > 0;
+  if (code == OUTBOX_OK) {
+    claimed->any = mine.count > 0;
+    claimed->restored = restored > 0;
+    claimed->again_at = restored == DUE_AT_MOST ? now : earlier(due_at, lapses_at);
+  }
   sqlite3_free(leases.items);
   sqlite3_free(mine.items);
   return code;
 }
 
-int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size) {
+int outbox_renew_claim(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
+                       bool *renewed) {
   int64_t now;
   int code = outbox_enter(store);
   if (code == OUTBOX_OK) code = outbox_now(store, &now);
-  if (code != OUTBOX_OK) return code;
-  code = outbox_start_batch(store);
-  if (code != OUTBOX_OK) return code;
-  return outbox_query(store, SELECT_CLAIMED, SELECT_CLAIMED_SQL, &store->reading, "Tii",
-                      processor_id, now, batch_size);
+  if (code == OUTBOX_OK)
+    code = outbox_run(store, RENEW_LEASES, RENEW_LEASES_SQL, "tii", processor_id, deadline, now);
+  if (code == OUTBOX_OK) *renewed = sqlite3_changes(store->db) > 0;
+  return code;
+}
+
+int outbox_release_claim(outbox_store *store, outbox_bytes processor_id) {
+  int code = outbox_enter(store);
+  if (code == OUTBOX_OK)
+    code = outbox_run(store, RELEASE_LEASES, RELEASE_LEASES_SQL, "t", processor_id);
+  return code;
 }
 
 /* --- Reading the leases ---------------------------------------------------------------------- */
@@ -320,5 +420,7 @@ int outbox_next_lease(outbox_store *store, outbox_lease *lease) {
   lease->last_seq = sqlite3_column_int64(store->reading, 1);
   lease->processor_id = outbox_column(store->reading, 2);
   lease->deadline = sqlite3_column_int64(store->reading, 3);
+  lease->claimed_at = sqlite3_column_int64(store->reading, 4);
+  lease->batch = outbox_column(store->reading, 5);
   return OUTBOX_ROW;
 }

@@ -10,8 +10,10 @@
 **     outbox_open > outbox_migrate
 **       application:  outbox_begin > its own SQL > outbox_publish > outbox_commit
 **       processor:    outbox_claim_entries > outbox_get_claimed_entries > outbox_next ...
+**                     > outbox_hold_batch
 **                     delivered: outbox_delete_entries
 **                     failed:    outbox_retry_entry, in the end outbox_bury_entry
+**                     in between outbox_renew_claim, at the end outbox_release_claim
 **       operator:     outbox_stats, outbox_dead_entries > outbox_requeue_entries / _purge_entries
 **     outbox_close
 **
@@ -108,8 +110,35 @@ typedef struct outbox_entry {
 typedef struct outbox_lease {
   int64_t first_seq, last_seq; /* both included; last_seq INT64_MAX: and all still to come */
   outbox_bytes processor_id;
-  int64_t deadline; /* the last moment at which the lease is alive */
+  int64_t deadline;   /* the last moment at which the lease is alive */
+  int64_t claimed_at; /* when it was made or renewed: one from the future is not believed */
+  outbox_bytes batch; /* what is in hand, as ranges of seq: "1-20,25-25"; no value: nothing */
 } outbox_lease;
+
+/* What a claim came to. */
+typedef struct outbox_claimed {
+  bool any;         /* the processor has claimed entries, new or its own */
+  bool restored;    /* delayed entries came back, some perhaps to places before others */
+  int64_t again_at; /* when the next delayed entry falls due, or another's lease lapses; 0: never */
+} outbox_claimed;
+
+/* Whom an entry that waits for its retry keeps waiting, as long as it does. */
+enum outbox_ordering {
+  OUTBOX_ORDERING_NONE,  /* nobody */
+  OUTBOX_ORDERING_KEY,   /* later entries of the same namespace and key */
+  OUTBOX_ORDERING_STRICT /* all later entries */
+};
+
+/* Which of the claimed entries to read. */
+typedef struct outbox_selection {
+  enum outbox_ordering ordering;
+  int64_t after;              /* only those whose seq is above */
+  const outbox_bytes *except; /* not those of these namespaces; to live as long as the reading */
+  size_t except_count;
+} outbox_selection;
+
+/* The last_error of an entry that was in hand when its processor died. */
+#define OUTBOX_LAPSED "its processor died, or lost its claim, while delivering it"
 
 typedef struct outbox_counts {
   int64_t ready, delayed, dead; /* entries */
@@ -224,17 +253,43 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count);
 ** With `exclusive`, claims all or nothing: nothing while another processor holds a live lease, else
 ** everything and whatever is published until the deadline. The two exclude each other (MISUSE).
 **
-** *claimed tells whether the call has claimed any entry, new or the processor's own. A call that
-** finds nothing to claim and nothing to tidy writes nothing.
+** Where a lease that has lapsed, or one of the processor's own, names entries in hand, their
+** delivery was cut off: each is charged an attempt, with OUTBOX_LAPSED as last_error. A lease that
+** was made more than a few seconds, and the busy_timeout, in the future has lapsed too: the clock
+** was put back since.
+**
+** A call that finds nothing to claim and nothing to tidy writes nothing.
 */
 int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
-                         int64_t limit, bool exclusive, bool *claimed);
+                         int64_t limit, bool exclusive, outbox_claimed *claimed);
 
 /*
 ** Starts reading, in the order of seq, at most `batch_size` entries that the processor has claimed
 ** and whose claim has not expired. Reading takes nothing: the same again gives the same.
+** `selection` NULL means all. With a selection a reading may end early, after looking at 100,000
+** entries: outbox_read_to() tells how far it came, to be read on `after`.
 */
-int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size);
+int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size,
+                               const outbox_selection *selection);
+
+/* The seq of the last entry that was looked at, given or not; `after` where there was none. */
+int64_t outbox_read_to(const outbox_store *store);
+
+/*
+** Writes into the processor's leases that the entries that were read last are in hand, so that they
+** are charged if it dies. Best in one transaction with their reading.
+*/
+int outbox_hold_batch(outbox_store *store, outbox_bytes processor_id);
+
+/*
+** Moves the deadline of the processor's claim, even one that has expired, and says that nothing is
+** in hand any more. *renewed is false when the claim is lost: somebody else has taken over.
+*/
+int outbox_renew_claim(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
+                       bool *renewed);
+
+/* Gives the processor's claim back, with nothing in hand: others need not wait for its deadline. */
+int outbox_release_claim(outbox_store *store, outbox_bytes processor_id);
 
 /*
 ** The next entry of what outbox_get_claimed_entries or outbox_dead_entries started: OUTBOX_ROW and
@@ -252,12 +307,16 @@ int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t c
 
 /*
 ** Counts a failed attempt and delays a ready entry until `due_at`. It will come back to the place
-** it had. *found tells whether it was there; one that is not is left to whoever has it.
+** it had. *found tells whether it was there; one that is not is left to whoever has it. Without an
+** `error` nothing is counted, and an entry that is delayed already gets the new time.
 */
 int outbox_retry_entry(outbox_store *store, outbox_bytes id, int64_t due_at, outbox_bytes error,
                        bool *found);
 
-/* Counts a failed attempt and makes a dead letter of a ready entry. *found as above. */
+/*
+** Counts a failed attempt and makes a dead letter of a ready entry. *found as above. Without an
+** `error` nothing is counted: the attempts before were enough.
+*/
 int outbox_bury_entry(outbox_store *store, outbox_bytes id, outbox_bytes error, bool *found);
 
 /* --- Operating ------------------------------------------------------------------------------- */

@@ -34,9 +34,12 @@ static const char TABLES[] =
     "CREATE TABLE @delayed (seq INTEGER PRIMARY KEY," COLUMNS ","
     " due_at INTEGER NOT NULL, position INTEGER);"
     "CREATE INDEX @delayed_due_at ON @delayed (due_at);"
+    "CREATE INDEX @delayed_key ON @delayed (namespace, key, position);"
+    "CREATE INDEX @delayed_position ON @delayed (position);"
     "CREATE TABLE @dead (seq INTEGER PRIMARY KEY," COLUMNS ", died_at INTEGER NOT NULL);"
     "CREATE TABLE @leases (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL,"
-    " processor_id TEXT NOT NULL, deadline INTEGER NOT NULL);";
+    " processor_id TEXT NOT NULL, deadline INTEGER NOT NULL, claimed_at INTEGER NOT NULL,"
+    " batch TEXT);";
 
 int outbox_schema_version(outbox_store *store, int *version) {
   *version = 0;

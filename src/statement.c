@@ -143,18 +143,24 @@ int outbox_next_row(outbox_store *store) {
   int code = outbox_step(store, store->reading);
   if (code != OUTBOX_ROW) {
     store->reading = NULL;
-    store->batch.open = false;
+    store->batch.open = store->filter.active = false;
   }
   return code;
 }
 
 int outbox_next(outbox_store *store, outbox_entry *entry) {
-  int code = outbox_next_row(store);
-  if (code != OUTBOX_ROW) return code;
-  sqlite3_stmt *row = store->reading;
-  entry->seq = sqlite3_column_int64(row, 0);
+  int code;
+  sqlite3_stmt *row;
+  do {
+    bool enough = store->filter.active && store->filter.wanted == 0;
+    if (enough) outbox_finish(store);
+    code = enough ? OUTBOX_DONE : outbox_next_row(store);
+    if (code != OUTBOX_ROW) return code;
+    row = store->reading;
+    entry->seq = sqlite3_column_int64(row, 0);
+    entry->namespace = outbox_column(row, 2);
+  } while (store->filter.active && outbox_leaves_out(store, entry, sqlite3_column_int(row, 10)));
   entry->id = outbox_column(row, 1);
-  entry->namespace = outbox_column(row, 2);
   entry->key = outbox_column(row, 3);
   entry->payload = outbox_column(row, 4);
   entry->headers = outbox_column(row, 5);
@@ -162,13 +168,14 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
   entry->attempts = sqlite3_column_int64(row, 7);
   entry->last_error = outbox_column(row, 8);
   entry->died_at = sqlite3_column_int64(row, 9);
-  if (store->batch.open) outbox_remember(store, entry);
-  return OUTBOX_ROW;
+  if (store->batch.open) code = outbox_remember(store, entry);
+  if (code != OUTBOX_ROW) outbox_finish(store);
+  return code;
 }
 
 void outbox_finish(outbox_store *store) {
   if (store->reading == NULL || store->pid != getpid()) return;
-  store->batch.open = false;
   outbox_reset(store->reading);
   store->reading = NULL;
+  store->batch.open = store->filter.active = false;
 }

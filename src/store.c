@@ -108,6 +108,7 @@ int outbox_open(outbox_store **out, const char *path, const outbox_options *opti
   store->clock = options->clock != NULL ? options->clock : outbox_system_clock;
   store->clock_context = options->clock_context;
   store->id_generator = options->id_generator;
+  store->busy_timeout = 1000 * (int64_t)options->busy_timeout;
   store->id_generator_context = options->id_generator_context;
   if (store->id_generator == NULL) {
     store->id_generator = outbox_uuid_v7;
@@ -141,6 +142,7 @@ void outbox_close(outbox_store *store) {
     close_database(store);
   }
   sqlite3_free(store->batch.ids);
+  sqlite3_free(store->batch.ranges);
   sqlite3_free(store->prefix);
   sqlite3_free(store);
 }

@@ -25,20 +25,28 @@ enum statement {
   INSERT_DELAYED,
   FIND_ID,
   FIND_WORK,
+  FIND_DUE,
   SELECT_DUE,
   RESTORE_DUE,
   DELETE_DUE,
   SELECT_LEASES,
   DELETE_LEASE,
   INSERT_LEASE,
+  RENEW_LEASES,
+  HOLD_BATCH,
+  RELEASE_LEASES,
+  CHARGE_RANGE,
   FIRST_READY,
   LAST_READY,
   COUNT_READY,
   SELECT_CLAIMED,
+  SELECT_UNHELD,
+  FIRST_POSITION,
   DELETE_READY,
   DELETE_RANGE,
   DELETE_DELAYED,
   DELAY_READY,
+  MOVE_DUE,
   BURY_READY,
   SELECT_DEAD,
   SELECT_DEAD_OF_NAMESPACE,
@@ -48,20 +56,34 @@ enum statement {
   STATEMENTS
 };
 
+/* Values of seq from `first` to `last`. */
+typedef struct range {
+  int64_t first, last;
+} range;
+
 /*
-** The entries that outbox_get_claimed_entries gave last, if their seq follow each other. If these
-** very ids are deleted, and nobody has written to the database since, the range can be deleted,
-** which is a quarter faster than one after the other.
+** The entries that outbox_get_claimed_entries gave last. If these very ids are deleted, their
+** ranges of seq can be, which is a quarter faster than one after the other. That is safe because a
+** seq never comes twice, except where a transaction that gave it is rolled back; then the batch is
+** forgotten.
 */
 typedef struct batch {
-  bool open;            /* may still grow: the rows are being read, and so far without a gap */
-  int64_t data_version; /* of the database, changed by other connections, when reading began */
-  int64_t changes;      /* of this connection, at that time */
-  int64_t first_seq;
-  size_t count;
-  char *ids; /* of each its size, a size_t, and its bytes */
+  bool open;    /* may still grow: the rows are being read */
+  size_t count; /* of the entries */
+  char *ids;    /* of each its size, a size_t, and its bytes */
   size_t size, capacity;
+  range *ranges;
+  size_t range_count, range_capacity;
 } batch;
+
+/* What outbox_next leaves out of a reading, and how far that one has come. */
+typedef struct filter {
+  bool active;
+  int64_t wanted; /* so many more */
+  const outbox_bytes *except;
+  size_t except_count;
+  int64_t read_to;
+} filter;
 
 struct outbox_store {
   sqlite3 *db;
@@ -77,6 +99,8 @@ struct outbox_store {
   bool doomed;                  /* a rollback failed and is still to be done */
   bool outermost; /* the first of them is a BEGIN, not a savepoint in somebody else's */
   batch batch;
+  filter filter;
+  int64_t busy_timeout;  /* microseconds */
   sqlite3_stmt *reading; /* what outbox_next and outbox_next_lease step, else NULL */
   sqlite3_stmt *statements[STATEMENTS];
   char message[512];
@@ -141,10 +165,16 @@ outbox_bytes outbox_column(sqlite3_stmt *statement, int index);
 int outbox_next_row(outbox_store *store);
 
 /* Begins the store's batch, which outbox_next fills. */
-int outbox_start_batch(outbox_store *store);
+void outbox_start_batch(outbox_store *store);
 
 /* Adds an entry that was read to the store's batch. */
-void outbox_remember(outbox_store *store, const outbox_entry *entry);
+int outbox_remember(outbox_store *store, const outbox_entry *entry);
+
+/* Whether the ids are those of the batch, all and in order. */
+bool outbox_is_batch(const outbox_store *store, const outbox_bytes *ids, size_t count);
+
+/* Whether the row that was read is left out of the reading; counts it. */
+bool outbox_leaves_out(outbox_store *store, const outbox_entry *entry, bool held);
 
 /* The columns that outbox_next reads, in its order. */
 #define ENTRY_COLUMNS "seq, id, namespace, key, payload, headers, created_at, attempts, last_error"

@@ -54,6 +54,7 @@ static void undo(outbox_store *store) {
   memcpy(message, store->message, sizeof message);
   bool outermost = store->depth == 1 && store->outermost;
   store->depth--;
+  outbox_start_batch(store); /* what was read may never have been there */
   if (!sqlite3_get_autocommit(store->db) &&
       (outermost || store->doomed || outbox_control(store, ROLLBACK_TO) != OUTBOX_OK ||
        outbox_control(store, RELEASE) != OUTBOX_OK))

@@ -203,15 +203,15 @@ bool claim(outbox_store *store, const char *processor, int64_t deadline) {
 }
 
 bool claim_some(outbox_store *store, const char *processor, int64_t deadline, int64_t limit) {
-  bool claimed;
+  outbox_claimed claimed;
   assert_ok(store, outbox_claim_entries(store, text(processor), deadline, limit, false, &claimed));
-  return claimed;
+  return claimed.any;
 }
 
 bool claim_all(outbox_store *store, const char *processor, int64_t deadline) {
-  bool claimed;
+  outbox_claimed claimed;
   assert_ok(store, outbox_claim_entries(store, text(processor), deadline, 0, true, &claimed));
-  return claimed;
+  return claimed.any;
 }
 
 const char *read_ids(outbox_store *store) {
@@ -231,7 +231,7 @@ const char *read_ids(outbox_store *store) {
 }
 
 const char *claimed_ids(outbox_store *store, const char *processor) {
-  assert_ok(store, outbox_get_claimed_entries(store, text(processor), 10000));
+  assert_ok(store, outbox_get_claimed_entries(store, text(processor), 10000, NULL));
   return read_ids(store);
 }
 

@@ -35,9 +35,9 @@ static void reading_takes_nothing(void **state) {
   assert_true(claim(f->store, "p", NOW));
   assert_string_equal(claimed_ids(f->store, "p"), "a b c");
   assert_string_equal(claimed_ids(f->store, "p"), "a b c");
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2, NULL));
   assert_string_equal(read_ids(f->store), "a b");
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2, NULL));
   assert_string_equal(read_ids(f->store), "a b");
 }
 
@@ -145,7 +145,7 @@ static void a_lease_tells_its_processor_and_deadline(void **state) {
 
 static void start_reading(fixture *f) {
   outbox_entry entry;
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 3));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 3, NULL));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
 }
 
@@ -209,7 +209,7 @@ static void read_owners(fixture *f, int owner[MOST_ENTRIES]) {
   for (int p = 0; p < PROCESSORS; p++) {
     outbox_entry entry;
     int64_t last = 0;
-    assert_ok(f->store, outbox_get_claimed_entries(f->store, text(NAMES[p]), MOST_ENTRIES));
+    assert_ok(f->store, outbox_get_claimed_entries(f->store, text(NAMES[p]), MOST_ENTRIES, NULL));
     while (outbox_next(f->store, &entry) == OUTBOX_ROW) {
       assert_true(entry.seq > last && entry.seq < MOST_ENTRIES);
       assert_int_equal(owner[entry.seq], NOBODY);
@@ -222,7 +222,7 @@ static void read_owners(fixture *f, int owner[MOST_ENTRIES]) {
 /* Delivers some of what the processor holds, or fails to. */
 static void settle_some(fixture *f, const char *processor) {
   char ids[5 * OUTBOX_ID_SIZE];
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text(processor), 1 + below(4)));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text(processor), 1 + below(4), NULL));
   snprintf(ids, sizeof ids, "%s", read_ids(f->store));
   if (below(2) == 0)
     delete_ids(f->store, ids);

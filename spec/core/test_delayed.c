@@ -89,7 +89,7 @@ static void what_comes_back_is_what_was_delayed(void **state) {
   for (int attempts = 0; attempts < 3; attempts++) {
     f->now += 1;
     assert_true(claim(f->store, "p", f->now));
-    assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 1));
+    assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 1, NULL));
     assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
     assert_true(same_bytes(entry.id, one.id));
     assert_true(same_bytes(entry.namespace, one.namespace));

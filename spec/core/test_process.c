@@ -40,8 +40,8 @@ static int try_everything(fixture *f) {
       outbox_rollback(s),
       outbox_check_transaction(s),
       outbox_publish(s, &one, 1),
-      outbox_claim_entries(s, a, NOW, 0, false, &flag),
-      outbox_get_claimed_entries(s, a, 1),
+      outbox_claim_entries(s, a, NOW, 0, false, &(outbox_claimed){.any = false}),
+      outbox_get_claimed_entries(s, a, 1, NULL),
       outbox_delete_entries(s, &a, 1, &n),
       outbox_retry_entry(s, a, NOW, a, &flag),
       outbox_bury_entry(s, a, a, &flag),
@@ -66,7 +66,7 @@ static void a_child_is_refused_and_the_parent_goes_on(void **state) {
   publish(f->store, "a b c");
   assert_true(claim(f->store, "p", NOW));
   watch(f->db);
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 3));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 3, NULL));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   assert_true(touched); /* the watch does watch */
   touched = false;
@@ -248,18 +248,18 @@ static int deliver_all(fixture *f) {
   outbox_store *store;
   outbox_options options = OUTBOX_DEFAULTS;
   char processor[20], sql[100];
-  bool claimed = true;
+  outbox_claimed claimed = {.any = true};
   options.synchronous = OUTBOX_SYNCHRONOUS_OFF;
   options.busy_timeout = 60000;
   snprintf(processor, sizeof processor, "%ld", (long)getpid());
   wait_for_start();
   int code = outbox_open(&store, f->path, &options);
-  while (code == OUTBOX_OK && claimed) {
+  while (code == OUTBOX_OK && claimed.any) {
     outbox_entry entry;
     char ids[3][OUTBOX_ID_SIZE];
     size_t count = 0;
     code = outbox_claim_entries(store, text(processor), INT64_MAX, 3, false, &claimed);
-    if (code == OUTBOX_OK) code = outbox_get_claimed_entries(store, text(processor), 3);
+    if (code == OUTBOX_OK) code = outbox_get_claimed_entries(store, text(processor), 3, NULL);
     while (code == OUTBOX_OK && outbox_next(store, &entry) == OUTBOX_ROW)
       snprintf(ids[count++], sizeof *ids, "%.*s", (int)entry.id.size, (const char *)entry.id.data);
     for (size_t i = 0; i < count && code == OUTBOX_OK; i++) {

@@ -8,7 +8,7 @@
 /* Claims all for "p" and reads the first `size` entries, which must be `expected`. */
 static void read_batch(fixture *f, int64_t size, const char *expected) {
   assert_true(claim(f->store, "p", NOW));
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), size));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), size, NULL));
   assert_string_equal(read_ids(f->store), expected);
 }
 
@@ -136,7 +136,7 @@ static void a_batch_read_by_halves_is_what_was_read(void **state) {
   outbox_entry entry;
   publish(f->store, "a b c d");
   assert_true(claim(f->store, "p", NOW));
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 4));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 4, NULL));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   assert_int_equal(delete_ids(f->store, "a b"), 2);
@@ -194,7 +194,7 @@ static void a_batch_read_partly_in_a_transaction_rolled_back_takes_nothing_with_
   outbox_entry entry;
   publish(f->store, "a");
   assert_true(claim_all(f->store, "p", NOW));
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 10));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 10, NULL));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   execute(f->db, "BEGIN IMMEDIATE; INSERT INTO outbox_entries (id) VALUES ('undone')");
   while (outbox_next(f->store, &entry) == OUTBOX_ROW)

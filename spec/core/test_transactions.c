@@ -103,7 +103,9 @@ static void what_follows_a_transaction_ended_by_sql_is_not_committed_alone(void 
   assert_code(f->store, outbox_publish(f->store, &one, 1), OUTBOX_MISUSE);
   assert_code(f->store, outbox_publish(f->store, two, 2), OUTBOX_MISUSE);
   assert_code(f->store, outbox_begin(f->store), OUTBOX_MISUSE);
-  assert_code(f->store, outbox_claim_entries(f->store, id, NOW, 0, false, &flag), OUTBOX_MISUSE);
+  assert_code(f->store,
+              outbox_claim_entries(f->store, id, NOW, 0, false, &(outbox_claimed){.any = false}),
+              OUTBOX_MISUSE);
   assert_code(f->store, outbox_delete_entries(f->store, &id, 1, &count), OUTBOX_MISUSE);
   assert_code(f->store, outbox_retry_entry(f->store, id, NOW, id, &flag), OUTBOX_MISUSE);
   assert_code(f->store, outbox_bury_entry(f->store, id, id, &flag), OUTBOX_MISUSE);
@@ -212,7 +214,9 @@ static void every_write_is_busy_while_another_connection_writes(void **state) {
   assert_code(f->store, outbox_begin(f->store), OUTBOX_BUSY);
   assert_code(f->store, outbox_publish(f->store, &one, 1), OUTBOX_BUSY);
   assert_code(f->store, outbox_publish(f->store, two, 2), OUTBOX_BUSY);
-  assert_code(f->store, outbox_claim_entries(f->store, id, NOW, 0, false, &flag), OUTBOX_BUSY);
+  assert_code(f->store,
+              outbox_claim_entries(f->store, id, NOW, 0, false, &(outbox_claimed){.any = false}),
+              OUTBOX_BUSY);
   assert_code(f->store, outbox_delete_entries(f->store, &id, 1, &count), OUTBOX_BUSY);
   assert_code(f->store, outbox_retry_entry(f->store, id, NOW, id, &flag), OUTBOX_BUSY);
   assert_code(f->store, outbox_bury_entry(f->store, id, id, &flag), OUTBOX_BUSY);

@@ -7,7 +7,7 @@
 static outbox_entry read_one(fixture *f) {
   outbox_entry entry;
   assert_true(claim(f->store, "p", NOW));
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2, NULL));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   return entry;
 }
@@ -83,15 +83,15 @@ static void ids_that_differ_behind_a_nul_are_different(void **state) {
 static void processors_that_differ_behind_a_nul_are_different(void **state) {
   fixture *f = *state;
   const outbox_bytes a = {"p\0a", 3}, b = {"p\0b", 3};
-  bool claimed;
+  outbox_claimed claimed;
   publish(f->store, "x");
   assert_ok(f->store, outbox_claim_entries(f->store, a, NOW, 0, false, &claimed));
-  assert_true(claimed);
+  assert_true(claimed.any);
   assert_ok(f->store, outbox_claim_entries(f->store, b, NOW, 0, false, &claimed));
-  assert_false(claimed);
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, b, 1));
+  assert_false(claimed.any);
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, b, 1, NULL));
   assert_string_equal(read_ids(f->store), "");
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, a, 1));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, a, 1, NULL));
   assert_string_equal(read_ids(f->store), "x");
 }
 

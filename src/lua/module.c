@@ -158,6 +158,8 @@ int luaopen_outbox_core(lua_State *L) {
   lua_setfield(L, -2, "uuid_v7");
   luaL_newlib(L, CLOCK);
   lua_setfield(L, -2, "clock");
+  lua_pushliteral(L, OUTBOX_LAPSED);
+  lua_setfield(L, -2, "LAPSED");
   lua_pushliteral(L, OUTBOX_VERSION);
   lua_setfield(L, -2, "_VERSION");
   shim_open_store(L);

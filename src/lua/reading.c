@@ -120,9 +120,11 @@ static int read_leases(lua_State *L) {
   lua_newtable(L);
   for (lua_Integer i = 1; (reading->code = outbox_next_lease(reading->store, &lease)) == OUTBOX_ROW;
        i++) {
-    lua_createtable(L, 0, 4);
+    lua_createtable(L, 0, 6);
     set_bytes(L, "processor_id", lease.processor_id);
     shim_set_seconds(L, "deadline", lease.deadline);
+    shim_set_seconds(L, "claimed_at", lease.claimed_at);
+    set_bytes(L, "batch", lease.batch);
     lua_pushinteger(L, lease.first_seq);
     lua_setfield(L, -2, "first_seq");
     lua_pushinteger(L, lease.last_seq);

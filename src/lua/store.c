@@ -49,6 +49,19 @@ static outbox_bytes *check_ids(lua_State *L, int first, size_t *count) {
   return ids;
 }
 
+/* The strings in the array on the top, which is an option's. They stay there. */
+static outbox_bytes *check_array(lua_State *L, int index, size_t count) {
+  int array = lua_gettop(L);
+  outbox_bytes *strings = lua_newuserdatauv(L, count * sizeof *strings, 0);
+  for (size_t i = 0; i < count; i++) {
+    int type = lua_rawgeti(L, array, (lua_Integer)i + 1);
+    luaL_argcheck(L, type == LUA_TSTRING, index, "an array of strings is wanted");
+    strings[i].data = lua_tolstring(L, -1, &strings[i].size);
+    lua_pop(L, 1); /* the array has it */
+  }
+  return strings;
+}
+
 /* Whether there are options at the index; refuses those that are not among the names. */
 static bool check_options(lua_State *L, int index, const char *const *names) {
   if (lua_isnoneornil(L, index)) return false;
@@ -78,6 +91,29 @@ static int64_t opt_integer(lua_State *L, int index, const char *option, int64_t 
   return value;
 }
 
+static bool opt_boolean(lua_State *L, int index, const char *option) {
+  int type = lua_getfield(L, index, option);
+  if (type != LUA_TNIL && type != LUA_TBOOLEAN)
+    luaL_argerror(L, index, lua_pushfstring(L, "%s must be a boolean", option));
+  return lua_toboolean(L, -1);
+}
+
+/* The index of the option's value among the names, of which there are four at most. */
+static int opt_name(lua_State *L, int index, const char *option, const char *const *names,
+                    int standard) {
+  if (lua_getfield(L, index, option) == LUA_TNIL) return standard;
+  const char *name = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
+  luaL_Buffer known;
+  for (int i = 0; names[i] != NULL; i++)
+    if (strcmp(name, names[i]) == 0) return i;
+  luaL_buffinit(L, &known);
+  for (int i = 0; names[i] != NULL; i++)
+    luaL_addstring(&known, lua_pushfstring(L, "%s\"%s\"", i > 0 ? ", " : "", names[i]));
+  luaL_pushresult(&known);
+  const char *list = lua_tostring(L, -1);
+  return luaL_argerror(L, index, lua_pushfstring(L, "%s must be one of %s", option, list));
+}
+
 /* --- The clock ------------------------------------------------------------------------------- */
 
 /* The core's clock where the user's is a Lua one: it was read before the core was entered. */
@@ -95,6 +131,17 @@ void shim_read_clock(lua_State *L, shim_store *self, int index) {
     luaL_error(L, "the clock's now() must return a time in seconds, not %s",
                luaL_tolstring(L, -1, NULL));
   lua_pop(L, 2);
+}
+
+/***
+The clock that the store was opened with, as a table; else `outbox.clock`.
+@function store:clock
+@treturn outbox.clock
+*/
+static int store_clock(lua_State *L) {
+  shim_check_store(L, 1);
+  lua_getiuservalue(L, 1, CLOCK_VALUE);
+  return 1;
 }
 
 /* --- Publishing ------------------------------------------------------------------------------ */
@@ -124,8 +171,8 @@ static int store_publish(lua_State *L) {
 Claims entries for a processor: what nobody has claimed, what it has claimed itself (renewed with
 the new deadline), and what was claimed with a deadline before now. Delayed entries that are due
 come back first, at most 1,000 a call. Costs the same whatever the backlog (with a limit, in
-proportion to that), and writes nothing when
-there is nothing to claim.
+proportion to that), and writes nothing when there is nothing to claim. What a lapsed claim, or an
+own one, still names as in hand is charged a failed attempt, with `outbox.LAPSED` as `last_error`.
 @function store:claim_entries
 @tparam string processor_id
 @tparam number deadline seconds since the epoch; the claim still holds at that very moment
@@ -133,6 +180,9 @@ there is nothing to claim.
 `exclusive`: claim nothing while another processor holds a live claim, else everything, and what is
 published until the deadline too
 @treturn boolean whether the call has claimed any entry, new or its own
+@treturn[opt] number when to claim again even if nobody commits: an entry falls due, or another's
+claim lapses (seconds since the epoch)
+@treturn boolean whether delayed entries came back, perhaps to places before others
 @raise `busy`, `full`
 */
 static int store_claim_entries(lua_State *L) {
@@ -140,21 +190,25 @@ static int store_claim_entries(lua_State *L) {
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   int64_t deadline = shim_check_microseconds(L, 3);
   int64_t limit = 0;
-  bool exclusive = false, claimed;
+  bool exclusive = false;
+  outbox_claimed claimed;
   static const char *const OPTIONS[] = {"limit", "exclusive", NULL};
   if (check_options(L, 4, OPTIONS)) {
     limit = opt_integer(L, 4, "limit", 1, 0);
-    int type = lua_getfield(L, 4, "exclusive");
-    luaL_argcheck(L, type == LUA_TNIL || type == LUA_TBOOLEAN, 4, "exclusive must be a boolean");
-    exclusive = lua_toboolean(L, -1);
+    exclusive = opt_boolean(L, 4, "exclusive");
     luaL_argcheck(L, limit == 0 || !exclusive, 4, "a claim cannot be exclusive and have a limit");
   }
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self,
              outbox_claim_entries(self->store, processor_id, deadline, limit, exclusive, &claimed));
-  lua_pushboolean(L, claimed);
-  return 1;
+  lua_pushboolean(L, claimed.any);
+  if (claimed.again_at != 0)
+    shim_push_seconds(L, claimed.again_at);
+  else
+    lua_pushnil(L);
+  lua_pushboolean(L, claimed.restored);
+  return 3;
 }
 
 static int64_t check_count(lua_State *L, int index) {
@@ -170,17 +224,84 @@ commits. Reading takes nothing: the same call again gives the same entries.
 @function store:get_claimed_entries
 @tparam string processor_id
 @tparam integer batch_size at most that many
+@tparam[opt] table options `ordering`: whom an entry that waits for its retry keeps waiting, "none"
+(the default), "key" (later entries of its namespace and key) or "strict" (all later ones); `after`:
+an integer, where an earlier reading ended; `except`: an array of namespaces to leave out; `hold`:
+write into the claim that these entries are in hand, best in one transaction with what was done
+before, so that they are charged if the processor dies
 @treturn {outbox.entry,...} each with `id`, `namespace`, `key`, `payload`, `headers`, `created_at`
 (seconds since the epoch), `attempts` (failed deliveries) and `last_error`
+@treturn[opt] integer with options, where the reading ended, to read on `after`; it ends early when
+it has looked at 100,000 entries, and is at the end when this does not change
 */
 static int store_get_claimed_entries(lua_State *L) {
+  static const char *const OPTIONS[] = {"ordering", "after", "except", "hold", NULL};
+  static const char *const ORDERINGS[] = {[OUTBOX_ORDERING_NONE] = "none",
+                                          [OUTBOX_ORDERING_KEY] = "key",
+                                          [OUTBOX_ORDERING_STRICT] = "strict",
+                                          [OUTBOX_ORDERING_STRICT + 1] = NULL};
+  outbox_selection selection = {.after = INT64_MIN};
+  bool hold = false;
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   int64_t batch_size = check_count(L, 3);
+  bool selected = check_options(L, 4, OPTIONS);
+  if (selected) {
+    lua_settop(L, 4);
+    selection.ordering = (enum outbox_ordering)opt_name(L, 4, "ordering", ORDERINGS, 0);
+    selection.after = opt_integer(L, 4, "after", INT64_MIN, INT64_MIN);
+    hold = opt_boolean(L, 4, "hold");
+    if (lua_getfield(L, 4, "except") != LUA_TNIL) {
+      luaL_argcheck(L, lua_type(L, -1) == LUA_TTABLE, 4, "except must be an array of strings");
+      selection.except_count = lua_rawlen(L, -1);
+      selection.except = check_array(L, 4, selection.except_count);
+    }
+  }
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  return shim_push_entries(
-      L, self, outbox_get_claimed_entries(self->store, processor_id, batch_size), false);
+  shim_push_entries(L, self,
+                    outbox_get_claimed_entries(self->store, processor_id, batch_size,
+                                               selected ? &selection : NULL),
+                    false);
+  if (!selected) return 1;
+  int64_t read_to = outbox_read_to(self->store);
+  if (hold) shim_check(L, self, outbox_hold_batch(self->store, processor_id));
+  lua_pushinteger(L, read_to);
+  return 2;
+}
+
+/***
+Moves the deadline of a processor's claim on, even one that has expired, and notes that it has
+nothing in hand any more.
+@function store:renew_claim
+@tparam string processor_id
+@tparam number deadline seconds since the epoch
+@treturn boolean false when the claim is lost: somebody else has taken over
+@raise `busy`, `full`
+*/
+static int store_renew_claim(lua_State *L) {
+  bool renewed;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes processor_id = shim_check_bytes(L, 2);
+  int64_t deadline = shim_check_microseconds(L, 3);
+  shim_read_clock(L, self, 1);
+  shim_check_store(L, 1);
+  shim_check(L, self, outbox_renew_claim(self->store, processor_id, deadline, &renewed));
+  lua_pushboolean(L, renewed);
+  return 1;
+}
+
+/***
+Gives a processor's claim back, so that others need not wait for its deadline. Nothing is charged.
+@function store:release_claim
+@tparam string processor_id
+@raise `busy`, `full`
+*/
+static int store_release_claim(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes processor_id = shim_check_bytes(L, 2);
+  shim_check(L, self, outbox_release_claim(self->store, processor_id));
+  return 0;
 }
 
 typedef int by_ids(outbox_store *store, const outbox_bytes *ids, size_t count, int64_t *found);
@@ -207,7 +328,8 @@ static int store_delete_entries(lua_State *L) {
 }
 
 /***
-Counts a failed attempt and delays a ready entry; it will come back to the place it had.
+Counts a failed attempt and delays a ready entry; it will come back to the place it had. Without an
+error nothing is counted, and an entry that is delayed already gets the new time.
 @function store:retry_entry
 @tparam string id
 @tparam number due_at seconds since the epoch
@@ -227,7 +349,8 @@ static int store_retry_entry(lua_State *L) {
 }
 
 /***
-Counts a failed attempt and makes a dead letter of a ready entry.
+Counts a failed attempt and makes a dead letter of a ready entry. Without an error nothing is
+counted: the attempts before were enough.
 @function store:bury_entry
 @tparam string id
 @tparam[opt] string error why it failed; the entry's `last_error`
@@ -299,8 +422,9 @@ Counts what there is. The time that this takes grows with the number of entries.
 @function store:stats
 @treturn table `ready`, `delayed`, `dead`: numbers of entries; `oldest_age`: seconds since the first
 ready entry was published, nil without one; `due_at`: when the next delayed one falls due, seconds
-since the epoch, nil without one; `leases`: an array of `processor_id`, `deadline` (seconds since
-the epoch), `first_seq` and `last_seq`
+since the epoch, nil without one; `leases`: an array of `processor_id`, `deadline` and
+`claimed_at` (seconds since the epoch), `first_seq`, `last_seq` and `batch`, the ranges of seq that
+are in hand ("1-20,25-25"), nil for none
 */
 static int store_stats(lua_State *L) {
   outbox_counts counts;
@@ -442,15 +566,8 @@ static int open_store(lua_State *L) {
       luaL_argcheck(L, strlen(options.prefix) == lua_rawlen(L, -1), 2,
                     "prefix must be a plain identifier");
     }
-    if (lua_getfield(L, 2, "synchronous") != LUA_TNIL) {
-      int i = 0;
-      const char *name = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
-      while (SYNCHRONOUS[i] != NULL && strcmp(name, SYNCHRONOUS[i]) != 0)
-        i++;
-      luaL_argcheck(L, SYNCHRONOUS[i] != NULL, 2,
-                    "synchronous must be \"off\", \"normal\", \"full\" or \"extra\"");
-      options.synchronous = (enum outbox_synchronous)i;
-    }
+    options.synchronous = (enum outbox_synchronous)opt_name(L, 2, "synchronous", SYNCHRONOUS,
+                                                            (int)options.synchronous);
     if (lua_getfield(L, 2, "busy_timeout") != LUA_TNIL) {
       double seconds = lua_tonumber(L, -1);
       luaL_argcheck(L, lua_type(L, -1) == LUA_TNUMBER && seconds >= 0 && seconds <= 1e6, 2,
@@ -480,6 +597,8 @@ static int open_store(lua_State *L) {
 static const luaL_Reg METHODS[] = {{"publish", store_publish},
                                    {"claim_entries", store_claim_entries},
                                    {"get_claimed_entries", store_get_claimed_entries},
+                                   {"renew_claim", store_renew_claim},
+                                   {"release_claim", store_release_claim},
                                    {"delete_entries", store_delete_entries},
                                    {"retry_entry", store_retry_entry},
                                    {"bury_entry", store_bury_entry},
@@ -487,6 +606,7 @@ static const luaL_Reg METHODS[] = {{"publish", store_publish},
                                    {"requeue_entries", store_requeue_entries},
                                    {"purge_entries", store_purge_entries},
                                    {"stats", store_stats},
+                                   {"clock", store_clock},
                                    {"migrate", store_migrate},
                                    {"close", store_close},
                                    {NULL, NULL}};
