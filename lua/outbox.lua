@@ -35,4 +35,6 @@ return {
   uuid_v7 = core.uuid_v7,
   uuid_v4 = core.uuid_v4,
   blob = core.blob,
+  LAPSED = core.LAPSED,
+  processor = require("outbox.processor"),
 }

@@ -274,9 +274,10 @@ static int fill_gaps(outbox_store *store, const intervals *leases, bool limited,
 }
 
 /* Everything there is and will be, unless another processor has a live lease. */
-static int claim_all(outbox_store *store, intervals *leases, intervals *claimed) {
+static int claim_all(outbox_store *store, intervals *leases, intervals *claimed, bool *refused) {
   for (size_t i = 0; i < leases->count; i++)
     if (leases->items[i].kind == OTHERS) {
+      *refused = true;
       leases->count = 0; /* all or nothing: nothing, and nothing changes */
       return OUTBOX_OK;
     }
@@ -359,6 +360,7 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
   if (code == OUTBOX_OK && (!found || refused)) {
     if (!refused) code = find_due(store, now, &due_at);
     claimed->again_at = refused ? lapses_at : due_at;
+    claimed->refused = refused;
     return code;
   }
   if (code == OUTBOX_OK) code = outbox_begin(store);
@@ -368,7 +370,7 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
   if (code == OUTBOX_OK) code = restore_due(store, now, &restored);
   if (code == OUTBOX_OK) code = sweep(store, &leases);
   if (code == OUTBOX_OK && exclusive) {
-    code = claim_all(store, &leases, &mine);
+    code = claim_all(store, &leases, &mine, &refused);
   } else if (code == OUTBOX_OK) {
     int64_t remaining = limit;
     code = keep_own(store, &leases, limited, &remaining);
@@ -379,6 +381,7 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
   code = outbox_end(store, code);
   if (code == OUTBOX_OK) {
     claimed->any = mine.count > 0;
+    claimed->refused = refused;
     claimed->restored = restored > 0;
     claimed->again_at = restored == DUE_AT_MOST ? now : earlier(due_at, lapses_at);
   }

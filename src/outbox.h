@@ -118,6 +118,7 @@ typedef struct outbox_lease {
 /* What a claim came to. */
 typedef struct outbox_claimed {
   bool any;         /* the processor has claimed entries, new or its own */
+  bool refused;     /* it was to be exclusive, and another processor has a live lease */
   bool restored;    /* delayed entries came back, some perhaps to places before others */
   int64_t again_at; /* when the next delayed entry falls due, or another's lease lapses; 0: never */
 } outbox_claimed;

@@ -9,6 +9,7 @@ Users have it all as `require("outbox")`.
 #include <math.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "shim.h"
 
@@ -79,6 +80,19 @@ static int clock_sleep(lua_State *L) {
   return 0;
 }
 
+/***
+This process's name for people: the host's and its number.
+@function process_name
+@treturn string
+*/
+static int process_name(lua_State *L) {
+  char host[256];
+  if (gethostname(host, sizeof host) != 0) host[0] = '\0';
+  host[sizeof host - 1] = '\0';
+  lua_pushfstring(L, "%s-%d", host, (int)getpid());
+  return 1;
+}
+
 /* --- UUIDs ----------------------------------------------------------------------------------- */
 
 static int push_uuid(lua_State *L, outbox_id_generator *generator, void *context, int64_t now) {
@@ -141,7 +155,8 @@ static int blob(lua_State *L) {
 
 static const luaL_Reg CLOCK[] = {{"now", clock_now}, {"sleep", clock_sleep}, {NULL, NULL}};
 
-static const luaL_Reg FUNCTIONS[] = {{"uuid_v4", uuid_v4}, {"blob", blob}, {NULL, NULL}};
+static const luaL_Reg FUNCTIONS[] = {
+    {"uuid_v4", uuid_v4}, {"blob", blob}, {"process_name", process_name}, {NULL, NULL}};
 
 int luaopen_outbox_core(lua_State *L);
 

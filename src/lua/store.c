@@ -183,6 +183,7 @@ published until the deadline too
 @treturn[opt] number when to claim again even if nobody commits: an entry falls due, or another's
 claim lapses (seconds since the epoch)
 @treturn boolean whether delayed entries came back, perhaps to places before others
+@treturn boolean whether it was to be exclusive and another processor has a live claim
 @raise `busy`, `full`
 */
 static int store_claim_entries(lua_State *L) {
@@ -208,7 +209,8 @@ static int store_claim_entries(lua_State *L) {
   else
     lua_pushnil(L);
   lua_pushboolean(L, claimed.restored);
-  return 3;
+  lua_pushboolean(L, claimed.refused);
+  return 4;
 }
 
 static int64_t check_count(lua_State *L, int index) {
@@ -265,7 +267,9 @@ static int store_get_claimed_entries(lua_State *L) {
                     false);
   if (!selected) return 1;
   int64_t read_to = outbox_read_to(self->store);
-  if (hold) shim_check(L, self, outbox_hold_batch(self->store, processor_id));
+  /* When it has nothing in hand, the claim already says so. */
+  if (hold && lua_rawlen(L, -1) > 0)
+    shim_check(L, self, outbox_hold_batch(self->store, processor_id));
   lua_pushinteger(L, read_to);
   return 2;
 }

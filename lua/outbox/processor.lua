@@ -1,0 +1,637 @@
+--- The processor: claims what waits, hands it to a publisher, deletes what was delivered, retries
+-- what failed, and makes a dead letter of what fails too often. Made by `outbox.processor`.
+--
+-- It needs no event loop: `run` blocks until `stop`. In a loop of any kind call `step`, which does
+-- not block, whenever `pollfd` is readable and after the seconds that `step` returned. It has the
+-- methods that cqueues polls an object by.
+-- @classmod outbox.processor
+
+local core = require("outbox.core")
+local delivery = require("outbox.delivery")
+local problem = require("outbox.problem")
+
+local max, min, random = math.max, math.min, math.random
+
+-- How long one that stands by does not listen: the bell rings at every commit of the one who works.
+local STANDBY = 0.01
+-- Failures of the database: how to back off, how often to try to settle before a stop gives it up,
+-- and which of them no patience cures.
+local DATABASE_RETRY = { base = 0.05, factor = 2, cap = 5 }
+local STOP_TRIES = 5
+local FATAL = { closed = true, forked = true }
+
+local Processor = {}
+Processor.__index = Processor
+Processor.__name = "outbox.processor"
+
+-- A span of time from now on.
+function Processor:span(seconds)
+  return { since = self.now(), seconds = seconds }
+end
+
+-- Less than the clock, or the database, can tell is nothing.
+local function round(seconds)
+  return seconds < 1e-6 and 0 or seconds
+end
+
+-- What is left of it. One that began in the future has ended: the clock was put back since.
+local function remaining(self, span)
+  local passed = self.now() - span.since
+  return passed < 0 and 0 or round(span.seconds - passed)
+end
+
+--- Hooks --------------------------------------------------------------------------------------
+
+-- The default of on_error: what goes wrong is seen even where no hook was set.
+local function complain(trouble)
+  io.stderr:write(problem.text(trouble), "\n")
+end
+
+local function report(self, trouble)
+  self.counters.errors = self.counters.errors + 1
+  local ok, again = pcall(self.options.on_error, trouble)
+  if not ok then
+    complain(trouble)
+    complain(problem.new("hook", "on_error raised: " .. problem.text(again), again))
+  end
+end
+
+local function call_hook(self, name, ...)
+  local hook = self.options[name]
+  if hook then
+    local ok, cause = pcall(hook, ...)
+    if not ok then
+      report(self, problem.new("hook", name .. " raised: " .. problem.text(cause), cause))
+    end
+  end
+end
+
+--- Taking -------------------------------------------------------------------------------------
+
+-- The namespaces whose destination is down and not to be probed yet.
+local function resting(self)
+  local list = {}
+  for namespace, outage in pairs(self.outages) do
+    if outage.span then
+      list[#list + 1] = namespace
+    end
+  end
+  return list
+end
+
+-- Reads the next batch and notes in the claim that it is in hand: one entry that must be alone, or
+-- some of which none must. Also returns where the reading ended.
+local function take(self)
+  local store, id, size = self.store, self.options.processor_id, self.options.batch_size
+  local selection =
+    { ordering = self.options.ordering, after = self.after, except = resting(self), hold = true }
+  local entries, after = store:get_claimed_entries(id, size, selection)
+  for i = 1, #entries do
+    if delivery.is_alone(self, entries[i]) then
+      if #entries > 1 then
+        entries, after = store:get_claimed_entries(id, max(i - 1, 1), selection)
+      end
+      break
+    end
+  end
+  return entries, after
+end
+
+local function set_batch(self, entries, after)
+  self.batch = entries[1] and entries or nil
+  -- A reading that found nothing may have ended early, among many that wait for others.
+  self.more = self.batch ~= nil or after ~= (self.after or math.mininteger)
+  self.after = after
+end
+
+local function claim(self)
+  local options = self.options
+  local now = self.now()
+  local claimed, again_at, restored, refused =
+    self.store:claim_entries(options.processor_id, now + options.claim_duration, self.claim_options)
+  self.again_at, self.claimed_at, self.deaf = again_at, now, nil
+  if restored or not self.claimed then
+    self.after = nil
+  end
+  self.claimed, self.more = claimed, false
+  if claimed then
+    set_batch(self, take(self))
+    if not self.more and options.ordering == "none" then
+      -- Its renewal wakes others with nothing to deliver either, whose renewal wakes it again.
+      self.deaf = self:span(min(1, options.process_interval))
+    end
+  elseif refused then
+    self.deaf = self:span(STANDBY)
+  end
+end
+
+--- Settling -----------------------------------------------------------------------------------
+
+local function count(self, outcome)
+  local counters, latency, now = self.counters, self.counters.latency, self.now()
+  local delivered, sum, most = outcome.delivered, latency.sum, latency.max
+  for i = 1, #delivered do
+    local seconds = now - delivered[i].created_at
+    sum, most = sum + seconds, max(most, seconds)
+  end
+  latency.count, latency.sum, latency.max = latency.count + #delivered, sum, most
+  counters.batches = counters.batches + 1
+  counters.delivered = counters.delivered + #delivered
+  if #delivered > 0 then
+    counters.last_delivered_at = now
+  end
+end
+
+local function tell_failures(self, failures, counter, hook)
+  for _, failure in ipairs(failures) do
+    if failure.found then -- else it was somebody else's by then
+      self.counters[counter] = self.counters[counter] + 1
+      call_hook(self, hook, failure.entry, failure.reason, failure.delay)
+    end
+  end
+end
+
+local function tell(self, outcome)
+  for _, raised in ipairs(outcome.raised) do
+    report(self, raised)
+  end
+  if self.options.on_delivered then
+    for _, entry in ipairs(outcome.delivered) do
+      call_hook(self, "on_delivered", entry)
+    end
+  end
+  tell_failures(self, outcome.retried, "retried", "on_retry")
+  tell_failures(self, outcome.dead, "dead", "on_dead")
+  call_hook(self, "on_batch", {
+    size = #outcome.batch,
+    delivered = #outcome.delivered,
+    retried = #outcome.retried,
+    dead = #outcome.dead,
+    seconds = outcome.seconds,
+  })
+end
+
+local function write_failures(self, outcome)
+  local store, now = self.store, self.now()
+  for _, failure in ipairs(outcome.retried) do
+    failure.found = store:retry_entry(failure.id, now + failure.delay, failure.reason)
+  end
+  for _, failure in ipairs(outcome.dead) do
+    failure.found = store:bury_entry(failure.id, not failure.counted and failure.reason or nil)
+  end
+  for _, aside in ipairs(outcome.aside) do
+    store:retry_entry(aside.id, now + aside.delay)
+  end
+  for _, id in ipairs(outcome.back) do
+    store:retry_entry(id, now)
+  end
+end
+
+-- Writes the outcome down, renews the claim and takes the next batch, all in one transaction.
+local function settle(self)
+  local store, options, outcome = self.store, self.options, self.outcome
+  local ids = {}
+  for i, entry in ipairs(outcome.delivered) do
+    ids[i] = entry.id
+  end
+  if outcome.rewind then
+    self.after = nil
+  end
+  local renewed, entries, after
+  store:transaction(function()
+    renewed = store:renew_claim(options.processor_id, self.now() + options.claim_duration)
+    store:delete_entries(table.unpack(ids))
+    if renewed then -- else a failure is the business of whoever has taken over
+      write_failures(self, outcome)
+      if not self.stopping then
+        entries, after = take(self)
+      end
+    end
+  end)
+  self.outcome, self.batch, self.claimed_at = nil, nil, self.now()
+  if not renewed then
+    self.claimed, self.more, self.counters.lost = false, false, self.counters.lost + 1
+  elseif entries then
+    set_batch(self, entries, after)
+  end
+  -- Before it rests: is there more to claim, or a claim to give back?
+  self.woken = self.woken or not self.more
+  count(self, outcome)
+  tell(self, outcome)
+  if not renewed then
+    report(self, problem.new("lost", "another processor took over while a batch was in hand"))
+  end
+end
+
+--- The loop -----------------------------------------------------------------------------------
+
+-- Closes when the delivery ends, in whatever way: the claim is kept no longer. If it was cut off,
+-- as in a coroutine that is closed, the batch stays in hand, and the next claim charges it.
+local Delivering = {
+  __close = function(self)
+    self.processor.batch, self.processor.more = nil, false
+    self.processor.store:stop_keeping()
+  end,
+}
+
+local function deliver(self)
+  local options = self.options
+  local delivering <close> = setmetatable({ processor = self }, Delivering) -- luacheck: no unused
+  self.store:keep_claim(options.processor_id, options.claim_duration / 2, options.publish_timeout)
+  self.outcome = delivery.deliver(self, self.batch)
+end
+
+-- Does what there is to do now: at most one batch.
+local function cycle(self)
+  if not self.outcome then
+    if not self.batch then
+      self.woken = false
+      if self.more and self.claimed then
+        set_batch(self, take(self))
+      else
+        self.interval = self:span(self.options.process_interval * (0.75 + 0.25 * random()))
+        claim(self)
+      end
+    end
+    if self.batch then
+      deliver(self)
+    end
+  end
+  if self.outcome then
+    settle(self)
+  end
+end
+
+-- Seconds until there is something to do, unless a bell rings before.
+local function rest(self)
+  if self.paused then
+    return remaining(self, self.paused)
+  elseif self.batch or self.outcome or self.more or self.woken or self.stopping then
+    return 0
+  elseif self.deaf and remaining(self, self.deaf) > 0 then
+    return remaining(self, self.deaf)
+  end
+  self.deaf = nil
+  local seconds = remaining(self, self.interval)
+  if self.again_at then
+    seconds = min(seconds, round(self.again_at - self.now()))
+  end
+  if self.claimed then -- for entries that wait, and others are kept from them
+    seconds = min(seconds, remaining(self, { since = self.claimed_at,
+      seconds = self.options.claim_duration / 2 }))
+  end
+  for _, outage in pairs(self.outages) do
+    local left = outage.span and remaining(self, outage.span)
+    if left == 0 then -- to be probed now
+      outage.span, self.after, self.woken = nil, nil, true
+    end
+    seconds = min(seconds, left or seconds)
+  end
+  return seconds
+end
+
+-- Runs what may fail for the database's sake: then it is reported, and the loop backs off.
+local function attempt(self, fn)
+  local ok, trouble = pcall(fn, self)
+  if ok then
+    self.failures, self.paused = 0, nil
+    return true
+  elseif type(trouble) == "table" and FATAL[trouble.code] then
+    error(trouble, 0)
+  end
+  self.failures = self.failures + 1
+  self.paused = self:span(delivery.backoff(DATABASE_RETRY, self.failures))
+  report(self, trouble)
+  return false
+end
+
+-- What was never handed out goes back, so that others need not wait for the deadline.
+local function release(self)
+  self.batch, self.more, self.after, self.woken = nil, false, nil, true
+  if self.claimed then
+    self.store:release_claim(self.options.processor_id)
+    self.claimed = false
+  end
+end
+
+local function finish(self)
+  if self.outcome and not attempt(self, settle) then
+    if self.failures < STOP_TRIES then
+      return remaining(self, self.paused)
+    end
+    report(self, problem.new("lost", "stopped before it could delete what it has delivered"))
+    self.outcome, self.claimed = nil, false -- the claim is left to lapse
+  end
+  attempt(self, release)
+  self.stopping, self.failures, self.paused = false, 0, nil
+  return nil
+end
+
+local function listen(self)
+  local rung, again = self.store:wait(0)
+  self.woken = self.woken or rung
+  self.look_again = again
+end
+
+local function step(self)
+  self.look_again = nil
+  if self.stopping then
+    return finish(self)
+  end
+  if rest(self) > 0 and not self.paused and not self.deaf then
+    attempt(self, listen)
+  end
+  if rest(self) == 0 then
+    self.paused = nil
+    attempt(self, cycle)
+  end
+  return min(rest(self), self.look_again or math.huge)
+end
+
+-- One at a time: a publisher that yields, or calls back, must not start a second batch.
+local Busy = {
+  __close = function(self)
+    self.processor.busy = false
+  end,
+}
+
+local function enter(self)
+  if self.busy then
+    error("the processor is at work already", 3)
+  end
+  self.busy = true
+  return setmetatable({ processor = self }, Busy)
+end
+
+--- Does the next thing that there is to do, at most one batch, and does not block unless the
+-- publisher does. Called from the publisher, or another coroutine meanwhile, it does nothing.
+-- @function processor:step
+-- @treturn ?number seconds after which to call it again, or sooner when `pollfd` is readable; nil
+-- when `stop` was called and all is settled
+-- @raise `closed`, `forked`; all other failures are reported and tried again
+---@return number?
+function Processor:step()
+  if self.busy then
+    return self.options.process_interval
+  end
+  local busy <close> = enter(self) -- luacheck: no unused
+  return step(self)
+end
+
+local function sleep(self, seconds)
+  self.counters.waits = self.counters.waits + 1
+  if self.sleep then
+    self.sleep(seconds)
+  elseif self.paused or self.deaf then
+    core.clock.sleep(seconds)
+  else
+    attempt(self, function()
+      self.woken = self.store:wait(seconds) or self.woken
+    end)
+  end
+end
+
+--- Processes what there is and what comes, until `stop`. First what waits already. Blocks; sleeps
+-- until a commit of any process, `wake` from a signal handler, the next entry that falls due, or
+-- the interval. Where the store's clock has a `sleep` of its own, it sleeps with that alone.
+-- @function processor:run
+-- @raise `closed`, `forked`; all other failures are reported and tried again
+function Processor:run()
+  local busy <close> = enter(self) -- luacheck: no unused
+  for seconds in step, self do
+    if seconds > 0 then
+      sleep(self, seconds)
+    end
+  end
+end
+
+--- Processes all that can be delivered now, then gives the claim back and returns. What failed is
+-- left for the next time.
+-- @function processor:pump
+-- @treturn integer how many entries were delivered
+-- @raise what the store raises
+---@return integer
+function Processor:pump()
+  local busy <close> = enter(self) -- luacheck: no unused
+  local before = self.counters.delivered
+  self.woken = true
+  rest(self) -- an outage may have come to its next probe
+  repeat
+    cycle(self)
+  until self.stopping or not (self.batch or self.more or self.woken)
+  release(self)
+  self.stopping = false
+  return self.counters.delivered - before
+end
+
+--- Makes `run` return, or `step` return nil, once the batch in hand is settled; the claim is given
+-- back. May be called from anywhere: a hook, the publisher, a signal handler, another coroutine.
+-- @function processor:stop
+function Processor:stop()
+  self.stopping = true
+end
+
+--- Makes it look for work at the next `step`, or end the sleep of `run` if a signal did.
+-- @function processor:wake
+function Processor:wake()
+  self.woken = true
+end
+
+--- What it has done: `delivered`, `retried`, `dead` (entries), `batches`, `errors`, `lost`
+-- (claims), `waits`; `latency`, from created to delivered: `count`, `sum` and `max` in seconds; and
+-- `last_delivered_at`, seconds since the epoch, nil before the first. A copy.
+-- @function processor:stats
+-- @treturn table
+---@return outbox.processor_stats
+function Processor:stats()
+  local stats = {}
+  for name, value in pairs(self.counters) do
+    stats[name] = value
+  end
+  local latency = self.counters.latency
+  stats.latency = { count = latency.count, sum = latency.sum, max = latency.max }
+  return stats
+end
+
+--- The descriptor that becomes readable when somebody commits; nil where there is none.
+-- @function processor:pollfd
+-- @treturn ?integer
+---@return integer?
+function Processor:pollfd()
+  return self.store:pollfd()
+end
+
+--- What to poll the descriptor for, as cqueues asks.
+-- @function processor:events
+-- @treturn string "r"
+---@return string
+function Processor:events() -- luacheck: no self
+  return "r"
+end
+
+--- Seconds after which to call `step` even if the descriptor is silent, as cqueues asks.
+-- @function processor:timeout
+-- @treturn number
+---@return number
+function Processor:timeout()
+  if self.busy then
+    return self.options.process_interval
+  end
+  return min(rest(self), self.look_again or math.huge)
+end
+
+--- Options ------------------------------------------------------------------------------------
+
+local ORDERINGS = { key = true, none = true, strict = true }
+
+local function is_number(least, what)
+  return function(value)
+    local ok = type(value) == "number" and value >= least and value < math.huge
+    return ok, ("%s, at least %g"):format(what, least)
+  end
+end
+
+local function is_integer(value)
+  return math.type(value) == "integer" and value >= 1 and value <= 100000,
+    "an integer from 1 to 100000"
+end
+
+local function is_function(value)
+  return type(value) == "function", "a function"
+end
+
+local seconds = is_number(0.001, "a number of seconds")
+
+local RETRY = {
+  base = { default = 1, check = seconds },
+  factor = { default = 2, check = is_number(1, "a number") },
+  cap = { default = 300, check = seconds },
+  max_attempts = { default = 10, check = is_integer },
+}
+
+local OPTIONS = {
+  store = { required = true, check = function(value)
+    local ok, method = pcall(function()
+      return value.claim_entries
+    end)
+    return ok and method ~= nil, "what outbox.open returns"
+  end },
+  publisher = { required = true, check = function(value)
+    return type(value) == "function"
+      or type(value) == "table" and type(value.publish) == "function",
+      "a function or a table with a function 'publish'"
+  end },
+  processor_id = { check = function(value)
+    return type(value) == "string", "a string"
+  end },
+  batch_size = { default = 20, check = is_integer },
+  claim_duration = { default = 2, check = seconds },
+  publish_timeout = { default = 60, check = seconds },
+  process_interval = { default = 10, check = seconds },
+  ordering = { default = "key", check = function(value)
+    return ORDERINGS[value] ~= nil, '"key", "none" or "strict"'
+  end },
+  limit = { check = is_integer },
+  retry = { default = {}, check = function(value)
+    return type(value) == "table", "a table"
+  end },
+  on_delivered = { check = is_function },
+  on_retry = { check = is_function },
+  on_dead = { check = is_function },
+  on_batch = { check = is_function },
+  on_error = { default = complain, check = is_function },
+}
+
+-- The options with their defaults; adds what is wrong with them to the list.
+local function check(known, given, prefix, wrong)
+  local options = {}
+  for name in pairs(given) do
+    if not known[name] then
+      wrong[#wrong + 1] = ("unknown option '%s%s'"):format(prefix, problem.text(name))
+    end
+  end
+  for name, option in pairs(known) do
+    local value = given[name]
+    if value == nil then
+      options[name] = option.default
+      if option.required then
+        wrong[#wrong + 1] = ("%s%s is missing"):format(prefix, name)
+      end
+    else
+      local ok, wanted = option.check(value)
+      options[name] = value
+      if not ok then
+        wrong[#wrong + 1] = ("%s%s must be %s"):format(prefix, name, wanted)
+      end
+    end
+  end
+  return options
+end
+
+--- Makes a processor. All that is wrong with the options is told in one error.
+--
+-- The publisher is a function `(messages, namespace)`, or a table with it as a method `publish`. It
+-- gets entries of one namespace, in order, and returns nothing or true when all were delivered, or
+-- a table `{[i] = reason}` of those that failed; a reason is any value, or a table with `reason`
+-- and `permanent = true` (straight to the dead letters) or `retry_after` (seconds). When it raises,
+-- or returns false or `nil, reason`, nothing is held against any message: the destination may be
+-- down. It may yield, where the loop around it can.
+-- @function outbox.processor
+-- @tparam table options `store` and `publisher`; `processor_id`, unique among those that are alive,
+-- default made of host, process and chance; `batch_size`, default 20 entries; `claim_duration`,
+-- after which others take over if it dies, default 2 s; `publish_timeout`, up to which the claim is
+-- kept while one batch is being published, default 60 s; `process_interval`, the longest sleep,
+-- default 10 s; `ordering`: what waits behind an entry that is to be retried, "key" (the default:
+-- entries of its namespace and key), "none" or "strict" (all); `limit`, with "none" only: how many
+-- entries to claim at a time, so that several processors share a backlog, default ten batches;
+-- `retry`: `base` (1 s), `factor` (2), `cap` (300 s) of the exponential backoff, and `max_attempts`
+-- (10); hooks: `on_delivered(entry)`, `on_retry(entry, reason, delay)`, `on_dead(entry, reason)`,
+-- `on_batch{size, delivered, retried, dead, seconds}`, `on_error(problem)`, whose default writes to
+-- stderr
+-- @treturn outbox.processor
+local function new(options)
+  if type(options) ~= "table" then
+    error(("bad argument #1 to 'processor' (table expected, got %s)"):format(type(options)), 2)
+  end
+  local wrong = {}
+  local retry = type(options.retry) == "table" and options.retry or {}
+  options = check(OPTIONS, options, "", wrong)
+  options.retry = check(RETRY, retry, "retry.", wrong)
+  if options.limit and options.ordering ~= "none" then
+    wrong[#wrong + 1] = 'limit needs ordering = "none"'
+  end
+  if #wrong > 0 then
+    table.sort(wrong)
+    error("bad argument #1 to 'processor' (" .. table.concat(wrong, "; ") .. ")", 2)
+  end
+  options.processor_id = options.processor_id
+    or ("%s-%s"):format(core.process_name(), core.uuid_v4():sub(1, 8))
+  local clock, publisher = options.store:clock(), options.publisher
+  local self = setmetatable({
+    store = options.store,
+    options = options,
+    now = clock.now,
+    sleep = clock ~= core.clock and clock.sleep or nil,
+    publish = publisher,
+    claim_options = options.ordering ~= "none" and { exclusive = true }
+      or { limit = options.limit or 10 * options.batch_size },
+    suspects = {}, -- by id: entries of a call that raised, and that are to be tried alone
+    outages = {}, -- by namespace: destinations that may be down
+    successes = {}, -- by namespace: calls that got something through
+    failures = 0, -- of the database, in a row
+    woken = true,
+    counters = {
+      delivered = 0, retried = 0, dead = 0, batches = 0, errors = 0, lost = 0, waits = 0,
+      latency = { count = 0, sum = 0, max = 0 },
+    },
+  }, Processor)
+  if type(publisher) == "table" then
+    function self.publish(messages, namespace)
+      return publisher:publish(messages, namespace)
+    end
+  end
+  self.interval = self:span(0)
+  return self
+end
+
+return new
