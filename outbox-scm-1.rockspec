@@ -37,6 +37,8 @@ build = {
         "src/uuid.c",
         "src/publish.c",
         "src/claim.c",
+        "src/keep.c",
+        "src/doorbell.c",
         "src/batch.c",
         "src/settle.c",
         "src/dead.c",

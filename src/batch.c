@@ -160,7 +160,7 @@ int outbox_hold_batch(outbox_store *store, outbox_bytes processor_id) {
   if (bytes == NULL && !empty)
     code = outbox_fail(store, OUTBOX_NOMEM, "out of memory");
   else
-    code = outbox_run(store, HOLD_BATCH, HOLD_BATCH_SQL, "tt", processor_id, ranges);
+    code = outbox_process(store, HOLD_BATCH, HOLD_BATCH_SQL, "tt", processor_id, ranges);
   sqlite3_free(bytes);
   return code;
 }

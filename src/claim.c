@@ -77,10 +77,10 @@ static int restore_due(outbox_store *store, int64_t now, int *restored) {
   if (code != OUTBOX_DONE) return code;
 
   for (int i = 0; i < count; i++) {
-    code = outbox_run(store, RESTORE_DUE, RESTORE_DUE_SQL, "i", due[i]);
+    code = outbox_process(store, RESTORE_DUE, RESTORE_DUE_SQL, "i", due[i]);
     /* One whose id plain SQL has meanwhile used again waits until that one is gone. */
     if (code == OUTBOX_OK && sqlite3_changes(store->db) == 1) {
-      code = outbox_run(store, DELETE_DUE, DELETE_DUE_SQL, "i", due[i]);
+      code = outbox_process(store, DELETE_DUE, DELETE_DUE_SQL, "i", due[i]);
       ++*restored;
     }
     if (code != OUTBOX_OK) return code;
@@ -136,7 +136,7 @@ static int charge(outbox_store *store, interval lease, outbox_bytes batch) {
     if (first < lease.first) first = lease.first;
     if (last > lease.last) last = lease.last;
     int code =
-        outbox_run(store, CHARGE_RANGE, CHARGE_RANGE_SQL, "ii", (int64_t)first, (int64_t)last);
+        outbox_process(store, CHARGE_RANGE, CHARGE_RANGE_SQL, "ii", (int64_t)first, (int64_t)last);
     if (code != OUTBOX_OK) return code;
     text += size;
     text = *text == ',' ? text + 1 : NULL;
@@ -296,10 +296,10 @@ static int save_leases(outbox_store *store, const intervals *leases, const inter
   int code = OUTBOX_OK;
   for (size_t i = 0; i < leases->count && code == OUTBOX_OK; i++)
     if (leases->items[i].kind != OTHERS)
-      code = outbox_run(store, DELETE_LEASE, DELETE_LEASE_SQL, "i", leases->items[i].first);
+      code = outbox_process(store, DELETE_LEASE, DELETE_LEASE_SQL, "i", leases->items[i].first);
   for (size_t i = 0; i < claimed->count && code == OUTBOX_OK; i++)
-    code = outbox_run(store, INSERT_LEASE, INSERT_LEASE_SQL, "iitii", claimed->items[i].first,
-                      claimed->items[i].last, processor_id, deadline, now);
+    code = outbox_process(store, INSERT_LEASE, INSERT_LEASE_SQL, "iitii", claimed->items[i].first,
+                          claimed->items[i].last, processor_id, deadline, now);
   return code;
 }
 
@@ -354,6 +354,7 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
   if (code == OUTBOX_OK && limited && exclusive)
     code = outbox_fail(store, OUTBOX_MISUSE, "a claim cannot be exclusive and have a limit");
   if (code == OUTBOX_OK) code = outbox_now(store, &now);
+  if (code == OUTBOX_OK) code = outbox_see(store);
   if (code == OUTBOX_OK) code = find_work(store, now, &found);
   if (code == OUTBOX_OK && exclusive && found)
     code = find_exclusive(store, processor_id, now, &refused, &lapses_at);
@@ -396,7 +397,8 @@ int outbox_renew_claim(outbox_store *store, outbox_bytes processor_id, int64_t d
   int code = outbox_enter(store);
   if (code == OUTBOX_OK) code = outbox_now(store, &now);
   if (code == OUTBOX_OK)
-    code = outbox_run(store, RENEW_LEASES, RENEW_LEASES_SQL, "tii", processor_id, deadline, now);
+    code =
+        outbox_process(store, RENEW_LEASES, RENEW_LEASES_SQL, "tii", processor_id, deadline, now);
   if (code == OUTBOX_OK) *renewed = sqlite3_changes(store->db) > 0;
   return code;
 }
@@ -404,7 +406,7 @@ int outbox_renew_claim(outbox_store *store, outbox_bytes processor_id, int64_t d
 int outbox_release_claim(outbox_store *store, outbox_bytes processor_id) {
   int code = outbox_enter(store);
   if (code == OUTBOX_OK)
-    code = outbox_run(store, RELEASE_LEASES, RELEASE_LEASES_SQL, "t", processor_id);
+    code = outbox_process(store, RELEASE_LEASES, RELEASE_LEASES_SQL, "t", processor_id);
   return code;
 }
 

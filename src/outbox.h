@@ -14,6 +14,7 @@
 **                     delivered: outbox_delete_entries
 **                     failed:    outbox_retry_entry, in the end outbox_bury_entry
 **                     in between outbox_renew_claim, at the end outbox_release_claim
+**                     nothing there: outbox_wait
 **       operator:     outbox_stats, outbox_dead_entries > outbox_requeue_entries / _purge_entries
 **     outbox_close
 **
@@ -289,6 +290,19 @@ int outbox_hold_batch(outbox_store *store, outbox_bytes processor_id);
 int outbox_renew_claim(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
                        bool *renewed);
 
+/*
+** From now on until outbox_stop_keeping, but for `at_most` microseconds, moves the deadline of the
+** processor's claim on every `interval` microseconds as time passes: for while a publisher's call
+** blocks, and nobody could renew. Done by a thread with a connection of its own, begun by the first
+** such call; to keep and to stop cost next to nothing. Other operations may go on meanwhile. Does
+** nothing for a database in memory. Fails with ERROR when no thread can be had.
+*/
+int outbox_keep_claim(outbox_store *store, outbox_bytes processor_id, int64_t interval,
+                      int64_t at_most);
+
+/* Ends the keeping, if there is any; when it returns, the deadline moves no more. */
+void outbox_stop_keeping(outbox_store *store);
+
 /* Gives the processor's claim back, with nothing in hand: others need not wait for its deadline. */
 int outbox_release_claim(outbox_store *store, outbox_bytes processor_id);
 
@@ -319,6 +333,24 @@ int outbox_retry_entry(outbox_store *store, outbox_bytes id, int64_t due_at, out
 ** `error` nothing is counted: the attempts before were enough.
 */
 int outbox_bury_entry(outbox_store *store, outbox_bytes id, outbox_bytes error, bool *found);
+
+/* --- Waiting --------------------------------------------------------------------------------- */
+
+/*
+** Waits until something may have come since the last outbox_claim_entries began: a commit of any
+** process, or what this connection wrote but for claiming and settling. Returns at once where there
+** was, and after `timeout` microseconds where there is not; a signal ends it too. *rung tells
+** whether there may be something. A timeout of 0 never blocks; *look_again is then after how many
+** microseconds to ask again, because a commit is about to be seen, or because there is no bell here
+** that makes outbox_pollfd readable; 0 where that will tell. Fails with MISUSE in a transaction.
+*/
+int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_again);
+
+/*
+** A descriptor that becomes readable when there may be something, for event loops; outbox_wait
+** makes it unreadable again. The same for the store's life; never close it. -1 if there is none.
+*/
+int outbox_pollfd(outbox_store *store);
 
 /* --- Operating ------------------------------------------------------------------------------- */
 

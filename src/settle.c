@@ -39,15 +39,15 @@ int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t c
   for (size_t i = 0; i < ranges && code == OUTBOX_OK; i++) {
     range range = store->batch.ranges[i];
     size_t last = first + (size_t)(range.last - range.first);
-    code = outbox_run(store, DELETE_RANGE, DELETE_RANGE_SQL, "iitt", range.first, range.last,
-                      ids[first], ids[last]);
+    code = outbox_process(store, DELETE_RANGE, DELETE_RANGE_SQL, "iitt", range.first, range.last,
+                          ids[first], ids[last]);
     first = last + 1;
     if (code == OUTBOX_OK) found += (size_t)sqlite3_changes(store->db);
   }
   for (size_t i = 0; i < count && found < count && code == OUTBOX_OK; i++) {
-    code = outbox_run(store, DELETE_READY, DELETE_READY_SQL, "t", ids[i]);
+    code = outbox_process(store, DELETE_READY, DELETE_READY_SQL, "t", ids[i]);
     if (code == OUTBOX_OK && sqlite3_changes(store->db) == 0)
-      code = outbox_run(store, DELETE_DELAYED, DELETE_DELAYED_SQL, "t", ids[i]);
+      code = outbox_process(store, DELETE_DELAYED, DELETE_DELAYED_SQL, "t", ids[i]);
     if (code == OUTBOX_OK) found += (size_t)sqlite3_changes(store->db);
   }
   code = outbox_end(store, code);
@@ -61,10 +61,10 @@ static int move(outbox_store *store, enum statement which, const char *copy, out
   bool moved = false;
   int code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
-  code = outbox_run(store, which, copy, "tti", id, error, time);
+  code = outbox_process(store, which, copy, "tti", id, error, time);
   if (code == OUTBOX_OK) {
     moved = sqlite3_changes(store->db) > 0;
-    if (moved) code = outbox_run(store, DELETE_READY, DELETE_READY_SQL, "t", id);
+    if (moved) code = outbox_process(store, DELETE_READY, DELETE_READY_SQL, "t", id);
   }
   code = outbox_end(store, code);
   if (code == OUTBOX_OK) *found = moved;
@@ -75,7 +75,7 @@ int outbox_retry_entry(outbox_store *store, outbox_bytes id, int64_t due_at, out
                        bool *found) {
   int code = move(store, DELAY_READY, DELAY_READY_SQL, id, error, due_at, found);
   if (code != OUTBOX_OK || *found || error.data != NULL) return code;
-  code = outbox_run(store, MOVE_DUE, MOVE_DUE_SQL, "ti", id, due_at);
+  code = outbox_process(store, MOVE_DUE, MOVE_DUE_SQL, "ti", id, due_at);
   if (code == OUTBOX_OK) *found = sqlite3_changes(store->db) > 0;
   return code;
 }

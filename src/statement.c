@@ -115,15 +115,32 @@ void outbox_reset(sqlite3_stmt *statement) {
   sqlite3_clear_bindings(statement);
 }
 
-int outbox_run(outbox_store *store, enum statement which, const char *sql, const char *types, ...) {
+static int run(outbox_store *store, enum statement which, const char *sql, const char *types,
+               va_list values) {
   sqlite3_stmt *statement;
-  va_list values;
-  va_start(values, types);
   int code = query(store, which, sql, &statement, types, values);
-  va_end(values);
   if (code != OUTBOX_OK) return code;
   code = outbox_step(store, statement);
   return code == OUTBOX_DONE ? OUTBOX_OK : code;
+}
+
+int outbox_run(outbox_store *store, enum statement which, const char *sql, const char *types, ...) {
+  va_list values;
+  va_start(values, types);
+  int code = run(store, which, sql, types, values);
+  va_end(values);
+  return code;
+}
+
+int outbox_process(outbox_store *store, enum statement which, const char *sql, const char *types,
+                   ...) {
+  int64_t before = sqlite3_total_changes64(store->db);
+  va_list values;
+  va_start(values, types);
+  int code = run(store, which, sql, types, values);
+  va_end(values);
+  store->doorbell.processing += sqlite3_total_changes64(store->db) - before;
+  return code;
 }
 
 outbox_bytes outbox_column(sqlite3_stmt *statement, int index) {

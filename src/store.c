@@ -105,6 +105,8 @@ int outbox_open(outbox_store **out, const char *path, const outbox_options *opti
   if (store == NULL) return OUTBOX_NOMEM;
   memset(store, 0, sizeof *store);
   store->pid = getpid();
+  store->doorbell.fd = store->doorbell.file = -1;
+  store->doorbell.version = -1; /* nothing has been seen: the first wait returns at once */
   store->clock = options->clock != NULL ? options->clock : outbox_system_clock;
   store->clock_context = options->clock_context;
   store->id_generator = options->id_generator;
@@ -136,11 +138,13 @@ struct sqlite3 *outbox_connection(outbox_store *store) {
 
 void outbox_close(outbox_store *store) {
   if (store == NULL) return;
+  outbox_close_keeper(store);
   if (store->pid == getpid() && store->db != NULL) {
     /* Whoever left a statement of their own open keeps the connection, but not the transaction. */
     if (!sqlite3_get_autocommit(store->db)) outbox_control(store, ROLLBACK);
     close_database(store);
   }
+  outbox_close_doorbell(store);
   sqlite3_free(store->batch.ids);
   sqlite3_free(store->batch.ranges);
   sqlite3_free(store->prefix);

@@ -85,6 +85,20 @@ typedef struct filter {
   int64_t read_to;
 } filter;
 
+/* What tells of commits; see doorbell.c. */
+typedef struct doorbell {
+  int fd, file;       /* what to poll, and the file it watches where it must be open; or -1 */
+  bool watching;      /* there is a watch on the write-ahead log */
+  int64_t version;    /* of the database, when the last claim began */
+  int64_t changes;    /* of this connection, at that time, but for those of processing */
+  int64_t processing; /* changes that claims and settlements made: they ring no bell */
+  int64_t look_until; /* it has rung, and what it rang for could not be seen yet */
+  int64_t pause;      /* before the next look */
+} doorbell;
+
+/* The thread that keeps a claim; see keep.c. */
+typedef struct keeper keeper;
+
 struct outbox_store {
   sqlite3 *db;
   pid_t pid; /* the process that opened it */
@@ -100,6 +114,8 @@ struct outbox_store {
   bool outermost; /* the first of them is a BEGIN, not a savepoint in somebody else's */
   batch batch;
   filter filter;
+  doorbell doorbell;
+  keeper *keeper;        /* NULL until it is needed */
   int64_t busy_timeout;  /* microseconds */
   sqlite3_stmt *reading; /* what outbox_next and outbox_next_lease step, else NULL */
   sqlite3_stmt *statements[STATEMENTS];
@@ -157,6 +173,18 @@ int outbox_control(outbox_store *store, enum statement which);
 
 /* Ends an outbox_begin: commits when code is OUTBOX_OK, else rolls back. Returns the result. */
 int outbox_end(outbox_store *store, int code);
+
+/* As outbox_run, for what processors write: it rings no bell of their own. */
+int outbox_process(outbox_store *store, enum statement which, const char *sql, const char *types,
+                   ...);
+
+/* Remembers what has been seen, for outbox_wait to know what has not. */
+int outbox_see(outbox_store *store);
+
+void outbox_close_doorbell(outbox_store *store);
+
+/* Ends the thread, if there is one. */
+void outbox_close_keeper(outbox_store *store);
 
 /* Reads a column byte for byte, whatever its type; a NULL has no value. */
 outbox_bytes outbox_column(sqlite3_stmt *statement, int index);

@@ -181,10 +181,10 @@ static void a_batch_takes_no_more_statements_than_it_must(void **state) {
   statements = 0;
   assert_true(claim(f->store, "p", NOW));
   /*
-  ** Is there work, BEGIN, the leases, what is due, first entry, last entry, the lease, what is due
-  ** next, COMMIT
+  ** The version, is there work, BEGIN, the leases, what is due, first entry, last entry, the
+  ** lease, what is due next, COMMIT
   */
-  assert_int_equal(statements, 9);
+  assert_int_equal(statements, 10);
 
   statements = 0;
   assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), BATCH, NULL));
@@ -200,7 +200,7 @@ static void a_batch_takes_no_more_statements_than_it_must(void **state) {
   execute(f->db, "DELETE FROM outbox_entries; DELETE FROM outbox_leases");
   statements = 0;
   assert_false(claim(f->store, "p", NOW));
-  assert_int_equal(statements, 2); /* is there work, what is due next */
+  assert_int_equal(statements, 3); /* the version, is there work, what is due next */
   sqlite3_trace_v2(f->db, 0, NULL, NULL);
 }
 

@@ -296,6 +296,33 @@ static int store_renew_claim(lua_State *L) {
 }
 
 /***
+Moves the deadline of a processor's claim on as time passes, until `stop_keeping`: for while a
+publisher's call blocks. Done by a thread that never touches Lua; cheap enough for every batch.
+@function store:keep_claim
+@tparam string processor_id
+@tparam number interval seconds between two renewals; half of what the claim lasts is good
+@tparam number at_most seconds after which to give up, and let others take over
+@raise `error` when no thread can be had
+*/
+static int store_keep_claim(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes processor_id = shim_check_bytes(L, 2);
+  int64_t interval = shim_check_microseconds(L, 3), at_most = shim_check_microseconds(L, 4);
+  shim_check(L, self, outbox_keep_claim(self->store, processor_id, interval, at_most));
+  return 0;
+}
+
+/***
+Ends what `keep_claim` began, if it did.
+@function store:stop_keeping
+*/
+static int store_stop_keeping(lua_State *L) {
+  shim_store *self = luaL_checkudata(L, 1, STORE);
+  if (self->store != NULL) outbox_stop_keeping(self->store);
+  return 0;
+}
+
+/***
 Gives a processor's claim back, so that others need not wait for its deadline. Nothing is charged.
 @function store:release_claim
 @tparam string processor_id
@@ -370,6 +397,42 @@ static int store_bury_entry(lua_State *L) {
   shim_check_store(L, 1);
   shim_check(L, self, outbox_bury_entry(self->store, id, error, &found));
   lua_pushboolean(L, found);
+  return 1;
+}
+
+/***
+Waits until something may have come since the last `claim_entries` began: a commit of any process,
+or what was published on this store. Returns at once where something has. A signal ends it too.
+@function store:wait
+@tparam number timeout seconds, at most that long; 0 does not block
+@treturn boolean whether something may have come
+@treturn ?number with a timeout of 0: seconds after which to ask again, though the descriptor that
+`pollfd` gives stays silent
+@raise `misuse` in a transaction
+*/
+static int store_wait(lua_State *L) {
+  bool rung;
+  int64_t look_again;
+  shim_store *self = shim_check_store(L, 1);
+  int64_t timeout = shim_check_microseconds(L, 2);
+  luaL_argcheck(L, timeout >= 0, 2, "must not be negative");
+  shim_check(L, self, outbox_wait(self->store, timeout, &rung, &look_again));
+  lua_pushboolean(L, rung);
+  if (look_again == 0) return 1;
+  shim_push_seconds(L, look_again);
+  return 2;
+}
+
+/***
+A descriptor for event loops: it becomes readable when somebody commits. `wait(0)` then tells
+whether there is something, and makes it unreadable again.
+@function store:pollfd
+@treturn ?integer nil where there is none
+*/
+static int store_pollfd(lua_State *L) {
+  int fd = outbox_pollfd(shim_check_store(L, 1)->store);
+  if (fd < 0) return 0;
+  lua_pushinteger(L, fd);
   return 1;
 }
 
@@ -602,7 +665,11 @@ static const luaL_Reg METHODS[] = {{"publish", store_publish},
                                    {"claim_entries", store_claim_entries},
                                    {"get_claimed_entries", store_get_claimed_entries},
                                    {"renew_claim", store_renew_claim},
+                                   {"keep_claim", store_keep_claim},
+                                   {"stop_keeping", store_stop_keeping},
                                    {"release_claim", store_release_claim},
+                                   {"wait", store_wait},
+                                   {"pollfd", store_pollfd},
                                    {"delete_entries", store_delete_entries},
                                    {"retry_entry", store_retry_entry},
                                    {"bury_entry", store_bury_entry},

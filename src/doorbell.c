@@ -1,0 +1,219 @@
+/*
+** Waiting for a commit of any process. A commit appends to the write-ahead log, and the kernel
+** tells those who watch that file: the doorbell. It only says when to look; whether there was a
+** commit, PRAGMA data_version says. What was seen is remembered when a claim begins, so that
+** nothing can come between a claim that found nothing and the wait that follows it.
+*/
+#define _DEFAULT_SOURCE
+
+#include <errno.h>
+#include <poll.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "store.h"
+
+/*
+** The bell rings when the log is written, a moment before the commit can be seen; longer where it
+** still waits for the disk. So one who sees nothing looks again, at first after LOOK_FIRST.
+*/
+#define LOOK_FIRST 20
+#define LOOK_FOR 50000
+
+/* How often to look where there is no bell. */
+#define LOOK_EVERY 10000
+
+/* --- The bell -------------------------------------------------------------------------------- */
+
+#if defined(__linux__) && !defined(OUTBOX_NO_BELL)
+#include <sys/inotify.h>
+
+static int open_bell(void) {
+  return inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+}
+
+static bool watch(doorbell *bell, const char *path) {
+  return inotify_add_watch(bell->fd, path, IN_MODIFY | IN_DELETE_SELF | IN_MOVE_SELF) >= 0;
+}
+
+/* Takes what came off the bell; true if anything did. Notes when the file is there no more. */
+static bool drain(doorbell *bell) {
+  union {
+    struct inotify_event event;
+    char bytes[4096];
+  } buffer;
+  bool rung = false;
+  for (ssize_t size; (size = read(bell->fd, &buffer, sizeof buffer)) > 0; rung = true)
+    for (ssize_t i = 0; i < size;) {
+      const struct inotify_event *event = (const void *)(buffer.bytes + i);
+      if (event->mask & (IN_DELETE_SELF | IN_MOVE_SELF | IN_IGNORED)) bell->watching = false;
+      i += (ssize_t)(sizeof *event + event->len);
+    }
+  return rung;
+}
+
+#elif (defined(__APPLE__) || defined(__FreeBSD__) || defined(__OpenBSD__) ||                       \
+       defined(__NetBSD__)) &&                                                                     \
+    !defined(OUTBOX_NO_BELL)
+#include <fcntl.h>
+#include <sys/event.h>
+#include <sys/types.h>
+
+static int open_bell(void) {
+  int fd = kqueue();
+  if (fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
+  return fd;
+}
+
+/* The file must be open as long as it is watched. SQLite has no locks on it that closing drops. */
+static bool watch(doorbell *bell, const char *path) {
+  if (bell->file >= 0) close(bell->file);
+  bell->file = open(path, O_RDONLY | O_CLOEXEC);
+  if (bell->file < 0) return false;
+  struct kevent change;
+  EV_SET(&change, bell->file, EVFILT_VNODE, EV_ADD | EV_CLEAR,
+         NOTE_WRITE | NOTE_EXTEND | NOTE_DELETE | NOTE_RENAME, 0, 0);
+  return kevent(bell->fd, &change, 1, NULL, 0, NULL) == 0;
+}
+
+static bool drain(doorbell *bell) {
+  struct kevent event;
+  const struct timespec now = {0, 0};
+  bool rung = false;
+  for (; kevent(bell->fd, NULL, 0, &event, 1, &now) > 0; rung = true)
+    if (event.fflags & (NOTE_DELETE | NOTE_RENAME)) bell->watching = false;
+  return rung;
+}
+
+#else /* none is known: look every now and then */
+
+static int open_bell(void) {
+  return -1;
+}
+
+static bool watch(doorbell *bell, const char *path) {
+  (void)bell, (void)path;
+  return false;
+}
+
+static bool drain(doorbell *bell) {
+  (void)bell;
+  return false;
+}
+
+#endif
+
+/* Sees to it that the log is watched, if it can be. A database in memory has none. */
+static void tend(outbox_store *store) {
+  doorbell *bell = &store->doorbell;
+  const char *path = sqlite3_db_filename(store->db, "main");
+  if (bell->fd < 0) bell->fd = open_bell();
+  if (bell->fd >= 0 && !bell->watching && path != NULL && path[0] != '\0')
+    bell->watching = watch(bell, sqlite3_filename_wal(path));
+}
+
+void outbox_close_doorbell(outbox_store *store) {
+  if (store->doorbell.file >= 0) close(store->doorbell.file);
+  if (store->doorbell.fd >= 0) close(store->doorbell.fd);
+  store->doorbell.file = store->doorbell.fd = -1;
+}
+
+/* --- What was seen --------------------------------------------------------------------------- */
+
+static int64_t own_changes(outbox_store *store) {
+  return sqlite3_total_changes64(store->db) - store->doorbell.processing;
+}
+
+static int find_version(outbox_store *store, int64_t *version) {
+  sqlite3_stmt *statement = store->statements[DATA_VERSION];
+  int code = outbox_step(store, statement);
+  if (code != OUTBOX_ROW) return code;
+  *version = sqlite3_column_int64(statement, 0);
+  outbox_reset(statement);
+  return OUTBOX_OK;
+}
+
+int outbox_see(outbox_store *store) {
+  store->doorbell.changes = own_changes(store);
+  return find_version(store, &store->doorbell.version);
+}
+
+static int look(outbox_store *store, bool *changed) {
+  int64_t version;
+  int code = find_version(store, &version);
+  if (code == OUTBOX_OK)
+    *changed = version != store->doorbell.version || own_changes(store) != store->doorbell.changes;
+  return code;
+}
+
+/* --- Waiting --------------------------------------------------------------------------------- */
+
+static int64_t monotonic(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
+}
+
+/* Looks once. *again is after how long to look again, 0 if the bell will tell. */
+static int look_once(outbox_store *store, bool *changed, int64_t *again) {
+  doorbell *bell = &store->doorbell;
+  int64_t now = monotonic();
+  bool watched = bell->watching;
+  if (bell->watching && drain(bell)) {
+    bell->look_until = now + LOOK_FOR;
+    bell->pause = LOOK_FIRST;
+  }
+  if (!bell->watching) tend(store);
+  if (bell->watching && !watched) { /* what was written before the watch was not heard */
+    bell->look_until = now + LOOK_FOR;
+    bell->pause = LOOK_FIRST;
+  }
+  int code = look(store, changed);
+  *again = 0;
+  if (code != OUTBOX_OK || *changed) return code;
+  if (!bell->watching) {
+    *again = LOOK_EVERY;
+  } else if (now < bell->look_until) {
+    *again = bell->pause;
+    bell->pause *= 2;
+  }
+  return OUTBOX_OK;
+}
+
+int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_again) {
+  int64_t end = monotonic() + timeout;
+  bool changed = false, interrupted = false;
+  *rung = false;
+  *look_again = 0;
+  int code = outbox_enter(store);
+  if (code == OUTBOX_OK && !sqlite3_get_autocommit(store->db))
+    code = outbox_fail(store, OUTBOX_MISUSE, "a wait inside a transaction would keep others out");
+  while (code == OUTBOX_OK) {
+    int64_t again, left;
+    code = look_once(store, &changed, &again);
+    if (code != OUTBOX_OK || changed || interrupted) break;
+    left = end - monotonic();
+    if (left <= 0) {
+      *look_again = again;
+      break;
+    }
+    if (again != 0 && again < left) left = again;
+    bool looking = again != 0 && store->doorbell.watching;
+    struct pollfd bell = {.fd = looking ? -1 : store->doorbell.fd, .events = POLLIN};
+    if (left >= 1000 && !looking) {
+      int64_t most = left / 1000 < 3600000 ? left / 1000 : 3600000;
+      interrupted = poll(&bell, bell.fd >= 0 ? 1 : 0, (int)most) < 0 && errno == EINTR;
+    } else {
+      struct timespec pause = {.tv_sec = left / 1000000, .tv_nsec = left % 1000000 * 1000};
+      interrupted = nanosleep(&pause, NULL) != 0 && errno == EINTR;
+    }
+  }
+  if (code == OUTBOX_OK) *rung = changed || interrupted;
+  return code;
+}
+
+int outbox_pollfd(outbox_store *store) {
+  if (outbox_enter(store) != OUTBOX_OK) return -1;
+  tend(store);
+  return store->doorbell.fd;
+}
