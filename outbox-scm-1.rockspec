@@ -26,6 +26,7 @@ build = {
     ["outbox.processor"] = "lua/outbox/processor.lua",
     ["outbox.delivery"] = "lua/outbox/delivery.lua",
     ["outbox.problem"] = "lua/outbox/problem.lua",
+    ["outbox.testing"] = "lua/outbox/testing.lua",
     ["outbox.types"] = "lua/outbox/types.lua",
     ["outbox.core"] = {
       sources = {
@@ -41,6 +42,7 @@ build = {
         "src/doorbell.c",
         "src/batch.c",
         "src/settle.c",
+        "src/list.c",
         "src/dead.c",
         "src/stats.c",
         "src/lua/module.c",

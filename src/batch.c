@@ -9,13 +9,13 @@
 
 static const char SELECT_CLAIMED_SQL[] =
     "SELECT e.seq, e.id, e.namespace, e.key, e.payload, e.headers, e.created_at, e.attempts,"
-    " e.last_error, 0"
+    " e.last_error, 0, 0"
     " FROM @leases AS l CROSS JOIN @entries AS e ON e.seq BETWEEN l.first_seq AND l.last_seq"
     " WHERE l.processor_id = ?1 AND l.deadline >= ?2 ORDER BY l.first_seq, e.seq LIMIT ?3";
 
 static const char SELECT_UNHELD_SQL[] =
     "SELECT e.seq, e.id, e.namespace, e.key, e.payload, e.headers, e.created_at, e.attempts,"
-    " e.last_error, 0, CASE WHEN ?6 THEN EXISTS (SELECT 1 FROM @delayed AS d"
+    " e.last_error, 0, 0, CASE WHEN ?6 THEN EXISTS (SELECT 1 FROM @delayed AS d"
     " WHERE d.namespace = e.namespace AND d.key = e.key AND d.position < e.seq) END"
     " FROM @leases AS l CROSS JOIN @entries AS e"
     " ON e.seq BETWEEN max(l.first_seq, ?4) AND min(l.last_seq, ?5)"

@@ -1,14 +1,7 @@
 /*
-** Dead letters: read page by page, put back, or purged.
+** Dead letters: put back, or purged.
 */
 #include "store.h"
-
-static const char SELECT_DEAD_SQL[] = "SELECT " ENTRY_COLUMNS ", died_at FROM @dead"
-                                      " WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-
-static const char SELECT_DEAD_OF_NAMESPACE_SQL[] =
-    "SELECT " ENTRY_COLUMNS ", died_at FROM @dead"
-    " WHERE seq > ?1 AND namespace = ?3 ORDER BY seq LIMIT ?2";
 
 static const char REQUEUE_DEAD_SQL[] =
     "INSERT INTO @entries (id, namespace, key, payload, headers, created_at, last_error)"
@@ -16,15 +9,6 @@ static const char REQUEUE_DEAD_SQL[] =
     " FROM @dead WHERE id = ?1";
 
 static const char DELETE_DEAD_SQL[] = "DELETE FROM @dead WHERE id = ?1";
-
-int outbox_dead_entries(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit) {
-  int code = outbox_enter(store);
-  if (code != OUTBOX_OK) return code;
-  if (namespace.data == NULL)
-    return outbox_query(store, SELECT_DEAD, SELECT_DEAD_SQL, &store->reading, "ii", after, limit);
-  return outbox_query(store, SELECT_DEAD_OF_NAMESPACE, SELECT_DEAD_OF_NAMESPACE_SQL,
-                      &store->reading, "iiT", after, limit, namespace);
-}
 
 /* Deletes the dead letters, each after it was put back where `requeue` says so. */
 static int take_out(outbox_store *store, const outbox_bytes *ids, size_t count, bool requeue,

@@ -175,7 +175,7 @@ static int look_once(outbox_store *store, bool *changed, int64_t *again) {
     *again = LOOK_EVERY;
   } else if (now < bell->look_until) {
     *again = bell->pause;
-    bell->pause *= 2;
+    bell->pause += bell->pause / 4;
   }
   return OUTBOX_OK;
 }

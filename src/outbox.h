@@ -15,7 +15,7 @@
 **                     failed:    outbox_retry_entry, in the end outbox_bury_entry
 **                     in between outbox_renew_claim, at the end outbox_release_claim
 **                     nothing there: outbox_wait
-**       operator:     outbox_stats, outbox_dead_entries > outbox_requeue_entries / _purge_entries
+**       operator:     outbox_count_entries, outbox_dead_entries > outbox_requeue_entries
 **     outbox_close
 **
 ** Where an entry lies is its state. <prefix>entries holds what is ready, in the order of commits
@@ -105,6 +105,7 @@ typedef struct outbox_entry {
   int64_t attempts;        /* failed deliveries so far */
   outbox_bytes last_error; /* why the last one failed */
   int64_t died_at;         /* dead letters only, else 0 */
+  int64_t due_at;          /* delayed ones only, else 0 */
 } outbox_entry;
 
 /* A claim: the entries from first_seq to last_seq are processor_id's until the deadline. */
@@ -355,9 +356,13 @@ int outbox_pollfd(outbox_store *store);
 /* --- Operating ------------------------------------------------------------------------------- */
 
 /*
-** Starts reading, in the order of seq, at most `limit` dead letters whose seq is above `after`, of
-** one namespace or, where it has no value, of all. outbox_next gives them.
+** Each starts reading, in the order of seq, at most `limit` entries whose seq is above `after`, of
+** one namespace or, where it has no value, of all: ready ones, delayed ones (whose seq is their
+** order among themselves) or dead letters. outbox_next gives them.
 */
+int outbox_ready_entries(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit);
+int outbox_delayed_entries(outbox_store *store, outbox_bytes namespace, int64_t after,
+                           int64_t limit);
 int outbox_dead_entries(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit);
 
 /*

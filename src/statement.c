@@ -176,7 +176,7 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
     row = store->reading;
     entry->seq = sqlite3_column_int64(row, 0);
     entry->namespace = outbox_column(row, 2);
-  } while (store->filter.active && outbox_leaves_out(store, entry, sqlite3_column_int(row, 10)));
+  } while (store->filter.active && outbox_leaves_out(store, entry, sqlite3_column_int(row, 11)));
   entry->id = outbox_column(row, 1);
   entry->key = outbox_column(row, 3);
   entry->payload = outbox_column(row, 4);
@@ -185,6 +185,7 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
   entry->attempts = sqlite3_column_int64(row, 7);
   entry->last_error = outbox_column(row, 8);
   entry->died_at = sqlite3_column_int64(row, 9);
+  entry->due_at = sqlite3_column_int64(row, 10);
   if (store->batch.open) code = outbox_remember(store, entry);
   if (code != OUTBOX_ROW) outbox_finish(store);
   return code;

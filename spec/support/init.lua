@@ -1,8 +1,9 @@
 -- What the specs share: databases of their own, a clock that they set, programs in processes.
 
 local outbox = require("outbox")
+local testing = require("outbox.testing")
 
-local M = {}
+local M = { clock = testing.clock }
 
 local paths = {}
 
@@ -20,15 +21,6 @@ function M.remove()
     end
   end
   paths = {}
-end
-
---- A clock that stands still until the spec moves it.
-function M.clock(now)
-  local clock = { time = now or 1000 }
-  function clock.now()
-    return clock.time
-  end
-  return clock
 end
 
 --- A store on a database of its own, migrated.

@@ -28,7 +28,7 @@ void shim_convert_headers(lua_State *L, const char *function) {
 typedef struct reading {
   outbox_store *store;
   int code;
-  bool dead;    /* the entries are dead letters */
+  enum shim_kind kind;
   bool headers; /* some entry has headers, still in JSON */
 } reading;
 
@@ -77,8 +77,9 @@ static int read_entries(lua_State *L) {
     lua_pushinteger(L, entry.attempts);
     lua_rawset(L, -3);
     set_entry_bytes(L, ENTRY_LAST_ERROR, entry.last_error);
-    if (reading->dead) {
-      shim_set_seconds(L, "died_at", entry.died_at);
+    if (reading->kind != CLAIMED) {
+      if (reading->kind == DEAD) shim_set_seconds(L, "died_at", entry.died_at);
+      if (reading->kind == DELAYED) shim_set_seconds(L, "due_at", entry.due_at);
       lua_pushinteger(L, entry.seq);
       lua_setfield(L, -2, "seq");
     }
@@ -88,9 +89,10 @@ static int read_entries(lua_State *L) {
 }
 
 /* Pushes the array that `read` makes of the reading that was started with `code`. */
-static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read, bool dead) {
+static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
+                         enum shim_kind kind) {
   shim_check(L, self, code);
-  reading reading = {.store = self->store, .dead = dead};
+  reading reading = {.store = self->store, .kind = kind};
   lua_pushcfunction(L, read); /* protected: Lua may run out of memory in mid-reading */
   lua_pushlightuserdata(L, &reading);
   int status = lua_pcall(L, 1, 1, 0);
@@ -100,8 +102,8 @@ static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction
   return reading.headers;
 }
 
-int shim_push_entries(lua_State *L, shim_store *self, int code, bool dead) {
-  if (!push_reading(L, self, code, read_entries, dead)) return 1;
+int shim_push_entries(lua_State *L, shim_store *self, int code, enum shim_kind kind) {
+  if (!push_reading(L, self, code, read_entries, kind)) return 1;
   for (lua_Integer i = 1; lua_rawgeti(L, -1, i) != LUA_TNIL; i++) {
     if (lua_getfield(L, -1, "headers") != LUA_TNIL) {
       shim_convert_headers(L, "decode");
@@ -135,5 +137,5 @@ static int read_leases(lua_State *L) {
 }
 
 void shim_push_leases(lua_State *L, shim_store *self, int code) {
-  push_reading(L, self, code, read_leases, false);
+  push_reading(L, self, code, read_leases, CLAIMED);
 }

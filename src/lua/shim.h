@@ -70,8 +70,11 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
 */
 void shim_read_clock(lua_State *L, shim_store *self, int index);
 
+/* What is read: a claim, or a list of what lies in one of the tables. */
+enum shim_kind { CLAIMED, READY, DELAYED, DEAD };
+
 /* Pushes the array of what the core has begun to read, unless `code` is an error: entries ... */
-int shim_push_entries(lua_State *L, shim_store *self, int code, bool dead);
+int shim_push_entries(lua_State *L, shim_store *self, int code, enum shim_kind kind);
 
 /* ... or leases. */
 void shim_push_leases(lua_State *L, shim_store *self, int code);

@@ -264,7 +264,7 @@ static int store_get_claimed_entries(lua_State *L) {
   shim_push_entries(L, self,
                     outbox_get_claimed_entries(self->store, processor_id, batch_size,
                                                selected ? &selection : NULL),
-                    false);
+                    CLAIMED);
   if (!selected) return 1;
   int64_t read_to = outbox_read_to(self->store);
   /* When it has nothing in hand, the claim already says so. */
@@ -438,27 +438,52 @@ static int store_pollfd(lua_State *L) {
 
 /* --- Operating ------------------------------------------------------------------------------- */
 
-/***
-Reads dead letters, a page at a time.
-@function store:dead_entries
-@tparam[opt] table options `namespace`: only those of one; `limit`: at most that many, default 100;
-`after`: the `seq` of the last one of the page before
-@treturn {outbox.entry,...} with `died_at` (seconds since the epoch) and `seq` besides
-*/
-static int store_dead_entries(lua_State *L) {
+typedef int lister(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit);
+
+static int list(lua_State *L, lister *function, enum shim_kind kind) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes namespace = {NULL, 0};
-  int64_t after = 0, limit = 100;
+  int64_t after = INT64_MIN, limit = 100;
   static const char *const OPTIONS[] = {"namespace", "limit", "after", NULL};
   if (check_options(L, 2, OPTIONS)) {
     limit = opt_integer(L, 2, "limit", 1, limit);
-    after = opt_integer(L, 2, "after", 0, after);
+    after = opt_integer(L, 2, "after", INT64_MIN, after);
     int type = lua_getfield(L, 2, "namespace");
     luaL_argcheck(L, type == LUA_TNIL || type == LUA_TSTRING, 2, "namespace must be a string");
     namespace = opt_bytes(L, -1);
   }
-  return shim_push_entries(L, self, outbox_dead_entries(self->store, namespace, after, limit),
-                           true);
+  return shim_push_entries(L, self, function(self->store, namespace, after, limit), kind);
+}
+
+/***
+Lists entries that are ready, a page at a time, claimed or not.
+@function store:ready_entries
+@tparam[opt] table options `namespace`: only those of one; `limit`: at most that many, default 100;
+`after`: the `seq` of the last one of the page before
+@treturn {outbox.entry,...} with their `seq` besides
+*/
+static int store_ready_entries(lua_State *L) {
+  return list(L, outbox_ready_entries, READY);
+}
+
+/***
+Lists entries that wait for their time: scheduled ones, and those to be retried.
+@function store:delayed_entries
+@tparam[opt] table options as for `ready_entries`
+@treturn {outbox.entry,...} with `due_at` (seconds since the epoch) and `seq` besides
+*/
+static int store_delayed_entries(lua_State *L) {
+  return list(L, outbox_delayed_entries, DELAYED);
+}
+
+/***
+Lists dead letters.
+@function store:dead_entries
+@tparam[opt] table options as for `ready_entries`
+@treturn {outbox.entry,...} with `died_at` (seconds since the epoch) and `seq` besides
+*/
+static int store_dead_entries(lua_State *L) {
+  return list(L, outbox_dead_entries, DEAD);
 }
 
 /***
@@ -673,6 +698,8 @@ static const luaL_Reg METHODS[] = {{"publish", store_publish},
                                    {"delete_entries", store_delete_entries},
                                    {"retry_entry", store_retry_entry},
                                    {"bury_entry", store_bury_entry},
+                                   {"ready_entries", store_ready_entries},
+                                   {"delayed_entries", store_delayed_entries},
                                    {"dead_entries", store_dead_entries},
                                    {"requeue_entries", store_requeue_entries},
                                    {"purge_entries", store_purge_entries},
