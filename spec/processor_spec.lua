@@ -54,7 +54,8 @@ describe("a processor", function()
       fill(45)
       assert.equal(45, processor():pump())
       assert.same({ 20, 20, 5 },
-        { #publisher.calls[1].messages, #publisher.calls[2].messages, #publisher.calls[3].messages })
+        { #publisher.calls[1].messages, #publisher.calls[2].messages,
+          #publisher.calls[3].messages })
       for i, id in ipairs(delivered()) do
         assert.equal(tostring(i), id)
       end
@@ -103,9 +104,11 @@ describe("a processor", function()
     it("without holding a lock", function()
       publish("a")
       local other <close> = outbox.open(path, { busy_timeout = 0 })
-      processor({ publisher = function()
-        other:publish({ id = "meanwhile" })
-      end, batch_size = 1 }):pump()
+      processor({ publisher = function(messages)
+        if messages[1].id == "a" then
+          other:publish({ id = "meanwhile" })
+        end
+      end }):pump()
       assert.same({}, errors)
     end)
 
@@ -278,7 +281,9 @@ describe("a processor", function()
       assert.outbox(store).has_no_entry({ attempts = 1 })
       local second = processor()
       assert.equal(40, second:pump())
-      p:run() -- and can run again; the publisher stops it again
+      publish("again")
+      p:run() -- until the publisher stops it again
+      assert.outbox(store).is_empty()
     end)
 
     it("stops when another coroutine says so", function()
@@ -411,15 +416,16 @@ describe("a processor", function()
     assert.equal(before, version())
   end)
 
-  it("that steps never does more than a batch, and says when it wants to be called again", function()
+  it("that steps does at most a batch, and says when it wants to be called again", function()
     fill(30)
     local p = processor()
     assert.equal(0, p:step())
     assert.equal(20, #publisher.messages)
     assert.equal(0, p:step())
     assert.equal(30, #publisher.messages)
-    p:step()
-    assert.is_true(p:step() > 7)
+    repeat -- it looks a few times more, for what its own writing may have hidden
+      local seconds = p:step()
+    until seconds > 7
     assert.is_true(p:timeout() > 7)
     assert.equal("r", p:events())
     assert.equal(store:pollfd(), p:pollfd())
@@ -518,13 +524,13 @@ describe("a processor", function()
     clock.advance(1)
     local p = processor()
     p:pump()
-    assert.same({ delivered = 2, retried = 1, dead = 0, batches = 1, errors = 0, lost = 0, waits = 0,
-      last_delivered_at = 1003, latency = { count = 2, sum = 4, max = 3 } }, p:stats())
+    assert.same({ delivered = 2, retried = 1, dead = 0, batches = 1, errors = 0, lost = 0,
+      waits = 0, last_delivered_at = 1003, latency = { count = 2, sum = 4, max = 3 } }, p:stats())
   end)
 
   it("is refused with all that is wrong in one error", function()
-    local message = support.raised(outbox.processor, { publisher = 1, batch_size = 0, orderin = "key",
-      retry = { base = -1, cup = 1 }, limit = 5, on_error = "x" })
+    local message = support.raised(outbox.processor, { publisher = 1, batch_size = 0,
+      orderin = "key", retry = { base = -1, cup = 1 }, limit = 5, on_error = "x" })
     for _, part in ipairs({ "store is missing", "publisher must be a function or a table",
       "batch_size must be an integer", "unknown option 'orderin'", "retry.base must be",
       "unknown option 'retry.cup'", 'limit needs ordering = "none"', "on_error must be" }) do

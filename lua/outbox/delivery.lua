@@ -144,9 +144,14 @@ local function is_guilty(self, entry)
   return suspect and suspect.successes < (self.successes[suspect.namespace] or 0)
 end
 
+-- Until the next probe: up to `crowd` times the cap, so that many who take turns are no hot loop.
+local function probe_delay(retry, n, crowd)
+  local cap = math.min(retry.cap, PROBE_CAP) * crowd
+  return M.backoff({ base = retry.base, factor = retry.factor, cap = cap }, n)
+end
+
 -- A call that raised has told nothing about any message, so none is charged. All are tried again
--- one by one; one that raises alone steps aside, so that the next probe is of another key, and the
--- longer the more often it did.
+-- one by one; one that raises alone steps aside, so that the next probe is of another key.
 local function note_raised(self, outcome, call, raised)
   local namespace, retry = call.namespace, self.options.retry
   local successes = self.successes[namespace] or 0
@@ -167,12 +172,15 @@ local function note_raised(self, outcome, call, raised)
   self.outages[namespace] = outage
   if #call == 1 then
     local suspect = self.suspects[call[1].id]
-    outage.probes = outage.probes + 1
+    if suspect.raises == 0 then -- one that raised before tells nothing new: another is probed
+      outage.probes = outage.probes + 1
+      outage.span = self:span(probe_delay(retry, outage.probes, 1))
+    end
     suspect.raises = suspect.raises + 1
     suspect.aside = true
-    local delay = math.min(PROBE_CAP, M.backoff(retry, outage.probes))
-    outage.span = self:span(delay)
-    outcome.aside[#outcome.aside + 1] = { id = call[1].id, delay = delay * suspect.raises }
+    local crowd = math.max(1, outage.probes)
+    outcome.aside[#outcome.aside + 1] =
+      { id = call[1].id, delay = probe_delay(retry, suspect.raises, crowd) }
   end
 end
 

@@ -229,8 +229,12 @@ end
 -- as in a coroutine that is closed, the batch stays in hand, and the next claim charges it.
 local Delivering = {
   __close = function(self)
-    self.processor.batch, self.processor.more = nil, false
-    self.processor.store:stop_keeping()
+    local processor = self.processor
+    processor.batch, processor.more = nil, false
+    if not processor.outcome then
+      processor.after = nil
+    end
+    processor.store:stop_keeping()
   end,
 }
 
@@ -262,6 +266,21 @@ local function cycle(self)
   end
 end
 
+-- Seconds until the next destination that is down is to be probed.
+local function rest_of_outages(self)
+  local seconds = math.huge
+  for _, outage in pairs(self.outages) do
+    if outage.span then
+      local left = remaining(self, outage.span)
+      seconds = min(seconds, left)
+      if left == 0 then -- from now on it is read again, from the beginning
+        outage.span, self.after, self.woken = nil, nil, true
+      end
+    end
+  end
+  return seconds
+end
+
 -- Seconds until there is something to do, unless a bell rings before.
 local function rest(self)
   if self.paused then
@@ -280,14 +299,7 @@ local function rest(self)
     seconds = min(seconds, remaining(self, { since = self.claimed_at,
       seconds = self.options.claim_duration / 2 }))
   end
-  for _, outage in pairs(self.outages) do
-    local left = outage.span and remaining(self, outage.span)
-    if left == 0 then -- to be probed now
-      outage.span, self.after, self.woken = nil, nil, true
-    end
-    seconds = min(seconds, left or seconds)
-  end
-  return seconds
+  return min(seconds, rest_of_outages(self))
 end
 
 -- Runs what may fail for the database's sake: then it is reported, and the loop backs off.
@@ -414,8 +426,8 @@ end
 function Processor:pump()
   local busy <close> = enter(self) -- luacheck: no unused
   local before = self.counters.delivered
-  self.woken = true
-  rest(self) -- an outage may have come to its next probe
+  rest_of_outages(self)
+  self.woken, self.paused = true, nil
   repeat
     cycle(self)
   until self.stopping or not (self.batch or self.more or self.woken)

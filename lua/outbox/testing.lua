@@ -110,9 +110,9 @@ end
 
 -- All entries of one kind, page by page.
 local function list(store, method)
-  local entries, page, after = {}, nil, nil
+  local entries, after = {}, nil
   repeat
-    page = store[method](store, { after = after })
+    local page = store[method](store, { after = after })
     table.move(page, 1, #page, #entries + 1, entries)
     after = page[1] and page[#page].seq
   until not after

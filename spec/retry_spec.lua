@@ -1,0 +1,221 @@
+-- What becomes of entries whose delivery fails.
+
+local outbox = require("outbox")
+local support = require("spec.support")
+local testing = require("outbox.testing")
+
+describe("a failed delivery", function()
+  local store, clock, publisher, errors
+
+  before_each(function()
+    clock = testing.clock()
+    store = support.store({ clock = clock, synchronous = "off" })
+    publisher, errors = testing.publisher(), {}
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  local function processor(options)
+    options.store, options.publisher = store, options.publisher or publisher
+    options.on_error = function(problem)
+      errors[#errors + 1] = problem
+    end
+    return outbox.processor(options)
+  end
+
+  -- Runs until nothing is left, on a clock that flies.
+  local function run(options)
+    local p
+    options.on_batch = function()
+      local stats = store:stats()
+      if stats.ready + stats.delayed == 0 then
+        p:stop()
+      end
+    end
+    p = processor(options)
+    p:run()
+    return p
+  end
+
+  local function fill(count, key)
+    for first = 1, count, 100 do
+      local messages = {}
+      for i = first, math.min(first + 99, count) do
+        messages[#messages + 1] = { id = tostring(i), key = key and key(i) or tostring(i) }
+      end
+      store:publish(table.unpack(messages))
+    end
+  end
+
+  it("is tried again, and in the end a dead letter with the last error", function()
+    local delays, tries = {}, 0
+    store:publish({ id = "a" })
+    run({ retry = { max_attempts = 4, base = 8, factor = 4, cap = 40 }, publisher = function()
+      tries = tries + 1
+      return { "failure " .. tries }
+    end, on_retry = function(_, _, delay)
+      delays[#delays + 1] = delay
+    end })
+    assert.equal(4, tries)
+    assert.outbox(store).has_dead_entry({ id = "a", attempts = 4, last_error = "failure 4" })
+    assert.equal(3, #delays)
+    for i, most in ipairs({ 8, 32, 40 }) do
+      assert.is_true(delays[i] >= 0 and delays[i] <= most)
+    end
+  end)
+
+  it("is backed off from with full jitter, up to the cap", function()
+    local longest = { 0, 0, 0 }
+    fill(200)
+    run({ retry = { max_attempts = 4, base = 1, factor = 10, cap = 50 }, batch_size = 200,
+      publisher = function(messages)
+        local failures = {}
+        for i in ipairs(messages) do
+          failures[i] = "no"
+        end
+        return failures
+      end, on_retry = function(entry, _, delay)
+        longest[entry.attempts + 1] = math.max(longest[entry.attempts + 1], delay)
+      end })
+    -- 200 draws: all below half of the most once in 10^60 runs.
+    for i, most in ipairs({ 1, 10, 50 }) do
+      assert.is_true(longest[i] > most / 2 and longest[i] <= most)
+    end
+  end)
+
+  it("may be permanent", function()
+    store:publish({ id = "a" })
+    publisher:fail("a", { reason = "404", permanent = true })
+    run({})
+    assert.outbox(store).has_dead_entry({ id = "a", attempts = 1, last_error = "404" })
+  end)
+
+  it("may name its own delay", function()
+    store:publish({ id = "a" })
+    publisher:fail("a", { reason = "429", retry_after = 123 }, 1)
+    run({})
+    assert.is_true(math.abs(clock.now() - 1123) < 0.01)
+  end)
+
+  it("may have any value for a reason", function()
+    store:publish({ id = "a" }, { id = "b" }, { id = "c" })
+    publisher:fail("a", setmetatable({}, { __tostring = error }))
+    publisher:fail("b", 503)
+    publisher:fail("c", true)
+    processor({}):pump()
+    assert.outbox(store).has_entry({ id = "a", last_error = "an error that cannot be shown" })
+    assert.outbox(store).has_entry({ id = "b", last_error = "503" })
+    assert.outbox(store).has_entry({ id = "c", last_error = "true" })
+  end)
+
+  it("of one message at the head of 10,000 stops none of the others", function()
+    fill(10000)
+    publisher:fail("1", "no")
+    local p = processor({})
+    assert.equal(9999, p:pump())
+    assert.outbox(store).has_entries(1)
+    assert.outbox(store).has_entry({ id = "1", attempts = 1 })
+  end)
+
+  describe("of a publisher that raises", function()
+    it("is charged to no message when nothing gets through", function()
+      fill(50)
+      publisher:raise("down")
+      local p = processor({})
+      for _ = 1, 30 do
+        p:pump()
+        clock.advance(100)
+      end
+      assert.outbox(store).has_entries(50)
+      for _, entry in ipairs(store:ready_entries()) do
+        assert.equal(0, entry.attempts)
+      end
+      assert.is_true(#publisher.calls > 10)
+    end)
+
+    it("may raise anything", function()
+      store:publish({ id = "a" })
+      for _, problem in ipairs({ {}, 17, false, setmetatable({}, { __tostring = error }) }) do
+        publisher:raise(problem, 1)
+        processor({}):pump()
+        clock.advance(1000)
+      end
+      assert.outbox(store).has_entry({ id = "a", attempts = 0 })
+      assert.equal(4, #errors)
+      assert.equal("publisher", errors[1].code)
+      assert.equal(17, errors[2].cause)
+    end)
+
+    it("at the head of 10,000 stops none of the others, and is charged once others get through",
+      function()
+        fill(10000)
+        local p = processor({ batch_size = 100, publisher = function(messages)
+          for _, message in ipairs(messages) do
+            if message.id == "1" then
+              error("poison")
+            end
+          end
+          publisher:publish(messages)
+        end })
+        repeat
+          p:pump()
+          clock.advance(100)
+        until #publisher.messages == 9999
+        p:pump()
+        assert.outbox(store).has_entries(1)
+        assert.is_true(#publisher.calls < 10000 / 100 + 100 + 10)
+        for i = 1, 20 do -- each message that gets through shows that the destination is up
+          store:publish({ id = "after " .. i })
+          clock.advance(1000)
+          p:pump()
+        end
+        assert.outbox(store).has_dead_entry({ id = "1", attempts = 10 })
+      end)
+
+    it("for an hour sends nothing to the dead letters, and is no hot loop", function()
+      fill(1000, function(i)
+        return "key " .. i % 7
+      end)
+      local up_at, calls = clock.now() + 3600, 0
+      local p = run({ retry = { max_attempts = 2 }, publisher = function(messages)
+        calls = calls + 1
+        if clock.now() < up_at then
+          error("connection refused")
+        end
+        publisher:publish(messages)
+      end })
+      assert.equal(1000, p:stats().delivered)
+      assert.equal(0, p:stats().dead)
+      assert.outbox(store).is_empty()
+      assert.is_true(calls < 700, calls)
+      assert.is_true(clock.now() < up_at + 120)
+      local last = {}
+      for _, message in ipairs(publisher.messages) do
+        assert.is_true(tonumber(message.id) > (last[message.key] or 0))
+        last[message.key] = tonumber(message.id)
+      end
+    end)
+
+    it("for one namespace leaves the others alone", function()
+      for i = 1, 200 do
+        store:publish({ id = tostring(i), namespace = i % 2 == 0 and "up" or "down" })
+      end
+      local p = processor({ publisher = function(messages, namespace)
+        if namespace == "down" then
+          error("down")
+        end
+        publisher:publish(messages, namespace)
+      end })
+      for _ = 1, 20 do
+        p:pump()
+        clock.advance(1000)
+      end
+      assert.equal(100, #publisher.messages)
+      assert.outbox(store).has_entries(100)
+      assert.outbox(store).has_no_entry({ attempts = 1 })
+    end)
+  end)
+end)
