@@ -1,0 +1,300 @@
+-- Whom an entry that waits for its retry keeps waiting; and order between several processors.
+
+local outbox = require("outbox")
+local process = require("process")
+local support = require("spec.support")
+local testing = require("outbox.testing")
+
+describe("ordering", function()
+  local store, path, clock, publisher
+
+  before_each(function()
+    clock = testing.clock()
+    store, path = support.store({ clock = clock, synchronous = "off" })
+    publisher = testing.publisher()
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  local function processor(options)
+    options.store, options.publisher = options.store or store, options.publisher or publisher
+    options.on_error = options.on_error or function() end
+    return outbox.processor(options)
+  end
+
+  local function delivered()
+    return table.concat(support.pluck(publisher.messages, "id"), " ")
+  end
+
+  local function publish(ids)
+    for id in ids:gmatch("%S+") do
+      store:publish({ id = id, key = id:match("^%a") ~= "-" and id:match("^%a") or nil })
+    end
+  end
+
+  describe('by "key"', function()
+    it("keeps later entries of the key waiting, and no others", function()
+      publish("a1 b1 a2 c1 b2 a3")
+      publisher:fail("a1", "no", 1)
+      local p = processor({ batch_size = 2 })
+      p:pump()
+      assert.equal("b1 c1 b2", delivered())
+      clock.advance(1)
+      p:pump()
+      assert.equal("b1 c1 b2 a1 a2 a3", delivered())
+    end)
+
+    it("delivers again what the publisher sent behind a failed one of its batch", function()
+      publish("a1 a2 b1")
+      publisher:fail("a1", "no", 1)
+      local p = processor({})
+      p:pump()
+      assert.equal("a2 b1", delivered())
+      assert.outbox(store).has_entry({ id = "a2", attempts = 0 })
+      clock.advance(1)
+      p:pump()
+      assert.equal("a2 b1 a1 a2", delivered())
+    end)
+
+    it("goes by namespace and key; entries without a key are in no order", function()
+      store:publish({ id = "1" }, { id = "2" }, { id = "3", key = "k" },
+        { id = "4", key = "k", namespace = "n" })
+      publisher:fail("1", "no")
+      publisher:fail("3", "no")
+      processor({ batch_size = 1 }):pump()
+      assert.equal("2 4", delivered())
+    end)
+
+    it("frees those behind a dead letter", function()
+      publish("a1 a2")
+      publisher:fail("a1", { permanent = true })
+      processor({ batch_size = 1 }):pump()
+      assert.equal("a2", delivered())
+    end)
+
+    it("holds what is published while the first waits, even by another store", function()
+      publish("a1")
+      publisher:fail("a1", "no", 1)
+      local p = processor({})
+      p:pump()
+      local other <close> = outbox.open(path, { clock = clock })
+      other:publish({ id = "a2", key = "a" }, { id = "b1", key = "b" })
+      p:pump()
+      assert.equal("b1", delivered())
+      clock.advance(1)
+      p:pump()
+      assert.equal("b1 a1 a2", delivered())
+    end)
+
+    it("is kept by whoever takes over", function()
+      publish("a1 a2 b1")
+      publisher:fail("a1", "no", 1)
+      processor({ batch_size = 1 }):pump()
+      local second <close> = outbox.open(path, { clock = clock })
+      local p = processor({ store = second, batch_size = 1 })
+      p:pump()
+      assert.equal("b1", delivered())
+      clock.advance(1)
+      p:pump()
+      assert.equal("b1 a1 a2", delivered())
+    end)
+
+    it("does not read the 100,000 entries behind a failing one for each that passes", function()
+      local messages = {}
+      for i = 1, 1000 do
+        messages[i] = { key = "stuck" }
+      end
+      store:publish({ id = "head", key = "stuck" })
+      for _ = 1, 120 do
+        store:publish(table.unpack(messages))
+      end
+      publisher:fail("head", { reason = "no", retry_after = 1e6 })
+      publish("b1")
+      local p = processor({ batch_size = 1 })
+      assert.equal(1, p:pump())
+      -- From here on the reading goes on where it ended.
+      local asked = {}
+      local get = store.get_claimed_entries
+      p.store = setmetatable({ get_claimed_entries = function(_, id, size, selection)
+        asked[#asked + 1] = selection.after
+        return get(store, id, size, selection)
+      end }, { __index = function(_, name)
+        return function(_, ...)
+          return store[name](store, ...)
+        end
+      end })
+      p.claimed = true
+      publish("c1")
+      p:step()
+      p:step()
+      assert.equal("b1 c1", delivered())
+      assert.is_true(asked[#asked] > 120000)
+    end)
+  end)
+
+  describe('"strict"', function()
+    it("keeps the whole queue waiting", function()
+      publish("a1 b1 c1 d1")
+      publisher:fail("b1", "no", 1)
+      local p = processor({ ordering = "strict", batch_size = 2 })
+      p:pump()
+      assert.equal("a1", delivered())
+      clock.advance(1)
+      p:pump()
+      assert.equal("a1 b1 c1 d1", delivered())
+    end)
+
+    it("holds across namespaces, and ends a batch at the first failure", function()
+      for i, namespace in ipairs({ "x", "y", "x" }) do
+        store:publish({ id = tostring(i), namespace = namespace })
+      end
+      publisher:fail("2", "no", 1)
+      local p = processor({ ordering = "strict" })
+      p:pump()
+      assert.equal("1", delivered())
+      clock.advance(1)
+      p:pump()
+      assert.equal("1 2 3", delivered())
+    end)
+  end)
+
+  describe('"none"', function()
+    it("keeps nobody waiting", function()
+      publish("a1 a2 b1")
+      publisher:fail("a1", "no", 1)
+      local p = processor({ ordering = "none" })
+      p:pump()
+      assert.equal("a2 b1", delivered())
+    end)
+
+    it("shares the backlog between processors, each with its own part", function()
+      publish("a b c d e f")
+      local second <close> = outbox.open(path, { clock = clock })
+      local theirs = testing.publisher()
+      local p = processor({ ordering = "none", limit = 2, batch_size = 2, publisher = function(messages)
+        publisher:publish(messages)
+        if #publisher.calls == 1 then
+          local other = processor({ store = second, ordering = "none", limit = 2, batch_size = 2,
+            publisher = theirs })
+          other:pump()
+        end
+      end })
+      p:pump()
+      assert.equal("a b", delivered())
+      assert.same({ "c", "d", "e", "f" }, support.pluck(theirs.messages, "id"))
+    end)
+  end)
+
+  describe("between processors", function()
+    it("makes the second stand by until the first gives its claim back", function()
+      publish("a1 a2")
+      local second <close> = outbox.open(path, { clock = clock })
+      local standby = processor({ store = second, publisher = testing.publisher() })
+      local p = processor({ batch_size = 1, publisher = function(messages)
+        publisher:publish(messages)
+        assert.equal(0, standby:pump())
+      end })
+      p:pump()
+      assert.equal("a1 a2", delivered())
+      publish("a3")
+      assert.equal(1, standby:pump())
+    end)
+
+    it("lets the second take over when the claim lapses", function()
+      publish("a1 a2")
+      store:claim_entries("dead", 1002, { exclusive = true })
+      local p = processor({})
+      assert.equal(0, p:pump())
+      clock.advance(2.1)
+      assert.equal(2, p:pump())
+    end)
+
+    -- Three processors, failures and kills: for each key, the first time that each message comes is
+    -- in order.
+    it("never lets a key be delivered out of order, whoever dies", function()
+      local seed = tonumber(os.getenv("OUTBOX_SEED")) or os.time()
+      math.randomseed(seed)
+      local KEYS, MESSAGES = 5, 400
+      store:close()
+      local log = support.path()
+      local function work(number)
+        math.randomseed(seed + number)
+        local own <close> = outbox.open(path, { synchronous = "off" })
+        local p
+        local file <close> = assert(io.open(log, "a"))
+        file:setvbuf("no")
+        p = outbox.processor({ store = own, claim_duration = 0.2, batch_size = 7,
+          retry = { base = 0.001, cap = 0.01, max_attempts = 1000 }, on_error = function() end,
+          publisher = function(messages)
+            local failures, failed = {}, {}
+            for i, message in ipairs(messages) do
+              if math.random(400) == 1 then
+                process.kill(process.pid())
+              elseif math.random(300) == 1 then
+                error("raised")
+              elseif failed[message.key] or math.random(10) == 1 then
+                failures[i], failed[message.key] = "no", true
+              else
+                file:write(message.key, " ", message.payload, "\n")
+              end
+            end
+            return failures
+          end, on_batch = function()
+            local stats = own:stats()
+            if stats.ready + stats.delayed == 0
+              and #support.sql(own, "SELECT 1 FROM sqlite_master WHERE name = 'published'") > 0 then
+              p:stop()
+            end
+          end })
+        p:run()
+      end
+      local children, last = {}, 0
+      local function start()
+        last = last + 1
+        local number = last
+        children[process.fork(function()
+          work(number)
+        end)] = true
+      end
+      for _ = 1, 3 do
+        start()
+      end
+      local publishing = process.fork(function()
+        local own <close> = outbox.open(path, { synchronous = "off" })
+        for i = 1, MESSAGES do
+          own:publish({ key = "k" .. i % KEYS, payload = tostring(i) })
+        end
+        own:transaction(function(txn)
+          txn:execute("CREATE TABLE published (at)")
+          txn:publish({ key = "last", payload = tostring(MESSAGES + 1) })
+        end)
+      end)
+      assert.equal(0, process.wait(publishing))
+      repeat -- those who were killed are replaced, until one finds that all is delivered
+        local pid = next(children)
+        local status = process.wait(pid)
+        children[pid] = nil
+        if status == -9 then
+          start()
+        end
+      until status ~= -9
+      for pid in pairs(children) do
+        process.kill(pid)
+        process.wait(pid)
+      end
+      store = outbox.open(path)
+      local most, seen, count = {}, {}, 0
+      for key, payload in assert(io.open(log)):read("a"):gmatch("(%S+) (%d+)\n") do
+        local number = tonumber(payload)
+        if not seen[number] then
+          assert.is_true(number > (most[key] or 0), ("seed %d: %s %d"):format(seed, key, number))
+          most[key], seen[number], count = number, true, count + 1
+        end
+      end
+      assert.equal(MESSAGES + 1, count, "seed " .. seed)
+    end)
+  end)
+end)
