@@ -13,3 +13,33 @@ describe("examples/orders.lua", function()
     assert.matches("the promise is kept", output)
   end)
 end)
+
+-- In Debian copas lies where only older Luas look.
+local OLDER = ";/usr/share/lua/5.3/?.lua;/usr/share/lua/5.2/?.lua"
+
+for name, loop in pairs({ loop = "its own loop", cqueues = "cqueues", luv = "luv",
+  copas = "copas" }) do
+  describe("examples/" .. name .. ".lua", function()
+    it("delivers all in order with " .. loop .. ", and stops", function()
+      local path = support.path()
+      local output, ok = support.run(("examples/%s.lua %s"):format(name, path), nil, OLDER)
+      assert.is_true(ok, output)
+      local expected = {}
+      for number = 1, 5 do
+        expected[number] = "greetings\thello " .. number .. "\n"
+      end
+      assert.equal(table.concat(expected) .. "greetings\tgood bye\n", output)
+      support.remove()
+    end)
+  end)
+end
+
+describe("examples/workers.lua", function()
+  it("shares a backlog between two processes", function()
+    local output, ok = support.run("examples/workers.lua")
+    assert.is_true(ok, output)
+    local first, second = output:match("first worker: (%d+), second: (%d+)")
+    assert.equal(5000, first + second)
+    assert.matches("delivered twice: 0, left: 0", output)
+  end)
+end)

@@ -174,11 +174,11 @@ describe("ordering", function()
       publish("a b c d e f")
       local second <close> = outbox.open(path, { clock = clock })
       local theirs = testing.publisher()
-      local p = processor({ ordering = "none", limit = 2, batch_size = 2, publisher = function(messages)
-        publisher:publish(messages)
+      local other = processor({ store = second, ordering = "none", limit = 2, batch_size = 2,
+        publisher = theirs })
+      local p = processor({ ordering = "none", limit = 2, batch_size = 2, publisher = function(part)
+        publisher:publish(part)
         if #publisher.calls == 1 then
-          local other = processor({ store = second, ordering = "none", limit = 2, batch_size = 2,
-            publisher = theirs })
           other:pump()
         end
       end })
@@ -274,8 +274,7 @@ describe("ordering", function()
       end)
       assert.equal(0, process.wait(publishing))
       repeat -- those who were killed are replaced, until one finds that all is delivered
-        local pid = next(children)
-        local status = process.wait(pid)
+        local status, pid = process.wait()
         children[pid] = nil
         if status == -9 then
           start()

@@ -2,7 +2,8 @@
 ** Processes, for the specs: Lua cannot fork.
 **
 **     pid = process.fork(fn)      a child that runs fn and exits: 0, or 1 if fn raised
-**     code = process.wait(pid)    its exit code, or minus the signal that ended it
+**     code, pid = process.wait([pid])   its exit code, or minus the signal that ended it;
+**                                       without a pid, that of the first child to end
 **     process.kill(pid)           SIGKILL
 **     pid = process.pid()         this one's
 **     gate = process.gate()       gate:wait() blocks, in children, until gate:open() in the parent
@@ -38,10 +39,11 @@ static int process_fork(lua_State *L) {
 
 static int process_wait(lua_State *L) {
   int status;
-  if (waitpid((pid_t)luaL_checkinteger(L, 1), &status, 0) < 0)
-    return luaL_error(L, "no such child");
+  pid_t pid = waitpid((pid_t)luaL_optinteger(L, 1, -1), &status, 0);
+  if (pid < 0) return luaL_error(L, "no such child");
   lua_pushinteger(L, WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status));
-  return 1;
+  lua_pushinteger(L, pid);
+  return 2;
 }
 
 static int process_kill(lua_State *L) {

@@ -1,0 +1,135 @@
+local outbox = require("outbox")
+local process = require("process")
+local support = require("spec.support")
+
+-- Long enough never to be reached, unless a wake was missed.
+local LONG = 60
+
+describe("store:wait", function()
+  local store, path
+
+  before_each(function()
+    store, path = support.store({ synchronous = "off" })
+    store:claim_entries("p", 0)
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  local function settled()
+    store:claim_entries("p", outbox.clock.now() + LONG)
+  end
+
+  it("returns at the timeout when nothing came", function()
+    assert.is_false((store:wait(0.01)))
+    assert.is_false((store:wait(0)))
+  end)
+
+  it("returns at once when something came since the last claim", function()
+    local other <close> = outbox.open(path)
+    other:publish({})
+    assert.is_true((store:wait(LONG)))
+    assert.is_true((store:wait(0))) -- and so until it is claimed
+    settled()
+    assert.is_false((store:wait(0.01)))
+  end)
+
+  it("returns at once before the first claim", function()
+    local other <close> = outbox.open(path)
+    assert.is_true((other:wait(LONG)))
+  end)
+
+  it("hears what is published on the store itself, but not claims and settlements", function()
+    store:publish({ id = "a" }, { id = "b" })
+    assert.is_true((store:wait(LONG)))
+    settled()
+    store:retry_entry("a", os.time() + 1000, "no")
+    store:delete_entries("b")
+    store:renew_claim("p", outbox.clock.now() + LONG)
+    store:release_claim("p")
+    assert.is_false((store:wait(0.01)))
+    store:transaction(function(txn)
+      txn:execute("INSERT INTO outbox_entries (payload) VALUES ('plain SQL')")
+    end)
+    assert.is_true((store:wait(LONG)))
+  end)
+
+  it("is ended by the commit of another process", function()
+    store:close()
+    local ready = process.gate()
+    local published = process.fork(function()
+      ready:wait()
+      local other <close> = outbox.open(path)
+      other:publish({ id = "a" })
+    end)
+    store = outbox.open(path)
+    settled()
+    ready:open()
+    assert.is_true((store:wait(LONG)))
+    repeat
+      settled()
+    until store:get_claimed_entries("p", 1)[1] or not store:wait(LONG)
+    assert.equal("a", store:get_claimed_entries("p", 1)[1].id)
+    process.wait(published)
+  end)
+
+  it("misses none of a burst, whatever else happens to the file", function()
+    local ready = process.gate()
+    store:close()
+    local child = process.fork(function()
+      ready:wait()
+      for i = 1, 300 do
+        local other <close> = outbox.open(path)
+        other:publish({ id = tostring(i) })
+        if i % 50 == 0 then
+          os.execute(("sqlite3 %s 'PRAGMA busy_timeout = 5000; PRAGMA wal_checkpoint(TRUNCATE);"
+            .. " VACUUM' >/dev/null"):format(path))
+        end
+      end
+    end)
+    store = outbox.open(path)
+    ready:open()
+    local seen = 0
+    repeat
+      settled()
+      local ids = support.pluck(store:get_claimed_entries("p", 1000), "id")
+      store:delete_entries(table.unpack(ids))
+      seen = seen + #ids
+    until seen == 300 or not store:wait(LONG)
+    assert.equal(300, seen)
+    assert.equal(0, (process.wait(child)))
+  end)
+
+  it("has one descriptor for as long as the store is open", function()
+    local fd = store:pollfd()
+    assert.equal("integer", math.type(fd))
+    os.execute(("sqlite3 %s 'PRAGMA busy_timeout = 5000; VACUUM' >/dev/null"):format(path))
+    store:wait(0)
+    assert.equal(fd, store:pollfd())
+  end)
+
+  it("is refused in a transaction", function()
+    store:transaction(function()
+      assert.equal("misuse", support.raised(store.wait, store, 0).code)
+    end)
+  end)
+
+  it("checks its arguments", function()
+    assert.matches("must not be negative", support.raised(store.wait, store, -1))
+    assert.matches("number expected", support.raised(store.wait, store))
+    store:close()
+    assert.equal("closed", support.raised(store.wait, store, 0).code)
+    assert.equal("closed", support.raised(store.pollfd, store).code)
+  end)
+
+  it("works in memory", function()
+    local memory <close> = outbox.open(":memory:")
+    memory:migrate()
+    memory:claim_entries("p", 0)
+    assert.is_false((memory:wait(0.01)))
+    memory:publish({})
+    assert.is_true((memory:wait(LONG)))
+  end)
+end)
