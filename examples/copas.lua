@@ -1,10 +1,11 @@
--- A processor in a copas loop: copas cannot poll a foreign descriptor, so it sleeps between steps,
--- and no longer than a message may wait.
+-- A processor beside a copas server, which publishes each line that it receives. Between its steps
+-- copas does its own work, and sleeps for no longer than a message may wait.
 --
 --   lua5.4 examples/copas.lua [DATABASE]
 
 local copas = require("copas")
 local outbox = require("outbox")
+local socket = require("socket")
 
 local LATENCY = 0.01
 
@@ -16,7 +17,6 @@ local processor
 processor = outbox.processor({
   store = store,
   publisher = function(messages, namespace)
-    copas.sleep(0.01) -- a publisher may yield: others run meanwhile
     for _, message in ipairs(messages) do
       print(namespace, message.payload)
       if message.payload == "good bye" then
@@ -26,20 +26,25 @@ processor = outbox.processor({
   end,
 })
 
-copas.addthread(function()
-  for seconds in processor.step, processor do
-    copas.sleep(math.min(seconds, LATENCY))
+local application <close> = outbox.open(path)
+local server = assert(socket.bind("127.0.0.1", 0))
+copas.addserver(server, function(connection)
+  connection = copas.wrap(connection)
+  for line in connection.receive, connection do
+    application:publish({ namespace = "greetings", payload = line })
   end
 end)
 
--- The application, which has a connection of its own, as it would in another process.
-copas.addthread(function()
-  local application <close> = outbox.open(path)
-  for number = 1, 5 do
-    application:publish({ namespace = "greetings", payload = "hello " .. number })
-    copas.sleep(0.02)
-  end
-  application:publish({ namespace = "greetings", payload = "good bye" })
-end)
+-- Somebody who talks to it.
+local host, port = server:getsockname()
+local client = assert(socket.connect(host, port))
+for number = 1, 5 do
+  client:send("hello " .. number .. "\n")
+end
+client:send("good bye\n")
 
-copas.loop()
+local seconds = processor:step()
+while seconds do
+  copas.step(math.min(seconds, LATENCY))
+  seconds = processor:step()
+end
