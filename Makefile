@@ -1,6 +1,6 @@
 # make demo   orders committed, rolled back and delivered, before your eyes
 # make test   every test; ends with `N passed, N failed`
-# make bench  the benchmarks, each figure beside raw SQLite in C
+# make bench  the benchmarks, each figure beside its baseline; also bench-processor, bench-wake
 # make        builds the rock into lua_modules
 
 LUA = lua5.4
@@ -34,6 +34,11 @@ test:
 
 bench: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/compare.lua
+	@$(LUA_PATHS) $(LUA) bench/processor.lua
+	@$(LUA_PATHS) $(LUA) bench/wake.lua
+
+bench-processor bench-wake: bench-%: build build/baseline
+	@$(LUA_PATHS) $(LUA) bench/$*.lua
 
 # luarocks leaves what it compiles in the source tree.
 ROCK_MAKE = log=$$(mktemp) && { $(LUAROCKS) make --tree $(@D) $(1) >$$log 2>&1 || \
@@ -79,4 +84,4 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/lua/*.o
 
-.PHONY: build demo test bench lint-lua lint-format lint-c format clean
+.PHONY: build demo test bench bench-processor bench-wake lint-lua lint-format lint-c format clean

@@ -80,7 +80,8 @@ static void claim(sqlite3 *db, long count, double *start) {
   sqlite3_stmt *clear = prepare(db, "DELETE FROM outbox_leases WHERE processor_id = 'bench'");
   sqlite3_stmt *lease = prepare(db, "INSERT INTO outbox_leases SELECT"
                                     " (SELECT min(seq) FROM outbox_entries),"
-                                    " (SELECT max(seq) FROM outbox_entries), 'bench', ?1");
+                                    " (SELECT max(seq) FROM outbox_entries),"
+                                    " 'bench', ?1, ?1, NULL");
   *start = seconds(CLOCK_MONOTONIC);
   for (long i = 0; i < count; i++) {
     run(db, begin);

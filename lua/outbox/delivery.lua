@@ -20,8 +20,22 @@ function M.backoff(retry, n)
   return math.random() * math.min(retry.cap, retry.base * retry.factor ^ (n - 1))
 end
 
+local function is_of_one_namespace(batch)
+  local namespace = batch[1].namespace
+  for i = 2, #batch do
+    if batch[i].namespace ~= namespace then
+      return false
+    end
+  end
+  return true
+end
+
 -- The batch in calls of one namespace each; in strict order one ends where the namespace changes.
 local function group(batch, strict)
+  if is_of_one_namespace(batch) then
+    batch.namespace = batch[1].namespace
+    return { batch }
+  end
   local list, by_namespace, current = {}, {}, nil
   for i = 1, #batch do
     local entry = batch[i]
@@ -103,14 +117,29 @@ local function end_outage(self, outcome, namespace)
   end
 end
 
--- A call that told what failed, perhaps nothing. What stands in line behind an entry that will be
+-- A call of which all was delivered.
+local function note_delivered(self, outcome, call)
+  local delivered, suspects = outcome.delivered, next(self.suspects) and self.suspects
+  local count = #delivered
+  table.move(call, 1, #call, count + 1, delivered)
+  for i = count + 1, #delivered do
+    local entry = delivered[i]
+    if entry.last_error then
+      outcome.rewind = true -- those behind it are free
+    end
+    if suspects then
+      suspects[entry.id] = nil
+    end
+  end
+end
+
+-- A call of which something failed. What stands in line behind an entry that will be
 -- retried waits for it, even if it was delivered: it will be again, so that the last is the last.
-local function note_answer(self, outcome, call, failures)
+local function note_failures(self, outcome, call, failures)
   local waiting = {}
-  local before = #outcome.delivered
   for i = 1, #call do
-    local entry, failure = call[i], failures and failures[i]
-    local line = failures and line_of(self, entry)
+    local entry, failure = call[i], failures[i]
+    local line = line_of(self, entry)
     if line and waiting[line] then
       outcome.rewind = true
       if type(failure) == "table" and failure.permanent then
@@ -127,14 +156,24 @@ local function note_answer(self, outcome, call, failures)
       end
     end
   end
-  local namespace = call.namespace
+  return next(waiting) == nil
+end
+
+-- A call that told what became of each message. Returns whether none is to be retried.
+local function note_answer(self, outcome, call, failures)
+  local namespace, before, whole = call.namespace, #outcome.delivered, true
+  if failures then
+    whole = note_failures(self, outcome, call, failures)
+  else
+    note_delivered(self, outcome, call)
+  end
   if #outcome.delivered > before then
     self.successes[namespace] = (self.successes[namespace] or 0) + 1
   end
   if self.outages[namespace] then
     end_outage(self, outcome, namespace)
   end
-  return next(waiting) == nil
+  return whole
 end
 
 -- One that raised alone before, and again though another got through since, is charged: its
@@ -184,11 +223,18 @@ local function note_raised(self, outcome, call, raised)
   end
 end
 
---- Whether an entry must not share a publisher's call with others: one that its processor died
--- with, one of a call that raised, and any whose destination may be down.
-function M.is_alone(self, entry)
-  return entry.attempts > 0 and entry.last_error == core.LAPSED
-    or self.suspects[entry.id] or self.outages[entry.namespace]
+--- The index of the first entry that must not share a publisher's call with others: one that its
+-- processor died with, one of a call that raised, or any whose destination may be down.
+function M.find_alone(self, entries)
+  local suspects, outages, lapsed = self.suspects, self.outages, core.LAPSED
+  local calm = next(suspects) == nil and next(outages) == nil
+  for i = 1, #entries do
+    local entry = entries[i]
+    if entry.last_error == lapsed
+      or not calm and (suspects[entry.id] or outages[entry.namespace]) then
+      return i
+    end
+  end
 end
 
 --- Hands a batch to the publisher; returns the outcome.

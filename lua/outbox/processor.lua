@@ -86,13 +86,9 @@ local function take(self)
   local selection =
     { ordering = self.options.ordering, after = self.after, except = resting(self), hold = true }
   local entries, after = store:get_claimed_entries(id, size, selection)
-  for i = 1, #entries do
-    if delivery.is_alone(self, entries[i]) then
-      if #entries > 1 then
-        entries, after = store:get_claimed_entries(id, max(i - 1, 1), selection)
-      end
-      break
-    end
+  local alone = #entries > 1 and delivery.find_alone(self, entries)
+  if alone then
+    entries, after = store:get_claimed_entries(id, max(alone - 1, 1), selection)
   end
   return entries, after
 end
@@ -132,7 +128,10 @@ local function count(self, outcome)
   local delivered, sum, most = outcome.delivered, latency.sum, latency.max
   for i = 1, #delivered do
     local seconds = now - delivered[i].created_at
-    sum, most = sum + seconds, max(most, seconds)
+    sum = sum + seconds
+    if seconds > most then
+      most = seconds
+    end
   end
   latency.count, latency.sum, latency.max = latency.count + #delivered, sum, most
   counters.batches = counters.batches + 1
@@ -191,8 +190,8 @@ end
 local function settle(self)
   local store, options, outcome = self.store, self.options, self.outcome
   local ids = {}
-  for i, entry in ipairs(outcome.delivered) do
-    ids[i] = entry.id
+  for i = 1, #outcome.delivered do
+    ids[i] = outcome.delivered[i].id
   end
   if outcome.rewind then
     self.after = nil
