@@ -30,8 +30,10 @@ local application <close> = outbox.open(path)
 local server = assert(socket.bind("127.0.0.1", 0))
 copas.addserver(server, function(connection)
   connection = copas.wrap(connection)
-  for line in connection.receive, connection do
+  local line = connection:receive()
+  while line do
     application:publish({ namespace = "greetings", payload = line })
+    line = connection:receive()
   end
 end)
 

@@ -22,7 +22,8 @@ for name, loop in pairs({ loop = "its own loop", cqueues = "cqueues", luv = "luv
   describe("examples/" .. name .. ".lua", function()
     it("delivers all in order with " .. loop .. ", and stops", function()
       local path = support.path()
-      local output, ok = support.run(("examples/%s.lua %s"):format(name, path), nil, OLDER)
+      local output, ok = support.run(("examples/%s.lua %s"):format(name, path), "timeout 60",
+        OLDER)
       assert.is_true(ok, output)
       local expected = {}
       for number = 1, 5 do
