@@ -106,20 +106,20 @@ bool outbox_leaves_out(outbox_store *store, const outbox_entry *entry, bool held
   return held;
 }
 
-/* Finds the place before which a strict order lets entries pass. */
-static int find_last(outbox_store *store, int64_t *last) {
+/* Finds the first place to which an entry will come back, if any is to be retried. */
+static int find_position(outbox_store *store, int64_t *position) {
   sqlite3_stmt *row;
   int code = outbox_query(store, FIRST_POSITION, FIRST_POSITION_SQL, &row, "");
   if (code == OUTBOX_OK) code = outbox_step(store, row);
   if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
-  *last = sqlite3_column_int64(row, 0) - 1;
+  *position = sqlite3_column_int64(row, 0);
   outbox_reset(row);
   return OUTBOX_OK;
 }
 
 int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size,
                                const outbox_selection *selection) {
-  int64_t now, last = INT64_MAX;
+  int64_t now, position = INT64_MAX;
   int code = outbox_enter(store);
   if (code == OUTBOX_OK) code = outbox_now(store, &now);
   if (code != OUTBOX_OK) return code;
@@ -132,12 +132,14 @@ int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, i
                            .except = selection->except,
                            .except_count = selection->except_count,
                            .read_to = selection->after};
-  if (selection->ordering == OUTBOX_ORDERING_STRICT) code = find_last(store, &last);
+  if (selection->ordering != OUTBOX_ORDERING_NONE) code = find_position(store, &position);
   if (code != OUTBOX_OK) return code;
+  bool waiting = position != INT64_MAX, strict = selection->ordering == OUTBOX_ORDERING_STRICT;
   int64_t first = selection->after == INT64_MAX ? INT64_MAX : selection->after + 1;
+  int64_t last = waiting && strict ? position - 1 : INT64_MAX;
   return outbox_query(store, SELECT_UNHELD, SELECT_UNHELD_SQL, &store->reading, "Tiiiii",
                       processor_id, now, (int64_t)LOOK_AT_MOST, first, last,
-                      (int64_t)(selection->ordering == OUTBOX_ORDERING_KEY));
+                      (int64_t)(waiting && !strict));
 }
 
 int64_t outbox_read_to(const outbox_store *store) {

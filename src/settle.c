@@ -46,6 +46,7 @@ int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t c
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
   size_t ranges = outbox_is_batch(store, ids, count) ? store->batch.range_count : 0;
+  if (ranges > count / 4) ranges = 0;
   if (ranges == 1 && !sqlite3_get_autocommit(store->db)) {
     /* One statement needs no savepoint, which costs as much as the deletion. */
     code = delete_range(store, store->batch.ranges[0], ids, &found);

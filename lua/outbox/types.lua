@@ -20,13 +20,16 @@
 ---@field attempts integer failed deliveries so far
 ---@field last_error? string why the last one failed
 ---@field died_at? number seconds since the epoch; dead letters only
----@field seq? integer place in the order of commits; dead letters only
+---@field due_at? number seconds since the epoch; delayed ones only, when listed
+---@field seq? integer place in the order of commits; when listed
 
 ---@class outbox.lease
 ---@field processor_id string
 ---@field deadline number seconds since the epoch
 ---@field first_seq integer
 ---@field last_seq integer math.maxinteger for all that is still to come
+---@field claimed_at number seconds since the epoch
+---@field batch? string what is in hand, as ranges of seq
 
 ---@class outbox.stats
 ---@field ready integer
@@ -70,10 +73,16 @@
 ---@field after? integer the seq of the last entry of the page before
 
 ---@alias outbox.claim_entries
----| fun(self, processor_id: string, deadline: number, options?: outbox.claim): boolean
+---| fun(self, id: string, deadline: number, options?: outbox.claim): boolean, number?, boolean
+
+---@class outbox.selection
+---@field ordering? "none"|"key"|"strict" default "none"
+---@field after? integer where an earlier reading ended
+---@field except? string[] namespaces to leave out
+---@field hold? boolean note in the claim that they are in hand
 
 ---@alias outbox.get_claimed_entries
----| fun(self, processor_id: string, batch_size: integer): outbox.entry[]
+---| fun(self, id: string, size: integer, options?: outbox.selection): outbox.entry[], integer?
 
 ---@class outbox.store
 ---@field migrate fun(self: outbox.store)
@@ -83,14 +92,77 @@
 ---@field delete_entries fun(self: outbox.store, ...: string): integer
 ---@field retry_entry fun(self: outbox.store, id: string, due_at: number, error?: string): boolean
 ---@field bury_entry fun(self: outbox.store, id: string, error?: string): boolean
+---@field renew_claim fun(self: outbox.store, processor_id: string, deadline: number): boolean
+---@field release_claim fun(self: outbox.store, processor_id: string)
+---@field keep_claim fun(self: outbox.store, id: string, interval: number, at_most: number)
+---@field stop_keeping fun(self: outbox.store)
+---@field wait fun(self: outbox.store, timeout: number): boolean, number?
+---@field pollfd fun(self: outbox.store): integer?
+---@field clock fun(self: outbox.store): outbox.clock
+---@field ready_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
+---@field delayed_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
 ---@field dead_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
 ---@field requeue_entries fun(self: outbox.store, ...: string): integer
 ---@field purge_entries fun(self: outbox.store, ...: string): integer
 ---@field stats fun(self: outbox.store): outbox.stats
 ---@field close fun(self: outbox.store)
 
+---@alias outbox.failures nil|boolean|table<integer, any>
+---@alias outbox.publish fun(messages: outbox.entry[], namespace: string): outbox.failures, any
+
+---@class outbox.retry
+---@field base? number seconds, default 1
+---@field factor? number default 2
+---@field cap? number seconds, default 300
+---@field max_attempts? integer default 10
+
+---@class outbox.batch what the hook on_batch gets
+---@field size integer
+---@field delivered integer
+---@field retried integer
+---@field dead integer
+---@field seconds number that the publisher took
+
+---@class outbox.processor_options
+---@field store outbox.store
+---@field publisher outbox.publish|{ publish: function }
+---@field processor_id? string
+---@field batch_size? integer default 20
+---@field claim_duration? number seconds, default 2
+---@field publish_timeout? number seconds, default 60
+---@field process_interval? number seconds, default 10
+---@field ordering? "key"|"none"|"strict" default "key"
+---@field limit? integer with ordering "none", default ten batches
+---@field retry? outbox.retry
+---@field on_delivered? fun(entry: outbox.entry)
+---@field on_retry? fun(entry: outbox.entry, reason: string, delay: number)
+---@field on_dead? fun(entry: outbox.entry, reason: string)
+---@field on_batch? fun(batch: outbox.batch)
+---@field on_error? fun(problem: any)
+
+---@class outbox.processor_stats
+---@field delivered integer
+---@field retried integer
+---@field dead integer
+---@field batches integer
+---@field errors integer
+---@field lost integer
+---@field waits integer
+---@field latency { count: integer, sum: number, max: number }
+---@field last_delivered_at? number
+
+---@class outbox.testing.clock: outbox.clock
+---@field time number
+---@field advance fun(seconds: number)
+
+---@class outbox.testing.publisher
+---@field messages outbox.entry[]
+---@field calls { namespace: string, messages: outbox.entry[] }[]
+
 ---@class outbox
 ---@field _VERSION string
+---@field LAPSED string last_error of an entry that its processor died with
+---@field processor fun(options: outbox.processor_options): outbox.processor
 ---@field open fun(path: string, options?: outbox.options): outbox.store
 ---@field clock outbox.clock the system's
 ---@field uuid_v7 fun(clock?: outbox.clock): string
