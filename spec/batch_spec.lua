@@ -1,0 +1,191 @@
+-- What a processor has in hand, and how it renews, releases and keeps its claim.
+
+local outbox = require("outbox")
+local support = require("spec.support")
+
+describe("a batch", function()
+  local store, clock, path
+
+  before_each(function()
+    clock = support.clock(1000)
+    store, path = support.store({ clock = clock })
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  local function publish(...)
+    for _, id in ipairs({ ... }) do
+      store:publish({ id = id, namespace = id:sub(1, 1), key = "k" })
+    end
+  end
+
+  local function get(processor, size, options)
+    local entries, after = store:get_claimed_entries(processor, size, options)
+    return table.concat(support.pluck(entries, "id"), " "), after
+  end
+
+  local function attempts()
+    local list = {}
+    for i, entry in ipairs(store:ready_entries()) do
+      list[i] = entry.id .. entry.attempts
+    end
+    return table.concat(list, " ")
+  end
+
+  it("is named in the claim that holds it, as ranges of seq", function()
+    publish("a", "b", "c", "d")
+    store:delete_entries("b")
+    store:claim_entries("p", 1010)
+    get("p", 3, { hold = true })
+    assert.equal("1-1,3-4", store:stats().leases[1].batch)
+    assert.is_true(store:renew_claim("p", 1020))
+    assert.is_nil(store:stats().leases[1].batch)
+    assert.equal(1020, store:stats().leases[1].deadline)
+  end)
+
+  describe("that was in hand when the claim lapsed", function()
+    it("is charged an attempt by whoever takes over, once, and nothing else is", function()
+      publish("a", "b", "c")
+      store:claim_entries("p", 1010)
+      get("p", 2, { hold = true })
+      clock.time = 1011
+      assert.is_true(store:claim_entries("q", 1020))
+      assert.equal("a1 b1 c0", attempts())
+      assert.equal(outbox.LAPSED, store:ready_entries()[1].last_error)
+      clock.time = 1021
+      store:claim_entries("r", 1030)
+      assert.equal("a1 b1 c0", attempts())
+    end)
+
+    it("is charged even if the taker has a limit, or the same name", function()
+      publish("a", "b", "c")
+      store:claim_entries("p", 1010)
+      get("p", 3, { hold = true })
+      store:claim_entries("p", 1010)
+      assert.equal("a1 b1 c1", attempts())
+      get("p", 3, { hold = true })
+      clock.time = 1011
+      store:claim_entries("q", 1020, { limit = 1 })
+      assert.equal("a2 b2 c2", attempts())
+    end)
+
+    it("is not charged when the claim was renewed or released", function()
+      publish("a")
+      store:claim_entries("p", 1010)
+      get("p", 1, { hold = true })
+      store:renew_claim("p", 1010)
+      clock.time = 1011
+      store:claim_entries("q", 1020)
+      get("q", 1, { hold = true })
+      store:release_claim("q")
+      assert.same({}, store:stats().leases)
+      store:claim_entries("r", 1030)
+      assert.equal("a0", attempts())
+    end)
+
+    it("is not charged for what is no batch", function()
+      publish("a")
+      for _, nonsense in ipairs({ "", "x", "1", "1-", "9-1", "-", "2-x,1-1" }) do
+        store:claim_entries("p", clock.time + 1)
+        support.sql(store, "UPDATE outbox_leases SET batch = ?", nonsense)
+        clock.advance(2)
+        store:claim_entries("q", clock.time)
+        assert.equal("a0", attempts(), nonsense)
+        store:release_claim("q")
+      end
+    end)
+  end)
+
+  describe("may be read", function()
+    before_each(function()
+      publish("a", "b", "a2", "c")
+      store:claim_entries("p", 1010, { exclusive = true })
+    end)
+
+    it("from where another ended", function()
+      local ids, after = get("p", 2, {})
+      assert.equal("a b", ids)
+      ids, after = get("p", 5, { after = after })
+      assert.equal("a2 c", ids)
+      assert.same({ "", after }, { get("p", 5, { after = after }) })
+    end)
+
+    it("without some namespaces", function()
+      assert.same({ "b c", 4 }, { get("p", 5, { except = { "a" } }) })
+      assert.same({ "", 4 }, { get("p", 5, { except = { "a", "b", "c" } }) })
+    end)
+
+    it("in the order that a retry asks for", function()
+      store:retry_entry("a", 1005, "no")
+      publish("a3")
+      assert.equal("b a2 c a3", (get("p", 9, { ordering = "none" })))
+      assert.equal("b c", (get("p", 9, { ordering = "key" })))
+      assert.equal("", (get("p", 9, { ordering = "strict" })))
+      store:retry_entry("c", 1003, "no")
+      clock.time = 1005
+      store:claim_entries("p", 1010, { exclusive = true })
+      assert.equal("a b a2 c a3", (get("p", 9, { ordering = "strict" })))
+    end)
+
+    it("with options that are checked", function()
+      for message, options in pairs({
+        ['ordering must be one of "none", "key", "strict"'] = { ordering = "keys" },
+        ["after must be an integer"] = { after = 1.5 },
+        ["except must be an array"] = { except = "a" },
+        ["an array of strings"] = { except = { 1 } },
+        ["hold must be a boolean"] = { hold = 1 },
+        ["unknown option 'holds'"] = { holds = true },
+      }) do
+        assert.matches(message, support.raised(get, "p", 1, options), 1, true)
+      end
+    end)
+  end)
+
+  it("that is lost cannot be renewed; one that only expired can", function()
+    publish("a")
+    store:claim_entries("p", 1010)
+    clock.time = 1020
+    assert.is_true(store:renew_claim("p", 1030))
+    clock.time = 1040
+    store:claim_entries("q", 1050)
+    assert.is_false(store:renew_claim("p", 1060))
+    assert.is_false(store:renew_claim("nobody", 1060))
+  end)
+
+  it("of a claim from the future is up to others: the clock was put back", function()
+    publish("a")
+    clock.time = 5000
+    store:claim_entries("p", 5010)
+    clock.time = 4990 -- or was it read a little before, and waited for the lock since?
+    assert.is_false(store:claim_entries("q", 5000))
+    clock.time = 1400
+    assert.is_true(store:claim_entries("q", 1410))
+  end)
+
+  it("is kept while time passes, and no longer than it is told to", function()
+    store:close()
+    store = outbox.open(path)
+    publish("a")
+    local now = outbox.clock.now()
+    store:claim_entries("p", now + 0.2)
+    store:keep_claim("p", 0.02, 0.5)
+    local function deadline()
+      return store:stats().leases[1].deadline
+    end
+    repeat
+      assert.is_true(outbox.clock.now() < now + 60)
+    until deadline() > now + 0.5
+    local other <close> = outbox.open(path)
+    repeat
+      assert.is_true(outbox.clock.now() < now + 60)
+    until other:claim_entries("q", outbox.clock.now() + 60)
+    store:keep_claim("p", 0.001, 60)
+    store:stop_keeping()
+    store:stop_keeping()
+    assert.matches("number expected", support.raised(store.keep_claim, store, "p"))
+    store:keep_claim("p", 0.001, 60) -- and closed meanwhile
+  end)
+end)
