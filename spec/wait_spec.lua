@@ -110,6 +110,34 @@ describe("store:wait", function()
     assert.equal(fd, store:pollfd())
   end)
 
+  it("looks by itself where the file cannot be watched", function()
+    store:close()
+    local publisher = process.fork(function()
+      local other <close> = outbox.open(path)
+      while true do -- until it is killed
+        other:publish({})
+        outbox.clock.sleep(0.05)
+      end
+    end)
+    local output = support.run(([[-e '
+      local outbox = require("outbox")
+      local store, files = outbox.open("%s"), {}
+      store:stats() -- from here on it needs no more files
+      repeat
+        local file = io.open("/dev/null")
+        files[#files + 1] = file
+      until not file
+      print((store:pollfd()))
+      for _ = 1, 3 do
+        store:claim_entries("p", outbox.clock.now() + 60)
+        print((store:wait(60)))
+      end']]):format(path), "prlimit --nofile=64")
+    process.kill(publisher)
+    process.wait(publisher)
+    store = outbox.open(path)
+    assert.equal("nil\ntrue\ntrue\ntrue\n", output)
+  end)
+
   it("is refused in a transaction", function()
     store:transaction(function()
       assert.equal("misuse", support.raised(store.wait, store, 0).code)
