@@ -8,6 +8,9 @@
 
 #include <errno.h>
 #include <poll.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #include <time.h>
 #include <unistd.h>
 
@@ -175,9 +178,27 @@ static int look_once(outbox_store *store, bool *changed, int64_t *again) {
     *again = LOOK_EVERY;
   } else if (now < bell->look_until) {
     *again = bell->pause;
-    bell->pause += bell->pause / 4;
+    bell->pause += bell->pause / 8;
   }
   return OUTBOX_OK;
+}
+
+/*
+** Sleeps as exactly as can be had: Linux likes to add 50 microseconds, unless the thread asks it not
+** to. True if a signal ended it.
+*/
+static bool nap(int64_t microseconds) {
+  struct timespec time = {.tv_sec = microseconds / 1000000,
+                          .tv_nsec = microseconds % 1000000 * 1000};
+#ifdef __linux__
+  int slack = prctl(PR_GET_TIMERSLACK);
+  prctl(PR_SET_TIMERSLACK, 1UL);
+#endif
+  bool interrupted = nanosleep(&time, NULL) != 0 && errno == EINTR;
+#ifdef __linux__
+  if (slack > 0) prctl(PR_SET_TIMERSLACK, (unsigned long)slack);
+#endif
+  return interrupted;
 }
 
 int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_again) {
@@ -204,8 +225,7 @@ int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_
       int64_t most = left / 1000 < 3600000 ? left / 1000 : 3600000;
       interrupted = poll(&bell, bell.fd >= 0 ? 1 : 0, (int)most) < 0 && errno == EINTR;
     } else {
-      struct timespec pause = {.tv_sec = left / 1000000, .tv_nsec = left % 1000000 * 1000};
-      interrupted = nanosleep(&pause, NULL) != 0 && errno == EINTR;
+      interrupted = nap(left);
     }
   }
   if (code == OUTBOX_OK) *rung = changed || interrupted;

@@ -5,12 +5,16 @@
 
 static const char DELETE_READY_SQL[] = "DELETE FROM @entries WHERE id = ?1";
 
-/* All or nothing. Looks at the ends, lest somebody has emptied the tables and seq begins anew. */
-static const char DELETE_RANGE_SQL[] =
-    "DELETE FROM @entries WHERE seq BETWEEN ?1 AND ?2"
-    " AND (SELECT count(*) FROM @entries WHERE seq BETWEEN ?1 AND ?2) = ?2 - ?1 + 1"
+/*
+** Whether the whole range is there. Looks at the ends, lest somebody has emptied the tables and seq
+** begins anew. Apart from the deletion, which SQLite does in one pass only without subqueries.
+*/
+static const char CHECK_RANGE_SQL[] =
+    "SELECT (SELECT count(*) FROM @entries WHERE seq BETWEEN ?1 AND ?2) = ?2 - ?1 + 1"
     " AND (SELECT id FROM @entries WHERE seq = ?1) = ?3"
     " AND (SELECT id FROM @entries WHERE seq = ?2) = ?4";
+
+static const char DELETE_RANGE_SQL[] = "DELETE FROM @entries WHERE seq BETWEEN ?1 AND ?2";
 
 static const char DELETE_DELAYED_SQL[] = "DELETE FROM @delayed WHERE id = ?1";
 
@@ -32,9 +36,16 @@ static const char BURY_READY_SQL[] =
 
 /* Deletes the entries of a range of the batch, which are `ids`, if all are there; counts them. */
 static int delete_range(outbox_store *store, range range, const outbox_bytes *ids, size_t *found) {
-  int code = outbox_process(store, DELETE_RANGE, DELETE_RANGE_SQL, "iitt", range.first, range.last,
-                            ids[0], ids[range.last - range.first]);
-  if (code == OUTBOX_OK) *found += (size_t)sqlite3_changes(store->db);
+  sqlite3_stmt *row;
+  int code = outbox_query(store, CHECK_RANGE, CHECK_RANGE_SQL, &row, "iitt", range.first,
+                          range.last, ids[0], ids[range.last - range.first]);
+  if (code == OUTBOX_OK) code = outbox_step(store, row);
+  if (code != OUTBOX_ROW) return code;
+  bool whole = sqlite3_column_int(row, 0);
+  outbox_reset(row);
+  if (!whole) return OUTBOX_OK;
+  code = outbox_process(store, DELETE_RANGE, DELETE_RANGE_SQL, "ii", range.first, range.last);
+  if (code == OUTBOX_OK) *found += (size_t)(range.last - range.first) + 1;
   return code;
 }
 

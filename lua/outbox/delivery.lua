@@ -56,7 +56,7 @@ end
 -- Calls the publisher. Returns the failures by index, nil for none; or nil and what was raised.
 -- `nil, reason` and false are how Lua's own libraries fail: they must not pass for success.
 local function publish(self, call)
-  local messages = table.move(call, 1, #call, 1, {})
+  local messages = { table.unpack(call) }
   local ok, result, reason = pcall(self.publish, messages, call.namespace)
   local wrong
   if not ok then
