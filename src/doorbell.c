@@ -184,7 +184,7 @@ static int look_once(outbox_store *store, bool *changed, int64_t *again) {
 }
 
 /*
-** Sleeps as exactly as can be had: Linux likes to add 50 microseconds, unless the thread asks it not
+** Sleeps as exactly as can be had: Linux adds 50 microseconds, unless the thread asks it not
 ** to. True if a signal ended it.
 */
 static bool nap(int64_t microseconds) {

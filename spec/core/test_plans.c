@@ -197,12 +197,43 @@ static void a_batch_takes_no_more_statements_than_it_must(void **state) {
   assert_int_equal(split(read, ids, BATCH), BATCH);
   assert_ok(f->store, outbox_delete_entries(f->store, ids, BATCH, &deleted));
   assert_int_equal(deleted, BATCH);
-  assert_int_equal(statements, 3); /* BEGIN, one DELETE, COMMIT */
+  assert_int_equal(statements, 4); /* BEGIN, is all of it there, one DELETE, COMMIT */
 
   execute(f->db, "DELETE FROM outbox_entries; DELETE FROM outbox_leases");
   statements = 0;
   assert_false(claim(f->store, "p", NOW));
   assert_int_equal(statements, 3); /* the version, is there work, what is due next */
+  sqlite3_trace_v2(f->db, 0, NULL, NULL);
+}
+
+/* What the processor does between two calls of its publisher, in one transaction. */
+static void from_batch_to_batch_takes_no_more_statements_than_it_must(void **state) {
+  fixture *f = *state;
+  const outbox_selection key = {.ordering = OUTBOX_ORDERING_KEY, .after = INT64_MIN};
+  outbox_bytes ids[4];
+  int64_t deleted;
+  bool renewed;
+  int statements = 0;
+  char read[5 * OUTBOX_ID_SIZE];
+  publish(f->store, "1 2 3 4 5 6");
+  assert_true(claim_all(f->store, "p", NOW));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 4, &key));
+  snprintf(read, sizeof read, "%s", read_ids(f->store));
+  assert_int_equal(split(read, ids, 4), 4);
+
+  sqlite3_trace_v2(f->db, SQLITE_TRACE_STMT, count_statement, &statements);
+  assert_ok(f->store, outbox_begin(f->store));
+  assert_ok(f->store, outbox_renew_claim(f->store, text("p"), NOW, &renewed));
+  assert_ok(f->store, outbox_delete_entries(f->store, ids, 4, &deleted));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 4, &key));
+  assert_string_equal(read_ids(f->store), "5 6");
+  assert_ok(f->store, outbox_hold_batch(f->store, text("p")));
+  assert_ok(f->store, outbox_commit(f->store));
+  /*
+  ** BEGIN, the renewal, is all of it there, one DELETE, does any wait for a retry, the next batch,
+  ** the note that it is in hand, COMMIT
+  */
+  assert_int_equal(statements, 8);
   sqlite3_trace_v2(f->db, 0, NULL, NULL);
 }
 
@@ -212,6 +243,7 @@ int test_plans(void) {
       TEST(no_query_scans_or_sorts_an_empty_outbox),
       TEST(no_query_scans_or_sorts_a_full_outbox_that_was_analyzed),
       TEST(a_batch_takes_no_more_statements_than_it_must),
+      TEST(from_batch_to_batch_takes_no_more_statements_than_it_must),
   };
   return cmocka_run_group_tests_name("plans", tests, NULL, NULL);
 }
