@@ -61,17 +61,20 @@ local function lapsed(claim, now)
   return claim.deadline < now
 end
 
-function Model:claim(processor, deadline, options, now)
-  if options.exclusive then
-    if self.open and self.open.owner ~= processor and not lapsed(self.open, now) then
-      return false
-    end
-    for _, row in ipairs(self.rows) do
-      if row.owner and row.owner ~= processor and not lapsed(row, now) then
-        return false
-      end
+-- Whether somebody else keeps an exclusive claim from being made.
+function Model:refuses(processor, now)
+  if self.open and self.open.owner ~= processor and not lapsed(self.open, now) then
+    return true
+  end
+  for _, row in ipairs(self.rows) do
+    if row.owner and row.owner ~= processor and not lapsed(row, now) then
+      return true
     end
   end
+  return false
+end
+
+function Model:claim(processor, deadline, options, now)
   local remaining = options.limit or math.huge
   local takes = {}
   local function take(row)
@@ -161,13 +164,12 @@ describe("leases", function()
         elseif kind > 3 then
           options.limit = random(8)
         end
-        local open = model.open
-        local refused = options.exclusive and open and open.owner ~= processor
-          and open.deadline >= clock.time
-        if not refused then -- one that stands by leaves everything to the one who works
+        local expected = false
+        -- One that stands by leaves everything to the one who works.
+        if not (options.exclusive and model:refuses(processor, clock.time)) then
           model:restore_due(clock.time, store:stats().leases)
+          expected = model:claim(processor, deadline, options, clock.time)
         end
-        local expected = model:claim(processor, deadline, options, clock.time)
         assert.equal(expected, store:claim_entries(processor, deadline, options))
       end,
       delete = function()

@@ -5,7 +5,7 @@
 
 #include "store.h"
 
-#define LOOK_AT_MOST 100000 /* entries per reading with a selection, to keep it short */
+#define LOOK_AT_MOST 10000 /* entries per reading with a selection, to keep it short */
 
 static const char SELECT_CLAIMED_SQL[] =
     "SELECT e.seq, e.id, e.namespace, e.key, e.payload, e.headers, e.created_at, e.attempts,"

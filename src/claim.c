@@ -24,7 +24,7 @@ static const char FIND_DUE_SQL[] =
     "SELECT due_at FROM @delayed WHERE due_at > ?1 ORDER BY due_at LIMIT 1";
 
 static const char SELECT_DUE_SQL[] =
-    "SELECT seq FROM @delayed WHERE due_at <= ?1 ORDER BY due_at, seq LIMIT ?2";
+    "SELECT seq, position FROM @delayed WHERE due_at <= ?1 ORDER BY due_at, seq LIMIT ?2";
 
 /* A position is free: no other entry ever had that seq. A NULL gets the next seq. */
 static const char RESTORE_DUE_SQL[] =
@@ -65,15 +65,19 @@ static const char CHARGE_RANGE_SQL[] =
 
 /* --- Delayed entries that are due ------------------------------------------------------------ */
 
-static int restore_due(outbox_store *store, int64_t now, int *restored) {
-  int64_t due[DUE_AT_MOST];
+/* *from becomes the lowest place to which one came back, if that is lower than what it was. */
+static int restore_due(outbox_store *store, int64_t now, int *restored, int64_t *from) {
+  int64_t due[DUE_AT_MOST], positions[DUE_AT_MOST];
   int count = 0;
   sqlite3_stmt *statement;
   int code =
       outbox_query(store, SELECT_DUE, SELECT_DUE_SQL, &statement, "ii", now, (int64_t)DUE_AT_MOST);
   if (code != OUTBOX_OK) return code;
-  while ((code = outbox_step(store, statement)) == OUTBOX_ROW)
-    due[count++] = sqlite3_column_int64(statement, 0);
+  while ((code = outbox_step(store, statement)) == OUTBOX_ROW) {
+    bool placed = sqlite3_column_type(statement, 1) != SQLITE_NULL;
+    due[count] = sqlite3_column_int64(statement, 0);
+    positions[count++] = placed ? sqlite3_column_int64(statement, 1) : INT64_MAX;
+  }
   if (code != OUTBOX_DONE) return code;
 
   for (int i = 0; i < count; i++) {
@@ -82,6 +86,7 @@ static int restore_due(outbox_store *store, int64_t now, int *restored) {
     if (code == OUTBOX_OK && sqlite3_changes(store->db) == 1) {
       code = outbox_process(store, DELETE_DUE, DELETE_DUE_SQL, "i", due[i]);
       ++*restored;
+      if (positions[i] < *from) *from = positions[i];
     }
     if (code != OUTBOX_OK) return code;
   }
@@ -129,12 +134,13 @@ static enum kind classify(outbox_store *store, sqlite3_stmt *row, outbox_bytes p
 }
 
 /* The entries of a lease that were in hand when it lapsed have had an attempt that failed. */
-static int charge(outbox_store *store, interval lease, outbox_bytes batch) {
-  const char *text = batch.data;
+static int charge(outbox_store *store, sqlite3_stmt *lease) {
+  const char *text = outbox_column(lease, 5).data;
+  int64_t lease_first = sqlite3_column_int64(lease, 0), lease_last = sqlite3_column_int64(lease, 1);
   long long first, last;
   for (int size; text != NULL && sscanf(text, "%lld-%lld%n", &first, &last, &size) == 2;) {
-    if (first < lease.first) first = lease.first;
-    if (last > lease.last) last = lease.last;
+    if (first < lease_first) first = lease_first;
+    if (last > lease_last) last = lease_last;
     int code =
         outbox_process(store, CHARGE_RANGE, CHARGE_RANGE_SQL, "ii", (int64_t)first, (int64_t)last);
     if (code != OUTBOX_OK) return code;
@@ -144,9 +150,12 @@ static int charge(outbox_store *store, interval lease, outbox_bytes batch) {
   return OUTBOX_OK;
 }
 
-/* *lapses_at is the moment after the first deadline of another's, if any is before what it was. */
+/*
+** *lapses_at is the moment after the first deadline of another's, if any is before what it was;
+** *in_hand, whether a lease that is not another's names entries in hand.
+*/
 static int load_leases(outbox_store *store, outbox_bytes processor_id, int64_t now,
-                       intervals *leases, int64_t *lapses_at) {
+                       intervals *leases, int64_t *lapses_at, bool *in_hand) {
   sqlite3_stmt *row;
   int code = outbox_query(store, SELECT_LEASES, SELECT_LEASES_SQL, &row, "");
   if (code != OUTBOX_OK) return code;
@@ -154,11 +163,26 @@ static int load_leases(outbox_store *store, outbox_bytes processor_id, int64_t n
     interval lease = {.first = sqlite3_column_int64(row, 0),
                       .last = sqlite3_column_int64(row, 1),
                       .kind = classify(store, row, processor_id, now)};
+    if (lease.kind == OTHERS)
+      *lapses_at = earlier(*lapses_at, sqlite3_column_int64(row, 3) + 1);
+    else
+      *in_hand |= sqlite3_column_type(row, 5) != SQLITE_NULL;
     code = append(store, leases, lease);
-    if (code == OUTBOX_OK && lease.kind != OTHERS)
-      code = charge(store, lease, outbox_column(row, 5));
-    if (lease.kind == OTHERS) *lapses_at = earlier(*lapses_at, sqlite3_column_int64(row, 3) + 1);
     if (code != OUTBOX_OK) {
+      outbox_reset(row);
+      return code;
+    }
+  }
+  return code == OUTBOX_DONE ? OUTBOX_OK : code;
+}
+
+static int charge_leases(outbox_store *store, outbox_bytes processor_id, int64_t now) {
+  sqlite3_stmt *row;
+  int code = outbox_query(store, SELECT_LEASES, SELECT_LEASES_SQL, &row, "");
+  if (code != OUTBOX_OK) return code;
+  while ((code = outbox_step(store, row)) == OUTBOX_ROW) {
+    if (classify(store, row, processor_id, now) != OTHERS) code = charge(store, row);
+    if (code != OUTBOX_ROW && code != OUTBOX_OK) {
       outbox_reset(row);
       return code;
     }
@@ -273,14 +297,14 @@ static int fill_gaps(outbox_store *store, const intervals *leases, bool limited,
   return OUTBOX_OK;
 }
 
-/* Everything there is and will be, unless another processor has a live lease. */
-static int claim_all(outbox_store *store, intervals *leases, intervals *claimed, bool *refused) {
+static bool any_of_others(const intervals *leases) {
   for (size_t i = 0; i < leases->count; i++)
-    if (leases->items[i].kind == OTHERS) {
-      *refused = true;
-      leases->count = 0; /* all or nothing: nothing, and nothing changes */
-      return OUTBOX_OK;
-    }
+    if (leases->items[i].kind == OTHERS) return true;
+  return false;
+}
+
+/* Everything there is and will be. */
+static int claim_all(outbox_store *store, intervals *leases, intervals *claimed) {
   for (size_t i = 0; i < leases->count; i++)
     leases->items[i].kind = LAPSED;
   int64_t first;
@@ -345,11 +369,11 @@ static int find_exclusive(outbox_store *store, outbox_bytes processor_id, int64_
 
 int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
                          int64_t limit, bool exclusive, outbox_claimed *claimed) {
-  int64_t now, lapses_at = 0, due_at = 0;
+  int64_t now, lapses_at = 0, due_at = 0, restored_from = INT64_MAX;
   int restored = 0;
-  bool found = false, refused = false, limited = limit > 0;
+  bool found = false, refused = false, in_hand = false, limited = limit > 0;
   intervals leases = {NULL, 0}, mine = {NULL, 0};
-  *claimed = (outbox_claimed){.any = false};
+  *claimed = (outbox_claimed){.restored_from = INT64_MAX};
   int code = outbox_enter(store);
   if (code == OUTBOX_OK && limited && exclusive)
     code = outbox_fail(store, OUTBOX_MISUSE, "a claim cannot be exclusive and have a limit");
@@ -367,23 +391,28 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
   if (code == OUTBOX_OK) code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
 
-  code = load_leases(store, processor_id, now, &leases, &lapses_at);
-  if (code == OUTBOX_OK) code = restore_due(store, now, &restored);
-  if (code == OUTBOX_OK) code = sweep(store, &leases);
+  code = load_leases(store, processor_id, now, &leases, &lapses_at, &in_hand);
   if (code == OUTBOX_OK && exclusive) {
-    code = claim_all(store, &leases, &mine, &refused);
-  } else if (code == OUTBOX_OK) {
-    int64_t remaining = limit;
-    code = keep_own(store, &leases, limited, &remaining);
-    if (code == OUTBOX_OK) code = fill_gaps(store, &leases, limited, remaining, &mine);
+    code = sweep(store, &leases);
+    refused = any_of_others(&leases); /* all or nothing: then nothing changes */
   }
-  if (code == OUTBOX_OK) code = save_leases(store, &leases, &mine, processor_id, deadline, now);
+  if (code == OUTBOX_OK && !refused) {
+    int64_t remaining = limit;
+    if (in_hand) code = charge_leases(store, processor_id, now);
+    if (code == OUTBOX_OK) code = restore_due(store, now, &restored, &restored_from);
+    if (code == OUTBOX_OK && exclusive) code = claim_all(store, &leases, &mine);
+    if (code == OUTBOX_OK && !exclusive) code = sweep(store, &leases);
+    if (code == OUTBOX_OK && !exclusive) code = keep_own(store, &leases, limited, &remaining);
+    if (code == OUTBOX_OK && !exclusive)
+      code = fill_gaps(store, &leases, limited, remaining, &mine);
+    if (code == OUTBOX_OK) code = save_leases(store, &leases, &mine, processor_id, deadline, now);
+  }
   if (code == OUTBOX_OK) code = find_due(store, now, &due_at);
   code = outbox_end(store, code);
   if (code == OUTBOX_OK) {
     claimed->any = mine.count > 0;
     claimed->refused = refused;
-    claimed->restored = restored > 0;
+    claimed->restored_from = restored_from;
     claimed->again_at = restored == DUE_AT_MOST ? now : earlier(due_at, lapses_at);
   }
   sqlite3_free(leases.items);

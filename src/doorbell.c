@@ -18,10 +18,11 @@
 
 /*
 ** The bell rings when the log is written, a moment before the commit can be seen; longer where it
-** still waits for the disk. So one who sees nothing looks again, at first after LOOK_FIRST.
+** still waits for the disk, which may be seconds where that is slow. So one who sees nothing looks
+** again, at first after LOOK_FIRST, then after ever longer pauses: a hundred looks in LOOK_FOR.
 */
 #define LOOK_FIRST 20
-#define LOOK_FOR 50000
+#define LOOK_FOR 10000000
 
 /* How often to look where there is no bell. */
 #define LOOK_EVERY 10000
@@ -31,12 +32,15 @@
 #if defined(__linux__) && !defined(OUTBOX_NO_BELL)
 #include <sys/inotify.h>
 
+/* A file that is deleted while somebody has it open only loses a link, which is an attribute. */
+#define GONE (IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF)
+
 static int open_bell(void) {
   return inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
 }
 
 static bool watch(doorbell *bell, const char *path) {
-  return inotify_add_watch(bell->fd, path, IN_MODIFY | IN_DELETE_SELF | IN_MOVE_SELF) >= 0;
+  return inotify_add_watch(bell->fd, path, IN_MODIFY | GONE) >= 0;
 }
 
 /* Takes what came off the bell; true if anything did. Notes when the file is there no more. */
@@ -49,7 +53,7 @@ static bool drain(doorbell *bell) {
   for (ssize_t size; (size = read(bell->fd, &buffer, sizeof buffer)) > 0; rung = true)
     for (ssize_t i = 0; i < size;) {
       const struct inotify_event *event = (const void *)(buffer.bytes + i);
-      if (event->mask & (IN_DELETE_SELF | IN_MOVE_SELF | IN_IGNORED)) bell->watching = false;
+      if (event->mask & (GONE | IN_IGNORED)) bell->watching = false;
       i += (ssize_t)(sizeof *event + event->len);
     }
   return rung;
@@ -162,23 +166,17 @@ static int look_once(outbox_store *store, bool *changed, int64_t *again) {
   doorbell *bell = &store->doorbell;
   int64_t now = monotonic();
   bool watched = bell->watching;
-  if (bell->watching && drain(bell)) {
-    bell->look_until = now + LOOK_FOR;
-    bell->pause = LOOK_FIRST;
-  }
+  if (bell->watching && drain(bell)) bell->rung_at = now;
   if (!bell->watching) tend(store);
-  if (bell->watching && !watched) { /* what was written before the watch was not heard */
-    bell->look_until = now + LOOK_FOR;
-    bell->pause = LOOK_FIRST;
-  }
+  /* What was written before the watch was not heard. */
+  if (bell->watching && !watched) bell->rung_at = now;
   int code = look(store, changed);
   *again = 0;
   if (code != OUTBOX_OK || *changed) return code;
   if (!bell->watching) {
     *again = LOOK_EVERY;
-  } else if (now < bell->look_until) {
-    *again = bell->pause;
-    bell->pause += bell->pause / 8;
+  } else if (now < bell->rung_at + LOOK_FOR) {
+    *again = LOOK_FIRST + (now - bell->rung_at) / 8;
   }
   return OUTBOX_OK;
 }
@@ -219,9 +217,8 @@ int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_
       break;
     }
     if (again != 0 && again < left) left = again;
-    bool looking = again != 0 && store->doorbell.watching;
-    struct pollfd bell = {.fd = looking ? -1 : store->doorbell.fd, .events = POLLIN};
-    if (left >= 1000 && !looking) {
+    struct pollfd bell = {.fd = store->doorbell.fd, .events = POLLIN};
+    if (left >= 1000) {
       int64_t most = left / 1000 < 3600000 ? left / 1000 : 3600000;
       interrupted = poll(&bell, bell.fd >= 0 ? 1 : 0, (int)most) < 0 && errno == EINTR;
     } else {

@@ -119,10 +119,10 @@ typedef struct outbox_lease {
 
 /* What a claim came to. */
 typedef struct outbox_claimed {
-  bool any;         /* the processor has claimed entries, new or its own */
-  bool refused;     /* it was to be exclusive, and another processor has a live lease */
-  bool restored;    /* delayed entries came back, some perhaps to places before others */
-  int64_t again_at; /* when the next delayed entry falls due, or another's lease lapses; 0: never */
+  bool any;              /* the processor has claimed entries, new or its own */
+  bool refused;          /* it was to be exclusive, and another processor has a live lease */
+  int64_t restored_from; /* the first place to which a retry came back; INT64_MAX: none did */
+  int64_t again_at;      /* when the next entry falls due, or another's lease lapses; 0: never */
 } outbox_claimed;
 
 /* Whom an entry that waits for its retry keeps waiting, as long as it does. */
@@ -269,7 +269,7 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
 /*
 ** Starts reading, in the order of seq, at most `batch_size` entries that the processor has claimed
 ** and whose claim has not expired. Reading takes nothing: the same again gives the same.
-** `selection` NULL means all. With a selection a reading may end early, after looking at 100,000
+** `selection` NULL means all. With a selection a reading may end early, after looking at 10,000
 ** entries: outbox_read_to() tells how far it came, to be read on `after`.
 */
 int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size,
@@ -324,7 +324,9 @@ int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t c
 /*
 ** Counts a failed attempt and delays a ready entry until `due_at`. It will come back to the place
 ** it had. *found tells whether it was there; one that is not is left to whoever has it. Without an
-** `error` nothing is counted, and an entry that is delayed already gets the new time.
+** `error` nothing is counted, and an entry that is delayed already gets the new time. Where the id
+** is in the way, because plain SQL has published one twice, the entry gets "~" and its seq added
+** to it; so does outbox_bury_entry.
 */
 int outbox_retry_entry(outbox_store *store, outbox_bytes id, int64_t due_at, outbox_bytes error,
                        bool *found);

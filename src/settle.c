@@ -21,18 +21,23 @@ static const char DELETE_DELAYED_SQL[] = "DELETE FROM @delayed WHERE id = ?1";
 /* The attempts and the last error, after one more attempt if ?2 tells why it failed. */
 #define COUNTED "attempts + (?2 IS NOT NULL), coalesce(?2, last_error)"
 
+/* The id, unless plain SQL has published it twice, and the other one is in that table already. */
+#define FREE_ID(table)                                                                             \
+  "CASE WHEN EXISTS (SELECT 1 FROM " table " WHERE id = ?1) THEN id || '~' || seq ELSE id END"
+
 static const char DELAY_READY_SQL[] =
     "INSERT INTO @delayed (id, namespace, key, payload, headers, created_at, attempts, last_error,"
     " due_at, position)"
-    " SELECT id, namespace, key, payload, headers, created_at, " COUNTED
-    ", ?3, seq FROM @entries WHERE id = ?1";
+    " SELECT " FREE_ID("@delayed") ", namespace, key, payload, headers, created_at, " COUNTED
+                                   ", ?3, seq FROM @entries WHERE id = ?1";
 
 static const char MOVE_DUE_SQL[] = "UPDATE @delayed SET due_at = ?2 WHERE id = ?1";
 
 static const char BURY_READY_SQL[] =
     "INSERT INTO @dead (" ENTRY_COLUMNS ", died_at)"
-    " SELECT seq, id, namespace, key, payload, headers, created_at, " COUNTED ", ?3"
-    " FROM @entries WHERE id = ?1";
+    " SELECT seq, " FREE_ID("@dead") ", namespace, key, payload, headers, created_at, " COUNTED
+                                     ", ?3"
+                                     " FROM @entries WHERE id = ?1";
 
 /* Deletes the entries of a range of the batch, which are `ids`, if all are there; counts them. */
 static int delete_range(outbox_store *store, range range, const outbox_bytes *ids, size_t *found) {

@@ -107,6 +107,7 @@ int outbox_open(outbox_store **out, const char *path, const outbox_options *opti
   store->pid = getpid();
   store->doorbell.fd = store->doorbell.file = -1;
   store->doorbell.version = -1; /* nothing has been seen: the first wait returns at once */
+  store->doorbell.rung_at = INT64_MIN / 2;
   store->clock = options->clock != NULL ? options->clock : outbox_system_clock;
   store->clock_context = options->clock_context;
   store->id_generator = options->id_generator;

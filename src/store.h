@@ -94,8 +94,7 @@ typedef struct doorbell {
   int64_t version;    /* of the database, when the last claim began */
   int64_t changes;    /* of this connection, at that time, but for those of processing */
   int64_t processing; /* changes that claims and settlements made: they ring no bell */
-  int64_t look_until; /* it has rung, and what it rang for could not be seen yet */
-  int64_t pause;      /* before the next look */
+  int64_t rung_at;    /* when it rang last: what it rang for may not be seen yet */
 } doorbell;
 
 /* The thread that keeps a claim; see keep.c. */

@@ -1,17 +1,27 @@
 -- How a processor hands a batch to its publisher, and what the answer means. Writes nothing: the
 -- outcome is settled afterwards, in one transaction with the taking of the next batch.
 --
--- An outcome holds `delivered` entries; failures to be `retried` or made `dead`; entries that step
--- `aside` for a while, uncharged; ids that may come `back` from there at once; what was `raised`;
--- and `rewind`, when entries before the end of the batch are to be read again.
+-- A batch holds the `entries`, which are the publisher's from the moment it gets them, and what is
+-- to be known of them whatever it does to them: by index their `ids`, `keys`, `created` and, of
+-- those that failed before, `attempts`; the `calls` to be made, each a list of indexes with its
+-- `namespace`; and `from`, after which seq it was read.
+--
+-- An outcome holds the indexes `delivered`; failures to be `retried` or made `dead`; entries that
+-- step `aside` for a while, uncharged; ids that may come `back` from there at once; what was
+-- `raised`; whether others are to be read again: all after `from` (`rewind`), or from the beginning
+-- (`rewind_all`); and `idle`, when the publisher was not called at all.
 
 local core = require("outbox.core")
 local problem = require("outbox.problem")
 
 local text = problem.text
 
--- The longest wait between two probes of a destination that is down, in seconds.
+-- The longest wait between two probes of a destination that is down, in seconds; and the longest
+-- that one who stepped aside is away: no more than that is left to whoever comes next.
 local PROBE_CAP = 30
+local ASIDE_CAP = 60
+-- The longest wait for a retry, whoever asks for more: a year.
+local DELAY_CAP = 365 * 86400
 
 local M = {}
 
@@ -20,26 +30,13 @@ function M.backoff(retry, n)
   return math.random() * math.min(retry.cap, retry.base * retry.factor ^ (n - 1))
 end
 
-local function is_of_one_namespace(batch)
-  local namespace = batch[1].namespace
-  for i = 2, #batch do
-    if batch[i].namespace ~= namespace then
-      return false
-    end
-  end
-  return true
-end
+--- Batches ------------------------------------------------------------------------------------
 
--- The batch in calls of one namespace each; in strict order one ends where the namespace changes.
-local function group(batch, strict)
-  if is_of_one_namespace(batch) then
-    batch.namespace = batch[1].namespace
-    return { batch }
-  end
+-- Calls of one namespace each; in strict order one ends where the namespace changes.
+local function group(entries, strict)
   local list, by_namespace, current = {}, {}, nil
-  for i = 1, #batch do
-    local entry = batch[i]
-    local namespace = entry.namespace
+  for i = 1, #entries do
+    local namespace = entries[i].namespace
     if not current or current.namespace ~= namespace then
       current = not strict and by_namespace[namespace]
       if not current then
@@ -48,15 +45,63 @@ local function group(batch, strict)
         list[#list + 1] = current
       end
     end
-    current[#current + 1] = entry
+    current[#current + 1] = i
   end
   return list
 end
 
--- Calls the publisher. Returns the failures by index, nil for none; or nil and what was raised.
--- `nil, reason` and false are how Lua's own libraries fail: they must not pass for success.
-local function publish(self, call)
-  local messages = { table.unpack(call) }
+-- The numbers up to `count`, made once: most calls are of a whole batch.
+local numbers = {}
+
+local function all(count, namespace)
+  for i = #numbers + 1, count do
+    numbers[i] = i
+  end
+  return { namespace = namespace, table.unpack(numbers, 1, count) }
+end
+
+--- Makes a batch of the entries that were read. Also returns the index of the first that must not
+-- share a publisher's call with others, if there are any: one that its processor died with, one of
+-- a call that raised, or any whose destination may be down.
+function M.batch(self, entries, from)
+  local suspects, outages, lapsed = self.suspects, self.outages, core.LAPSED
+  local calm = next(suspects) == nil and next(outages) == nil
+  local ids, keys, created, attempts = {}, {}, {}, {}
+  local namespace, uniform, alone = entries[1] and entries[1].namespace, true, nil
+  for i = 1, #entries do
+    local entry = entries[i]
+    ids[i], keys[i], created[i] = entry.id, entry.key or false, entry.created_at
+    local other, last_error = entry.namespace, entry.last_error
+    if last_error then
+      attempts[i] = entry.attempts
+    end
+    if other ~= namespace then
+      uniform = false
+    end
+    if not alone
+      and (last_error == lapsed or not calm and (suspects[entry.id] or outages[other])) then
+      alone = i
+    end
+  end
+  local first = entries[1]
+  return {
+    entries = entries, from = from, ids = ids, keys = keys, created = created, attempts = attempts,
+    lapsed = first and first.last_error == lapsed,
+    calls = uniform and { all(#entries, namespace) }
+      or group(entries, self.options.ordering == "strict"),
+  }, alone
+end
+
+--- Calling ------------------------------------------------------------------------------------
+
+-- Calls the publisher. Returns the failures by index in the call, nil for none; or nil and what was
+-- raised. `nil, reason` and false are how Lua's own libraries fail: they must not pass for success.
+local function publish(self, batch, call)
+  local count, entries = #call, batch.entries
+  local messages = count == #batch.ids and { table.unpack(entries) } or {}
+  for j = #messages + 1, count do
+    messages[j] = entries[call[j]]
+  end
   local ok, result, reason = pcall(self.publish, messages, call.namespace)
   local wrong
   if not ok then
@@ -68,9 +113,9 @@ local function publish(self, call)
   elseif type(result) ~= "table" then
     wrong = ("a %s, not true, nothing or a table of failures"):format(type(result))
   else
-    for i in pairs(result) do
-      if math.type(i) ~= "integer" or i < 1 or i > #call then
-        wrong = ("a failure of message %s, of %d"):format(text(i), #call)
+    for j in pairs(result) do
+      if math.type(j) ~= "integer" or j < 1 or j > count then
+        wrong = ("a failure of message %s, of %d"):format(text(j), count)
       end
     end
   end
@@ -80,78 +125,104 @@ local function publish(self, call)
   return result
 end
 
--- Counts a failed delivery. Returns whether there will be another.
-local function fail(self, outcome, entry, reason)
-  local retry = self.options.retry
-  local named = type(reason) == "table"
-    and (reason.reason ~= nil or reason.permanent ~= nil or reason.retry_after ~= nil)
-  local failure = { id = entry.id, entry = entry, reason = text(reason) }
-  if named then
-    failure.reason = text(reason.reason)
+--- What the answer means ----------------------------------------------------------------------
+
+-- What a publisher says of a failure: the reason's text, whether it is permanent, and the delay.
+local function read_failure(failure)
+  local reason, permanent, delay = failure.reason, failure.permanent, failure.retry_after
+  if reason == nil and permanent == nil and delay == nil then
+    return text(failure)
   end
-  if named and reason.permanent or entry.attempts + 1 >= retry.max_attempts then
+  return text(reason), permanent, tonumber(delay)
+end
+
+local function understand(failure)
+  if type(failure) == "table" then
+    local ok, reason, permanent, delay = pcall(read_failure, failure)
+    if ok then
+      return reason, permanent, delay
+    end
+  end
+  return text(failure)
+end
+
+-- Counts a failed delivery. Returns whether there will be another.
+local function fail(self, outcome, i, answer)
+  local batch, retry = outcome.batch, self.options.retry
+  local reason, permanent, delay = understand(answer)
+  local failure = { id = batch.ids[i], entry = batch.entries[i], reason = reason }
+  local attempts = (batch.attempts[i] or 0) + 1
+  if permanent or attempts >= retry.max_attempts then
     outcome.dead[#outcome.dead + 1] = failure
     outcome.rewind = true -- those behind it are free
+    self.suspects[failure.id] = nil
     return false
   end
-  failure.delay = named and tonumber(reason.retry_after) or M.backoff(retry, entry.attempts + 1)
+  delay = delay == delay and delay or M.backoff(retry, attempts) -- a NaN is no delay
+  failure.delay = math.max(0, math.min(delay, DELAY_CAP))
   outcome.retried[#outcome.retried + 1] = failure
   return true
 end
 
 -- What an entry waits in line with.
-local function line_of(self, entry)
+local function line_of(self, batch, i)
   local ordering = self.options.ordering
-  return ordering == "strict" or ordering == "key" and entry.key or nil
+  return ordering == "strict" or ordering == "key" and batch.keys[i]
 end
 
--- The destination answers again: those that stepped aside need not wait any longer.
+-- The destination answers again: those that stepped aside need not wait any longer, and those that
+-- were left out meanwhile are read.
 local function end_outage(self, outcome, namespace)
   self.outages[namespace] = nil
-  outcome.rewind = true
+  outcome.rewind_all = true
   for id, suspect in pairs(self.suspects) do
     if suspect.aside and suspect.namespace == namespace then
-      suspect.aside = false
+      suspect.aside = nil
       outcome.back[#outcome.back + 1] = id
     end
   end
 end
 
--- A call of which all was delivered.
-local function note_delivered(self, outcome, call)
-  local delivered, suspects = outcome.delivered, next(self.suspects) and self.suspects
-  local count = #delivered
-  table.move(call, 1, #call, count + 1, delivered)
-  for i = count + 1, #delivered do
-    local entry = delivered[i]
-    if entry.last_error then
-      outcome.rewind = true -- those behind it are free
-    end
-    if suspects then
-      suspects[entry.id] = nil
+local function note_delivered(self, outcome, i)
+  local batch = outcome.batch
+  outcome.delivered[#outcome.delivered + 1] = i
+  if batch.attempts[i] then
+    outcome.rewind = true -- those behind it are free
+  end
+  self.suspects[batch.ids[i]] = nil
+end
+
+local function note_all_delivered(self, outcome, call)
+  if #outcome.delivered == 0 and next(self.suspects) == nil and next(outcome.batch.attempts) == nil
+  then
+    outcome.delivered = call
+  else
+    for j = 1, #call do
+      note_delivered(self, outcome, call[j])
     end
   end
 end
 
--- A call of which something failed. What stands in line behind an entry that will be
--- retried waits for it, even if it was delivered: it will be again, so that the last is the last.
+-- A call of which something failed. What stands in line behind an entry that will be retried waits
+-- for it, even if it was delivered: it will be again, so that the last is the last.
 local function note_failures(self, outcome, call, failures)
-  local waiting = {}
-  for i = 1, #call do
-    local entry, failure = call[i], failures[i]
-    local line = line_of(self, entry)
+  local batch, waiting = outcome.batch, {}
+  for j = 1, #call do
+    local i, failure = call[j], failures[j]
+    local line = line_of(self, batch, i)
     if line and waiting[line] then
       outcome.rewind = true
-      if type(failure) == "table" and failure.permanent then
-        fail(self, outcome, entry, failure)
+      if failure then
+        local _, permanent = understand(failure)
+        if permanent then
+          fail(self, outcome, i, failure)
+        end
       end
     elseif failure == nil or failure == false then
-      outcome.delivered[#outcome.delivered + 1] = entry
-      outcome.rewind = outcome.rewind or entry.last_error -- those behind it are free
-      self.suspects[entry.id] = nil
+      note_delivered(self, outcome, i)
     else
-      self.suspects[entry.id] = nil
-      if fail(self, outcome, entry, failure) and line then
+      self.suspects[batch.ids[i]] = nil
+      if fail(self, outcome, i, failure) and line then
         waiting[line] = true
       end
     end
@@ -165,7 +236,7 @@ local function note_answer(self, outcome, call, failures)
   if failures then
     whole = note_failures(self, outcome, call, failures)
   else
-    note_delivered(self, outcome, call)
+    note_all_delivered(self, outcome, call)
   end
   if #outcome.delivered > before then
     self.successes[namespace] = (self.successes[namespace] or 0) + 1
@@ -178,8 +249,8 @@ end
 
 -- One that raised alone before, and again though another got through since, is charged: its
 -- destination is up.
-local function is_guilty(self, entry)
-  local suspect = self.suspects[entry.id]
+local function is_guilty(self, id)
+  local suspect = self.suspects[id]
   return suspect and suspect.successes < (self.successes[suspect.namespace] or 0)
 end
 
@@ -189,66 +260,64 @@ local function probe_delay(retry, n, crowd)
   return M.backoff({ base = retry.base, factor = retry.factor, cap = cap }, n)
 end
 
+local function step_aside(self, outcome, suspect)
+  local delay = math.min(self:left(suspect.aside), ASIDE_CAP)
+  outcome.aside[#outcome.aside + 1] = { id = suspect.id, delay = delay }
+  outcome.rewind = true
+end
+
 -- A call that raised has told nothing about any message, so none is charged. All are tried again
 -- one by one; one that raises alone steps aside, so that the next probe is of another key.
 local function note_raised(self, outcome, call, raised)
-  local namespace, retry = call.namespace, self.options.retry
+  local batch, namespace, retry = outcome.batch, call.namespace, self.options.retry
   local successes = self.successes[namespace] or 0
   outcome.rewind = true
   raised.namespace = namespace
   outcome.raised[#outcome.raised + 1] = raised
-  if #call == 1 and is_guilty(self, call[1]) then
-    self.suspects[call[1].id].successes = successes
+  local first = batch.ids[call[1]]
+  if #call == 1 and is_guilty(self, first) then
+    self.suspects[first].successes = successes
     fail(self, outcome, call[1], raised.message)
     return
   end
-  for _, entry in ipairs(call) do
-    local suspect = self.suspects[entry.id] or { namespace = namespace, raises = 0 }
+  for j = 1, #call do
+    local id = batch.ids[call[j]]
+    local suspect = self.suspects[id] or { id = id, namespace = namespace, raises = 0 }
     suspect.successes = successes
-    self.suspects[entry.id] = suspect
+    self.suspects[id] = suspect
   end
   local outage = self.outages[namespace] or { probes = 0 }
   self.outages[namespace] = outage
   if #call == 1 then
-    local suspect = self.suspects[call[1].id]
+    local suspect = self.suspects[first]
     if suspect.raises == 0 then -- one that raised before tells nothing new: another is probed
       outage.probes = outage.probes + 1
       outage.span = self:span(probe_delay(retry, outage.probes, 1))
     end
     suspect.raises = suspect.raises + 1
-    suspect.aside = true
-    local crowd = math.max(1, outage.probes)
-    outcome.aside[#outcome.aside + 1] =
-      { id = call[1].id, delay = probe_delay(retry, suspect.raises, crowd) }
+    suspect.aside = self:span(probe_delay(retry, suspect.raises, math.max(1, outage.probes)))
+    step_aside(self, outcome, suspect)
   end
 end
 
---- The index of the first entry that must not share a publisher's call with others: one that its
--- processor died with, one of a call that raised, or any whose destination may be down.
-function M.find_alone(self, entries)
-  local suspects, outages, lapsed = self.suspects, self.outages, core.LAPSED
-  local calm = next(suspects) == nil and next(outages) == nil
-  for i = 1, #entries do
-    local entry = entries[i]
-    if entry.last_error == lapsed
-      or not calm and (suspects[entry.id] or outages[entry.namespace]) then
-      return i
-    end
-  end
-end
+--- Delivering ---------------------------------------------------------------------------------
 
 --- Hands a batch to the publisher; returns the outcome.
 function M.deliver(self, batch)
   local outcome =
     { batch = batch, delivered = {}, retried = {}, dead = {}, aside = {}, back = {}, raised = {} }
-  local first, strict = batch[1], self.options.ordering == "strict"
-  local start = self.now()
-  if first.last_error == core.LAPSED and first.attempts >= self.options.retry.max_attempts then
-    outcome.dead[1] = { id = first.id, entry = first, reason = first.last_error, counted = true }
+  local first, strict = batch.ids[1], self.options.ordering == "strict"
+  local suspect, start = self.suspects[first], self.now()
+  if batch.lapsed and batch.attempts[1] >= self.options.retry.max_attempts then
+    outcome.dead[1] =
+      { id = first, entry = batch.entries[1], reason = core.LAPSED, counted = true }
     outcome.rewind = true
+  elseif suspect and suspect.aside and self:left(suspect.aside) > 0 then
+    step_aside(self, outcome, suspect) -- it came back before its time
+    outcome.idle = true
   else
-    for _, call in ipairs(group(batch, strict)) do
-      local failures, raised = publish(self, call)
+    for _, call in ipairs(batch.calls) do
+      local failures, raised = publish(self, batch, call)
       local whole = false
       if raised then
         note_raised(self, outcome, call, raised)

@@ -19,6 +19,9 @@ local STANDBY = 0.01
 local DATABASE_RETRY = { base = 0.05, factor = 2, cap = 5 }
 local STOP_TRIES = 5
 local FATAL = { closed = true, forked = true }
+local NO_THREAD = { error = true, nomem = true }
+-- The most entries that are claimed at a time where several share a backlog.
+local MOST_CLAIMED = 100000
 
 local Processor = {}
 Processor.__index = Processor
@@ -34,8 +37,8 @@ local function round(seconds)
   return seconds < 1e-6 and 0 or seconds
 end
 
--- What is left of it. One that began in the future has ended: the clock was put back since.
-local function remaining(self, span)
+-- What is left of a span. One that began in the future has ended: the clock was put back since.
+function Processor:left(span)
   local passed = self.now() - span.since
   return passed < 0 and 0 or round(span.seconds - passed)
 end
@@ -79,43 +82,61 @@ local function resting(self)
   return list
 end
 
--- Reads the next batch and notes in the claim that it is in hand: one entry that must be alone, or
--- some of which none must. Also returns where the reading ended.
-local function take(self)
-  local store, id, size = self.store, self.options.processor_id, self.options.batch_size
-  local selection =
-    { ordering = self.options.ordering, after = self.after, except = resting(self), hold = true }
-  local entries, after = store:get_claimed_entries(id, size, selection)
-  local alone = #entries > 1 and delivery.find_alone(self, entries)
-  if alone then
-    entries, after = store:get_claimed_entries(id, max(alone - 1, 1), selection)
-  end
-  return entries, after
+local function read(self, size, selection)
+  local entries, after = self.store:get_claimed_entries(self.options.processor_id, size, selection)
+  local batch, alone = delivery.batch(self, entries, self.after)
+  return batch, after, alone
 end
 
-local function set_batch(self, entries, after)
-  self.batch = entries[1] and entries or nil
+-- Takes the next batch, and notes in the claim that it is in hand: one entry that must be alone, or
+-- some of which none must.
+local function take(self)
+  local options = self.options
+  local except, from = resting(self), self.after
+  self.batch, self.more = nil, false
+  if options.ordering == "strict" and #except > 0 then
+    return -- none may pass the one whose destination is down
+  end
+  local selection = { ordering = options.ordering, after = from, except = except, hold = true }
+  local batch, after, alone = read(self, options.batch_size, selection)
+  if alone and #batch.ids > 1 then
+    batch, after = read(self, max(alone - 1, 1), selection)
+  end
+  self.batch = batch.ids[1] and batch
   -- A reading that found nothing may have ended early, among many that wait for others.
-  self.more = self.batch ~= nil or after ~= (self.after or math.mininteger)
+  self.more = self.batch ~= nil or after ~= (from or math.mininteger)
   self.after = after
 end
 
+-- Whether it is time to claim again, for what falls due and for what others have brought back.
+local function is_stale(self)
+  return self:left(self.fresh) == 0 or self.again_at and self.again_at <= self.now()
+end
+
+-- The claim lasts from now on.
+local function note_lease(self)
+  self.lease = self:span(self.options.claim_duration)
+end
+
 local function claim(self)
-  local options = self.options
-  local now = self.now()
-  local claimed, again_at, restored, refused =
-    self.store:claim_entries(options.processor_id, now + options.claim_duration, self.claim_options)
-  self.again_at, self.claimed_at, self.deaf = again_at, now, nil
-  if restored or not self.claimed then
-    self.after = nil
+  local options, shared = self.options, self.options.ordering == "none"
+  local by_interval = self:left(self.interval) == 0
+  self.interval = self:span(options.process_interval * (0.75 + 0.25 * random()))
+  self.fresh = self:span(options.claim_duration / 2)
+  if shared and not resting(self)[1] then
+    self.claim_options.limit = options.limit or 10 * options.batch_size
   end
-  self.claimed, self.more = claimed, false
+  local claimed, again_at, restored_from, refused = self.store:claim_entries(options.processor_id,
+    self.now() + options.claim_duration, self.claim_options)
+  self.claimed, self.again_at, self.deaf, self.more = claimed, again_at, nil, false
+  note_lease(self)
+  if shared or by_interval or not claimed then
+    self.after = nil -- somebody may have changed anything before it
+  elseif restored_from and self.after and restored_from <= self.after then
+    self.after = restored_from - 1
+  end
   if claimed then
-    set_batch(self, take(self))
-    if not self.more and options.ordering == "none" then
-      -- Its renewal wakes others with nothing to deliver either, whose renewal wakes it again.
-      self.deaf = self:span(min(1, options.process_interval))
-    end
+    take(self)
   elseif refused then
     self.deaf = self:span(STANDBY)
   end
@@ -125,9 +146,10 @@ end
 
 local function count(self, outcome)
   local counters, latency, now = self.counters, self.counters.latency, self.now()
-  local delivered, sum, most = outcome.delivered, latency.sum, latency.max
-  for i = 1, #delivered do
-    local seconds = now - delivered[i].created_at
+  local delivered, created = outcome.delivered, outcome.batch.created
+  local sum, most = latency.sum, latency.max
+  for j = 1, #delivered do
+    local seconds = now - created[delivered[j]]
     sum = sum + seconds
     if seconds > most then
       most = seconds
@@ -155,14 +177,14 @@ local function tell(self, outcome)
     report(self, raised)
   end
   if self.options.on_delivered then
-    for _, entry in ipairs(outcome.delivered) do
-      call_hook(self, "on_delivered", entry)
+    for _, i in ipairs(outcome.delivered) do
+      call_hook(self, "on_delivered", outcome.batch.entries[i])
     end
   end
   tell_failures(self, outcome.retried, "retried", "on_retry")
   tell_failures(self, outcome.dead, "dead", "on_dead")
   call_hook(self, "on_batch", {
-    size = #outcome.batch,
+    size = #outcome.batch.ids,
     delivered = #outcome.delivered,
     retried = #outcome.retried,
     dead = #outcome.dead,
@@ -170,55 +192,91 @@ local function tell(self, outcome)
   })
 end
 
+-- The ids of what was delivered; those of a whole batch as they were read.
+local function delivered_ids(outcome)
+  local ids, delivered = outcome.batch.ids, outcome.delivered
+  if #delivered == #ids then
+    return ids
+  end
+  local list = {}
+  for j, i in ipairs(delivered) do
+    list[j] = ids[i]
+  end
+  return list
+end
+
+-- Puts an entry off, and remembers to claim when it falls due.
+local function delay(self, id, seconds, reason)
+  local due_at = self.now() + seconds
+  self.again_at = min(self.again_at or due_at, due_at)
+  return self.store:retry_entry(id, due_at, reason)
+end
+
 local function write_failures(self, outcome)
-  local store, now = self.store, self.now()
   for _, failure in ipairs(outcome.retried) do
-    failure.found = store:retry_entry(failure.id, now + failure.delay, failure.reason)
+    failure.found = delay(self, failure.id, failure.delay, failure.reason)
   end
   for _, failure in ipairs(outcome.dead) do
-    failure.found = store:bury_entry(failure.id, not failure.counted and failure.reason or nil)
+    failure.found =
+      self.store:bury_entry(failure.id, not failure.counted and failure.reason or nil)
   end
   for _, aside in ipairs(outcome.aside) do
-    store:retry_entry(aside.id, now + aside.delay)
+    delay(self, aside.id, aside.delay)
   end
   for _, id in ipairs(outcome.back) do
-    store:retry_entry(id, now)
+    delay(self, id, 0)
   end
 end
 
--- Writes the outcome down, renews the claim and takes the next batch, all in one transaction.
-local function settle(self)
-  local store, options, outcome = self.store, self.options, self.outcome
-  local ids = {}
-  for i = 1, #outcome.delivered do
-    ids[i] = outcome.delivered[i].id
-  end
-  if outcome.rewind then
-    self.after = nil
-  end
-  local renewed, entries, after
+-- Renews the claim and takes the next batch, in one transaction with what `write` writes in between
+-- and before. A claim that is lost is reported, and ends the work.
+local function go_on(self, write)
+  local store, options, renewed = self.store, self.options, nil
   store:transaction(function()
     renewed = store:renew_claim(options.processor_id, self.now() + options.claim_duration)
+    if write then
+      write(renewed)
+    end
+    self.batch, self.more = nil, false
+    if renewed and not self.stopping and not is_stale(self) then
+      take(self)
+    end
+  end)
+  note_lease(self)
+  -- Before it rests: is there more to claim, or a claim to give back?
+  self.woken = self.woken or not self.more
+  if not renewed then
+    self.claimed, self.counters.lost = false, self.counters.lost + 1
+  end
+  return renewed
+end
+
+local function report_loss(self)
+  report(self, problem.new("lost", "another processor took over while a batch was in hand"))
+end
+
+-- Writes the outcome down, and goes on.
+local function settle(self)
+  local store, outcome = self.store, self.outcome
+  local ids = delivered_ids(outcome)
+  local renewed = go_on(self, function(renewed)
     store:delete_entries(table.unpack(ids))
     if renewed then -- else a failure is the business of whoever has taken over
       write_failures(self, outcome)
-      if not self.stopping then
-        entries, after = take(self)
-      end
+    end
+    if outcome.rewind_all then
+      self.after = nil
+    elseif outcome.rewind then
+      self.after = outcome.batch.from
     end
   end)
-  self.outcome, self.batch, self.claimed_at = nil, nil, self.now()
-  if not renewed then
-    self.claimed, self.more, self.counters.lost = false, false, self.counters.lost + 1
-  elseif entries then
-    set_batch(self, entries, after)
+  self.outcome = nil
+  if not outcome.idle then
+    count(self, outcome)
+    tell(self, outcome)
   end
-  -- Before it rests: is there more to claim, or a claim to give back?
-  self.woken = self.woken or not self.more
-  count(self, outcome)
-  tell(self, outcome)
   if not renewed then
-    report(self, problem.new("lost", "another processor took over while a batch was in hand"))
+    report_loss(self)
   end
 end
 
@@ -229,36 +287,70 @@ end
 local Delivering = {
   __close = function(self)
     local processor = self.processor
-    processor.batch, processor.more = nil, false
-    if not processor.outcome then
-      processor.after = nil
-    end
     processor.store:stop_keeping()
+    if not processor.outcome then
+      processor.batch, processor.more, processor.after, processor.woken = nil, false, nil, true
+    end
   end,
 }
 
+-- Without a thread to keep it, the claim must last for as long as the publisher takes.
+local function keep_claim(self)
+  local store, options = self.store, self.options
+  local ok, trouble = pcall(store.keep_claim, store, options.processor_id,
+    options.claim_duration / 2, options.publish_timeout)
+  if not ok and (type(trouble) ~= "table" or not NO_THREAD[trouble.code]) then
+    error(trouble, 0)
+  elseif not ok then
+    report(self, trouble)
+  end
+end
+
 local function deliver(self)
-  local options = self.options
+  keep_claim(self)
   local delivering <close> = setmetatable({ processor = self }, Delivering) -- luacheck: no unused
-  self.store:keep_claim(options.processor_id, options.claim_duration / 2, options.publish_timeout)
   self.outcome = delivery.deliver(self, self.batch)
+end
+
+-- What lay in hand for longer than the claim lasts may be somebody else's by now.
+local function take_again(self)
+  self.after = self.batch.from
+  if not go_on(self) then
+    report_loss(self)
+  end
+end
+
+-- Of a shared backlog its part holds nothing to deliver. Where that is because a destination is
+-- down, a larger part may hold something. Else it does not listen for a while: its renewals wake
+-- others with nothing to deliver either, whose renewals wake it again.
+local function share(self)
+  local limit = self.claim_options.limit
+  if resting(self)[1] and limit < MOST_CLAIMED then
+    self.claim_options.limit = min(2 * limit, MOST_CLAIMED)
+    self.fresh.seconds, self.woken = 0, true
+  else
+    self.deaf = self:span(min(1, self.options.process_interval))
+  end
 end
 
 -- Does what there is to do now: at most one batch.
 local function cycle(self)
-  if not self.outcome then
-    if not self.batch then
-      self.woken = false
-      if self.more and self.claimed then
-        set_batch(self, take(self))
-      else
-        self.interval = self:span(self.options.process_interval * (0.75 + 0.25 * random()))
-        claim(self)
-      end
+  if self.batch and not self.outcome and self:left(self.lease) == 0 then
+    take_again(self)
+  end
+  if not self.outcome and not self.batch then
+    self.woken = false
+    if self.more and self.claimed and not is_stale(self) then
+      take(self)
+    else
+      claim(self)
     end
-    if self.batch then
-      deliver(self)
+    if self.options.ordering == "none" and self.claimed and not self.more then
+      share(self)
     end
+  end
+  if self.batch and not self.outcome then
+    deliver(self)
   end
   if self.outcome then
     settle(self)
@@ -270,7 +362,7 @@ local function rest_of_outages(self)
   local seconds = math.huge
   for _, outage in pairs(self.outages) do
     if outage.span then
-      local left = remaining(self, outage.span)
+      local left = self:left(outage.span)
       seconds = min(seconds, left)
       if left == 0 then -- from now on it is read again, from the beginning
         outage.span, self.after, self.woken = nil, nil, true
@@ -283,31 +375,31 @@ end
 -- Seconds until there is something to do, unless a bell rings before.
 local function rest(self)
   if self.paused then
-    return remaining(self, self.paused)
+    return self:left(self.paused)
   elseif self.batch or self.outcome or self.more or self.woken or self.stopping then
     return 0
-  elseif self.deaf and remaining(self, self.deaf) > 0 then
-    return remaining(self, self.deaf)
+  elseif self.deaf and self:left(self.deaf) > 0 then
+    return self:left(self.deaf)
   end
   self.deaf = nil
-  local seconds = remaining(self, self.interval)
+  local seconds = self:left(self.interval)
   if self.again_at then
     seconds = min(seconds, round(self.again_at - self.now()))
   end
   if self.claimed then -- for entries that wait, and others are kept from them
-    seconds = min(seconds, remaining(self, { since = self.claimed_at,
-      seconds = self.options.claim_duration / 2 }))
+    seconds = min(seconds, round(self:left(self.lease) - self.options.claim_duration / 2))
   end
   return min(seconds, rest_of_outages(self))
 end
 
--- Runs what may fail for the database's sake: then it is reported, and the loop backs off.
+-- Runs what may fail for the database's sake: then it is reported, and the loop backs off. What
+-- has no code is none of that: an error in the clock, or somebody who has pressed Ctrl-C.
 local function attempt(self, fn)
   local ok, trouble = pcall(fn, self)
   if ok then
     self.failures, self.paused = 0, nil
     return true
-  elseif type(trouble) == "table" and FATAL[trouble.code] then
+  elseif type(trouble) ~= "table" or trouble.code == nil or FATAL[trouble.code] then
     error(trouble, 0)
   end
   self.failures = self.failures + 1
@@ -328,7 +420,7 @@ end
 local function finish(self)
   if self.outcome and not attempt(self, settle) then
     if self.failures < STOP_TRIES then
-      return remaining(self, self.paused)
+      return self:left(self.paused)
     end
     report(self, problem.new("lost", "stopped before it could delete what it has delivered"))
     self.outcome, self.claimed = nil, false -- the claim is left to lapse
@@ -349,8 +441,12 @@ local function step(self)
   if self.stopping then
     return finish(self)
   end
-  if rest(self) > 0 and not self.paused and not self.deaf then
-    attempt(self, listen)
+  if rest(self) > 0 then
+    if self.paused or self.deaf then
+      pcall(self.store.wait, self.store, 0) -- lest the descriptor stays readable all that time
+    else
+      attempt(self, listen)
+    end
   end
   if rest(self) == 0 then
     self.paused = nil
@@ -379,7 +475,7 @@ end
 -- @function processor:step
 -- @treturn ?number seconds after which to call it again, or sooner when `pollfd` is readable; nil
 -- when `stop` was called and all is settled
--- @raise `closed`, `forked`; all other failures are reported and tried again
+-- @raise `closed`, `forked`; other failures of the database are reported and tried again
 ---@return number?
 function Processor:step()
   if self.busy then
@@ -406,7 +502,7 @@ end
 -- until a commit of any process, `wake` from a signal handler, the next entry that falls due, or
 -- the interval. Where the store's clock has a `sleep` of its own, it sleeps with that alone.
 -- @function processor:run
--- @raise `closed`, `forked`; all other failures are reported and tried again
+-- @raise `closed`, `forked`; other failures of the database are reported and tried again
 function Processor:run()
   local busy <close> = enter(self) -- luacheck: no unused
   for seconds in step, self do
@@ -588,8 +684,9 @@ end
 -- or returns false or `nil, reason`, nothing is held against any message: the destination may be
 -- down. It may yield, where the loop around it can.
 -- @function outbox.processor
--- @tparam table options `store` and `publisher`; `processor_id`, unique among those that are alive,
--- default made of host, process and chance; `batch_size`, default 20 entries; `claim_duration`,
+-- @tparam table options `store`, of which each processor needs its own, and `publisher`;
+-- `processor_id`, unique among those that are alive, default made of host, process and chance;
+-- `batch_size`, default 20 entries; `claim_duration`,
 -- after which others take over if it dies, default 2 s; `publish_timeout`, up to which the claim is
 -- kept while one batch is being published, default 60 s; `process_interval`, the longest sleep,
 -- default 10 s; `ordering`: what waits behind an entry that is to be retried, "key" (the default:
@@ -641,7 +738,7 @@ local function new(options)
       return publisher:publish(messages, namespace)
     end
   end
-  self.interval = self:span(0)
+  self.interval, self.fresh, self.lease = self:span(0), self:span(0), self:span(0)
   return self
 end
 

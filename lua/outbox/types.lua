@@ -72,8 +72,9 @@
 ---@field limit? integer default 100
 ---@field after? integer the seq of the last entry of the page before
 
+---@alias outbox.claimed boolean
 ---@alias outbox.claim_entries
----| fun(self, id: string, deadline: number, options?: outbox.claim): boolean, number?, boolean
+---| fun(self, id: string, by: number, o?: outbox.claim): outbox.claimed, number?, integer?, boolean
 
 ---@class outbox.selection
 ---@field ordering? "none"|"key"|"strict" default "none"

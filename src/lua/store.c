@@ -182,7 +182,7 @@ published until the deadline too
 @treturn boolean whether the call has claimed any entry, new or its own
 @treturn[opt] number when to claim again even if nobody commits: an entry falls due, or another's
 claim lapses (seconds since the epoch)
-@treturn boolean whether delayed entries came back, perhaps to places before others
+@treturn[opt] integer the first place (`seq`) to which an entry came back from a retry
 @treturn boolean whether it was to be exclusive and another processor has a live claim
 @raise `busy`, `full`
 */
@@ -208,7 +208,10 @@ static int store_claim_entries(lua_State *L) {
     shim_push_seconds(L, claimed.again_at);
   else
     lua_pushnil(L);
-  lua_pushboolean(L, claimed.restored);
+  if (claimed.restored_from != INT64_MAX)
+    lua_pushinteger(L, claimed.restored_from);
+  else
+    lua_pushnil(L);
   lua_pushboolean(L, claimed.refused);
   return 4;
 }
@@ -234,7 +237,7 @@ before, so that they are charged if the processor dies
 @treturn {outbox.entry,...} each with `id`, `namespace`, `key`, `payload`, `headers`, `created_at`
 (seconds since the epoch), `attempts` (failed deliveries) and `last_error`
 @treturn[opt] integer with options, where the reading ended, to read on `after`; it ends early when
-it has looked at 100,000 entries, and is at the end when this does not change
+it has looked at 10,000 entries, and is at the end when this does not change
 */
 static int store_get_claimed_entries(lua_State *L) {
   static const char *const OPTIONS[] = {"ordering", "after", "except", "hold", NULL};
