@@ -62,8 +62,8 @@ build/core_test: $(CORE) $(HEADERS) $(CORE_SPECS) $(wildcard spec/core/*.h)
 build/core_test_sanitized: build/core_test
 	$(CC) $(STRICT) $(SANITIZE) -Isrc $(CORE) $(CORE_SPECS) -o $@ -lcmocka -lsqlite3 -lm
 
-# For the specs: fork, wait and kill, which Lua does not have.
-build/process.so: spec/support/process.c
+# For the specs: fork, wait and kill, which Lua does not have; and a slow disk.
+build/%.so: spec/support/%.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@
 

@@ -220,6 +220,22 @@ describe("a claim", function()
       assert.same({ "a", "b" }, got("q"))
     end)
 
+    it("changes nothing where it is refused", function()
+      publish("a", "b", "c")
+      store:retry_entry("a", 1001, "no")
+      store:claim_entries("dead", 1000, { limit = 1 })
+      store:get_claimed_entries("dead", 1, { hold = true })
+      store:claim_entries("alive", 1010, { limit = 1 })
+      clock.time = 1002
+      for _ = 1, 2 do
+        assert.same({ false, 1010.000001, nil, true },
+          { store:claim_entries("standby", 1020, { exclusive = true }) })
+      end
+      local stats = store:stats()
+      assert.same({ 2, 1, 2 }, { stats.ready, stats.delayed, #stats.leases })
+      assert.equal(0, store:ready_entries()[1].attempts)
+    end)
+
     it("is given back when the queue is empty", function()
       publish("a")
       store:claim_entries("p", 1010, exclusive)

@@ -75,6 +75,32 @@ describe("ordering", function()
       assert.equal("a2", delivered())
     end)
 
+    it("lets a permanent failure die at once, though it stands behind one that waits", function()
+      publish("a1 a2 a3")
+      publisher:fail("a1", "no", 1)
+      publisher:fail("a2", { permanent = true })
+      processor({}):pump()
+      assert.outbox(store).has_dead_entry({ id = "a2" })
+      assert.outbox(store).has_entries(2)
+    end)
+
+    it("frees those behind one that somebody else deleted, in time", function()
+      publish("a1 a2 b1")
+      publisher:fail("a1", { reason = "no", retry_after = 86400 })
+      local p = processor({ batch_size = 1, process_interval = 10 })
+      for _ = 1, 5 do
+        p:step()
+        clock.advance(0.1)
+      end
+      local other <close> = outbox.open(path, { clock = clock })
+      other:delete_entries("a1")
+      for _ = 1, 30 do
+        p:step()
+        clock.advance(1)
+      end
+      assert.equal("b1 a2", delivered())
+    end)
+
     it("holds what is published while the first waits, even by another store", function()
       publish("a1")
       publisher:fail("a1", "no", 1)
@@ -153,6 +179,34 @@ describe("ordering", function()
       assert.equal("a1 b1 c1 d1", delivered())
     end)
 
+    it("lets none pass whose destination is up when that of the first is down", function()
+      store:publish({ id = "1", namespace = "down" }, { id = "2", namespace = "up" })
+      local p
+      p = processor({ ordering = "strict", publisher = function(messages, namespace)
+        if namespace == "down" and clock.now() < 1010 then
+          error("down")
+        end
+        publisher:publish(messages)
+        if messages[1].id == "2" then
+          p:stop()
+        end
+      end })
+      p:run()
+      assert.equal("1 2", delivered())
+    end)
+
+    it("has one processor work, and the others stand by", function()
+      publish("a1 b1")
+      local second <close> = outbox.open(path, { clock = clock })
+      local standby = processor({ store = second, ordering = "strict",
+        publisher = testing.publisher() })
+      local p = processor({ ordering = "strict", batch_size = 1, publisher = function(messages)
+        publisher:publish(messages)
+        assert.equal(0, standby:pump())
+      end })
+      assert.equal(2, p:pump())
+    end)
+
     it("holds across namespaces, and ends a batch at the first failure", function()
       for i, namespace in ipairs({ "x", "y", "x" }) do
         store:publish({ id = tostring(i), namespace = namespace })
@@ -174,6 +228,33 @@ describe("ordering", function()
       local p = processor({ ordering = "none" })
       p:pump()
       assert.equal("a2 b1", delivered())
+    end)
+
+    it("finds what somebody else's claim brought back into its part", function()
+      publish("a b c d")
+      publisher:fail("a", { reason = "no", retry_after = 0.5 }, 1)
+      local second <close> = outbox.open(path, { clock = clock })
+      local p = processor({ ordering = "none", limit = 2, batch_size = 1 })
+      p:step()
+      p:step()
+      clock.advance(1)
+      second:claim_entries("other", clock.now() + 1, { limit = 2 })
+      for _ = 1, 20 do
+        p:step()
+        clock.advance(1)
+      end
+      assert.outbox(store).is_empty()
+    end)
+
+    it("takes over the part of one that died, even if it lies before its own", function()
+      publish("a b c d")
+      store:claim_entries("dead", 1002, { limit = 2 })
+      local p = processor({ ordering = "none", limit = 2, batch_size = 2 })
+      for _ = 1, 20 do
+        p:step()
+        clock.advance(1)
+      end
+      assert.equal("c d a b", delivered())
     end)
 
     it("shares the backlog between processors, each with its own part", function()
@@ -249,9 +330,10 @@ describe("ordering", function()
             end
             return failures
           end, on_batch = function()
-            local stats = own:stats()
-            if stats.ready + stats.delayed == 0
-              and #support.sql(own, "SELECT 1 FROM sqlite_master WHERE name = 'published'") > 0 then
+            local published =
+              #support.sql(own, "SELECT 1 FROM sqlite_master WHERE name = 'published'") > 0
+            local stats = own:stats() -- in this order: more may have been published in between
+            if published and stats.ready + stats.delayed == 0 then
               p:stop()
             end
           end })
@@ -279,16 +361,18 @@ describe("ordering", function()
         end)
       end)
       assert.equal(0, process.wait(publishing))
+      local status, pid
       repeat -- those who were killed are replaced, until one finds that all is delivered
-        local status, pid = process.wait()
+        status, pid = process.wait()
         children[pid] = nil
         if status == -9 then
           start()
         end
       until status ~= -9
-      for pid in pairs(children) do
-        process.kill(pid)
-        process.wait(pid)
+      assert.equal(0, status, "seed " .. seed)
+      for child in pairs(children) do
+        process.kill(child)
+        process.wait(child)
       end
       store = outbox.open(path)
       local most, seen, count = {}, {}, 0

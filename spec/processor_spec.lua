@@ -73,6 +73,14 @@ describe("a processor", function()
       assert.same({ "a", "later" }, delivered())
     end)
 
+    it("brings back more than a claim does at a time", function()
+      fill(2500, function(i)
+        return { id = tostring(i), deliver_at = 1001 }
+      end)
+      clock.advance(1)
+      assert.equal(2500, processor({ batch_size = 500 }):pump())
+    end)
+
     it("raises what the database raises", function()
       publish("a")
       local other <close> = outbox.open(path, { busy_timeout = 0, clock = clock })
@@ -140,12 +148,27 @@ describe("a processor", function()
 
     it("which may spoil what it is given", function()
       publish("a", "b", "c")
+      local seen = 0
       processor({ publisher = function(messages)
-        messages[1].id = "c"
+        messages[1].id, messages[1].created_at = "c", "yesterday"
         messages[2], messages[3] = nil, nil
         return { [3] = "no" }
+      end, on_batch = function()
+        seen = seen + 1
       end }):pump()
       assert.outbox(store).has_entries(1)
+      assert.outbox(store).has_entry({ id = "c", attempts = 1 })
+      assert.same({ 1, {} }, { seen, errors })
+
+      store:publish({ id = "k1", key = "k" }, { id = "k2", key = "k" })
+      processor({ publisher = function(messages)
+        for _, message in ipairs(messages) do
+          message.id, message.key, message.attempts = nil, nil, nil
+        end
+        return { "no" }
+      end }):pump()
+      assert.outbox(store).has_entry({ id = "k1", attempts = 1 })
+      assert.outbox(store).has_entry({ id = "k2", attempts = 0 }) -- waits for k1
     end)
 
     it("which may publish to the same outbox", function()
@@ -391,6 +414,20 @@ describe("a processor", function()
       assert.outbox(store).has_entry({ id = "a" })
     end)
 
+    it("raises what is no failure of the database, as Ctrl-C does", function()
+      local p = processor()
+      clock.sleep = function()
+        error("interrupted!")
+      end
+      p.sleep = clock.sleep
+      assert.matches("interrupted!", support.raised(p.run, p))
+      p.sleep = clock.advance
+      clock.now = function()
+        error("no time")
+      end
+      assert.matches("no time", support.raised(p.run, p))
+    end)
+
     it("raises when its store is closed", function()
       local p = processor({ publisher = function()
         store:close()
@@ -398,6 +435,73 @@ describe("a processor", function()
       publish("a")
       assert.equal("closed", support.raised(p.run, p).code)
     end)
+  end)
+
+  it("delivers what falls due while there is always something else", function()
+    store:publish({ id = "scheduled", deliver_at = 1001 }, { id = "retried", key = "k" })
+    publisher:fail("retried", "no", 1)
+    local p = processor({ publisher = function(messages)
+      clock.advance(0.1)
+      store:publish({})
+      return publisher:publish(messages)
+    end })
+    repeat
+      p:step()
+      assert.is_true(clock.now() < 1010, "it starves")
+      local ids = " " .. table.concat(delivered(), " ") .. " "
+    until ids:find(" scheduled ", 1, true) and ids:find(" retried ", 1, true)
+  end)
+
+  it("does not deliver what lay in hand for longer than the claim", function()
+    fill(4)
+    local other <close> = outbox.open(path, { clock = clock })
+    local p, theirs = processor({ batch_size = 2 }), testing.publisher()
+    p:step() -- delivers two, and takes two more
+    clock.advance(3600)
+    processor({ store = other, publisher = theirs }):pump()
+    p:step()
+    assert.same({ "1", "2" }, delivered())
+    assert.same({ "3", "4" }, support.pluck(theirs.messages, "id"))
+    assert.equal(1, p:stats().lost)
+  end)
+
+  it("goes on with what lay in hand for long if nobody took over, and charges nothing", function()
+    fill(4)
+    local p = processor({ batch_size = 2, retry = { max_attempts = 1 } })
+    p:step()
+    clock.advance(3600)
+    p:step()
+    assert.same({ "1", "2", "3", "4" }, delivered())
+    assert.same({}, errors)
+  end)
+
+  it("keeps its claim while entries only wait for others", function()
+    store:publish({ id = "a1", key = "a" }, { id = "a2", key = "a" })
+    publisher:fail("a1", { reason = "no", retry_after = 3600 })
+    local other <close> = outbox.open(path, { clock = clock })
+    local p = processor()
+    for _ = 1, 20 do
+      p:step()
+      clock.advance(0.5)
+      assert.is_false((other:claim_entries("other", clock.now() + 2, { exclusive = true })))
+    end
+  end)
+
+  it("charges nothing that it could not hand out", function()
+    fill(4)
+    local p = processor({ batch_size = 2, retry = { max_attempts = 1 } })
+    p:step()
+    local txn = coroutine.wrap(function()
+      store:transaction(coroutine.yield)
+    end)
+    txn()
+    p:step() -- the store is not to be used just now
+    txn()
+    clock.advance(10)
+    p:step()
+    assert.equal("busy", errors[1].code)
+    assert.same({ "1", "2", "3", "4" }, delivered())
+    assert.equal(0, store:stats().dead)
   end)
 
   it("does nothing, and writes nothing, when there is nothing", function()

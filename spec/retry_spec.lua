@@ -100,6 +100,46 @@ describe("a failed delivery", function()
     assert.is_true(math.abs(clock.now() - 1123) < 0.01)
   end)
 
+  it("is tried again within a year, whatever the publisher asks for", function()
+    for i, delay in ipairs({ math.huge, 1e300, 0 / 0, -5, "soon" }) do
+      store:publish({ id = "a" })
+      publisher:fail("a", { reason = "429", retry_after = delay }, 1)
+      local p = processor({})
+      p:pump()
+      clock.advance(366 * 86400)
+      p:pump()
+      assert.equal(i, #publisher.messages)
+    end
+    assert.same({}, errors)
+  end)
+
+  it("may be of an id that plain SQL has used twice", function()
+    for _, answer in ipairs({ { permanent = true }, { retry_after = 1000 } }) do
+      for _ = 1, 2 do
+        store:transaction(function(txn)
+          txn:execute("INSERT INTO outbox_entries (id) VALUES ('twice')")
+        end)
+        publisher:fail("twice", answer, 1)
+        processor({}):pump()
+      end
+    end
+    assert.same({}, errors)
+    assert.outbox(store).has_entry({ id = "twice" })
+    assert.outbox(store).has_dead_entry({ id = "twice" })
+    assert.outbox(store).has_dead_entry({ id = "twice~2" })
+    assert.outbox(store).has_entry({ id = "twice~4" })
+  end)
+
+  it("may have a reason that cannot even be looked into", function()
+    store:publish({ id = "a" }, { id = "b" })
+    publisher:fail("a", setmetatable({}, { __index = error, __tostring = function()
+      return "odd"
+    end }))
+    processor({}):pump()
+    assert.outbox(store).has_entry({ id = "a", attempts = 1, last_error = "odd" })
+    assert.outbox(store).has_entries(1)
+  end)
+
   it("may have any value for a reason", function()
     store:publish({ id = "a" }, { id = "b" }, { id = "c" })
     publisher:fail("a", setmetatable({}, { __tostring = error }))
@@ -196,6 +236,43 @@ describe("a failed delivery", function()
       for _, message in ipairs(publisher.messages) do
         assert.is_true(tonumber(message.id) > (last[message.key] or 0))
         last[message.key] = tonumber(message.id)
+      end
+    end)
+
+    it("leaves nothing to wait for long for whoever comes next", function()
+      fill(100)
+      local p
+      p = processor({ publisher = function()
+        if clock.now() > 1000 + 3600 then
+          p:stop()
+        end
+        error("down")
+      end })
+      p:run()
+      local up_at = clock.now()
+      run({})
+      assert.equal(100, #publisher.messages)
+      assert.is_true(clock.now() < up_at + 62)
+    end)
+
+    it("for one namespace leaves the others alone, however much of it there is", function()
+      for _, ordering in ipairs({ "key", "none" }) do
+        for i = 1, 1000 do
+          store:publish({ namespace = i <= 990 and "down" or "up" })
+        end
+        local p = processor({ ordering = ordering, publisher = function(messages, namespace)
+          if namespace == "down" then
+            error("down")
+          end
+          publisher:publish(messages, namespace)
+        end })
+        for _ = 1, 20 do
+          p:step()
+        end
+        assert.equal(10, #publisher.messages, ordering)
+        p:stop()
+        p:step()
+        publisher = testing.publisher()
       end
     end)
 

@@ -123,6 +123,12 @@ static int64_t earlier(int64_t a, int64_t b) {
   return a == 0 || (b != 0 && b < a) ? b : a;
 }
 
+/* The moment after the lease's deadline. */
+static int64_t lapses(sqlite3_stmt *lease) {
+  int64_t deadline = sqlite3_column_int64(lease, 3);
+  return deadline < INT64_MAX ? deadline + 1 : deadline;
+}
+
 static enum kind classify(outbox_store *store, sqlite3_stmt *row, outbox_bytes processor_id,
                           int64_t now) {
   outbox_bytes owner = outbox_column(row, 2);
@@ -164,7 +170,7 @@ static int load_leases(outbox_store *store, outbox_bytes processor_id, int64_t n
                       .last = sqlite3_column_int64(row, 1),
                       .kind = classify(store, row, processor_id, now)};
     if (lease.kind == OTHERS)
-      *lapses_at = earlier(*lapses_at, sqlite3_column_int64(row, 3) + 1);
+      *lapses_at = earlier(*lapses_at, lapses(row));
     else
       *in_hand |= sqlite3_column_type(row, 5) != SQLITE_NULL;
     code = append(store, leases, lease);
@@ -362,7 +368,7 @@ static int find_exclusive(outbox_store *store, outbox_bytes processor_id, int64_
     if (classify(store, row, processor_id, now) == OTHERS &&
         sqlite3_column_int64(row, 1) == INT64_MAX) {
       *found = true;
-      *lapses_at = sqlite3_column_int64(row, 3) + 1;
+      *lapses_at = lapses(row);
     }
   return code == OUTBOX_DONE ? OUTBOX_OK : code;
 }

@@ -32,9 +32,9 @@ function Processor:span(seconds)
   return { since = self.now(), seconds = seconds }
 end
 
--- Less than the clock, or the database, can tell is nothing.
+-- Less than a microsecond, which is what the database can tell, is nothing.
 local function round(seconds)
-  return seconds < 1e-6 and 0 or seconds
+  return seconds < 0.5e-6 and 0 or seconds
 end
 
 -- What is left of a span. One that began in the future has ended: the clock was put back since.
@@ -120,7 +120,7 @@ end
 
 local function claim(self)
   local options, shared = self.options, self.options.ordering == "none"
-  local by_interval = self:left(self.interval) == 0
+  local look_at_all = shared or self:left(self.net) == 0
   self.interval = self:span(options.process_interval * (0.75 + 0.25 * random()))
   self.fresh = self:span(options.claim_duration / 2)
   if shared and not resting(self)[1] then
@@ -130,8 +130,9 @@ local function claim(self)
     self.now() + options.claim_duration, self.claim_options)
   self.claimed, self.again_at, self.deaf, self.more = claimed, again_at, nil, false
   note_lease(self)
-  if shared or by_interval or not claimed then
+  if look_at_all or not claimed then
     self.after = nil -- somebody may have changed anything before it
+    self.net = self:span(options.process_interval)
   elseif restored_from and self.after and restored_from <= self.after then
     self.after = restored_from - 1
   end
@@ -738,7 +739,8 @@ local function new(options)
       return publisher:publish(messages, namespace)
     end
   end
-  self.interval, self.fresh, self.lease = self:span(0), self:span(0), self:span(0)
+  self.interval, self.net, self.fresh, self.lease =
+    self:span(0), self:span(0), self:span(0), self:span(0)
   return self
 end
 

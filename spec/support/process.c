@@ -4,7 +4,9 @@
 **     pid = process.fork(fn)      a child that runs fn and exits: 0, or 1 if fn raised
 **     code, pid = process.wait([pid])   its exit code, or minus the signal that ended it;
 **                                       without a pid, that of the first child to end
-**     process.kill(pid)           SIGKILL
+**     process.kill(pid [, signal])      by default SIGKILL
+**     process.on_term(fn)         has SIGTERM run fn, as lua5.4 has SIGINT raise: by a hook
+**     ended = process.ended(pid)  whether that child has ended; for wait to tell how
 **     pid = process.pid()         this one's
 **     gate = process.gate()       gate:wait() blocks, in children, until gate:open() in the parent
 */
@@ -19,6 +21,8 @@
 #include <unistd.h>
 
 #define GATE "process.gate"
+
+static lua_State *terminated; /* where the signal goes, as in lua.c */
 
 static int process_fork(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
@@ -47,7 +51,37 @@ static int process_wait(lua_State *L) {
 }
 
 static int process_kill(lua_State *L) {
-  if (kill((pid_t)luaL_checkinteger(L, 1), SIGKILL) != 0) return luaL_error(L, "kill failed");
+  int signal = (int)luaL_optinteger(L, 2, SIGKILL);
+  if (kill((pid_t)luaL_checkinteger(L, 1), signal) != 0) return luaL_error(L, "kill failed");
+  return 0;
+}
+
+static int process_ended(lua_State *L) {
+  siginfo_t info = {.si_pid = 0};
+  if (waitid(P_PID, (id_t)luaL_checkinteger(L, 1), &info, WEXITED | WNOHANG | WNOWAIT) != 0)
+    return luaL_error(L, "no such child");
+  lua_pushboolean(L, info.si_pid != 0);
+  return 1;
+}
+
+static void run_handler(lua_State *L, lua_Debug *debug) {
+  (void)debug;
+  lua_sethook(L, NULL, 0, 0);
+  lua_getfield(L, LUA_REGISTRYINDEX, "process.on_term");
+  lua_call(L, 0, 0);
+}
+
+static void handle(int signal) {
+  (void)signal;
+  lua_sethook(terminated, run_handler, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+}
+
+static int process_on_term(lua_State *L) {
+  struct sigaction action = {.sa_handler = handle};
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_setfield(L, LUA_REGISTRYINDEX, "process.on_term");
+  terminated = L;
+  if (sigaction(SIGTERM, &action, NULL) != 0) return luaL_error(L, "sigaction failed");
   return 0;
 }
 
@@ -83,9 +117,10 @@ int luaopen_process(lua_State *L);
 
 int luaopen_process(lua_State *L) {
   static const luaL_Reg GATE_METHODS[] = {{"wait", gate_wait}, {"open", gate_open}, {NULL, NULL}};
-  static const luaL_Reg FUNCTIONS[] = {{"fork", process_fork}, {"wait", process_wait},
-                                       {"kill", process_kill}, {"pid", process_pid},
-                                       {"gate", process_gate}, {NULL, NULL}};
+  static const luaL_Reg FUNCTIONS[] = {{"fork", process_fork},       {"wait", process_wait},
+                                       {"kill", process_kill},       {"pid", process_pid},
+                                       {"gate", process_gate},       {"ended", process_ended},
+                                       {"on_term", process_on_term}, {NULL, NULL}};
   luaL_newmetatable(L, GATE);
   luaL_newlib(L, GATE_METHODS);
   lua_setfield(L, -2, "__index");
