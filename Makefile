@@ -13,11 +13,11 @@ SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
 LUA_INCLUDES = $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/include/lua5.4)
 
-CORE = $(wildcard src/*.c)
+CORE = $(filter-out src/extension.c,$(wildcard src/*.c))
 HEADERS = $(wildcard src/*.h)
 SHIM = $(wildcard src/lua/*.c) $(wildcard src/lua/*.h)
 CORE_SPECS = $(wildcard spec/core/*.c)
-C_FILES = $(CORE) $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/support/*.c bench/*.c)
+C_FILES = $(CORE) src/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/support/*.c bench/*.c)
 LUA_FILES = $(shell find lua examples bench spec -name '*.lua')
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
 
@@ -44,7 +44,7 @@ bench-processor bench-wake: bench-%: build build/baseline
 ROCK_MAKE = log=$$(mktemp) && { $(LUAROCKS) make --tree $(@D) $(1) >$$log 2>&1 || \
   { cat $$log; exit 1; }; } && rm -rf $$log outbox src/*.o src/lua/*.o && touch $@
 
-$(TREE)/.built: $(CORE) $(HEADERS) $(SHIM) $(wildcard lua/*.lua lua/*/*.lua) outbox-scm-1.rockspec
+$(TREE)/.built: $(CORE) src/extension.c $(HEADERS) $(SHIM) $(wildcard lua/*.lua lua/*/*.lua) outbox-scm-1.rockspec
 	@$(call ROCK_MAKE)
 
 build/sanitized/.built: $(TREE)/.built

@@ -22,6 +22,7 @@ build = {
   type = "builtin",
   modules = {
     ["outbox"] = "lua/outbox.lua",
+    ["outbox.attach"] = "lua/outbox/attach.lua",
     ["outbox.headers"] = "lua/outbox/headers.lua",
     ["outbox.processor"] = "lua/outbox/processor.lua",
     ["outbox.delivery"] = "lua/outbox/delivery.lua",
@@ -31,6 +32,8 @@ build = {
     ["outbox.core"] = {
       sources = {
         "src/store.c",
+        "src/attach.c",
+        "src/handshake.c",
         "src/error.c",
         "src/statement.c",
         "src/transaction.c",
@@ -46,6 +49,7 @@ build = {
         "src/dead.c",
         "src/stats.c",
         "src/lua/module.c",
+        "src/lua/open.c",
         "src/lua/publish.c",
         "src/lua/reading.c",
         "src/lua/store.c",
@@ -54,6 +58,25 @@ build = {
       libraries = { "sqlite3", "m" },
       incdirs = { "$(SQLITE_INCDIR)" },
       libdirs = { "$(SQLITE_LIBDIR)" },
+    },
+    -- No module of Lua's but an extension of SQLite's, found by package.searchpath all the same.
+    ["outbox_sqlite"] = {
+      sources = {
+        "src/extension.c",
+        "src/store.c",
+        "src/attach.c",
+        "src/error.c",
+        "src/statement.c",
+        "src/transaction.c",
+        "src/schema.c",
+        "src/uuid.c",
+        "src/publish.c",
+        "src/keep.c",
+        "src/doorbell.c",
+        "src/batch.c",
+      },
+      defines = { "OUTBOX_EXTENSION" },
+      incdirs = { "$(SQLITE_INCDIR)" },
     },
   },
 }

@@ -31,6 +31,8 @@ end
 return {
   _VERSION = core._VERSION,
   open = core.open,
+  install = core.install,
+  attach = require("outbox.attach"),
   clock = core.clock,
   uuid_v7 = core.uuid_v7,
   uuid_v4 = core.uuid_v4,

@@ -113,7 +113,7 @@ static int find_position(outbox_store *store, int64_t *position) {
   if (code == OUTBOX_OK) code = outbox_step(store, row);
   if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
   *position = sqlite3_column_int64(row, 0);
-  outbox_reset(row);
+  outbox_reset(store, row);
   return OUTBOX_OK;
 }
 

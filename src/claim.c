@@ -175,7 +175,7 @@ static int load_leases(outbox_store *store, outbox_bytes processor_id, int64_t n
       *in_hand |= sqlite3_column_type(row, 5) != SQLITE_NULL;
     code = append(store, leases, lease);
     if (code != OUTBOX_OK) {
-      outbox_reset(row);
+      outbox_reset(store, row);
       return code;
     }
   }
@@ -189,7 +189,7 @@ static int charge_leases(outbox_store *store, outbox_bytes processor_id, int64_t
   while ((code = outbox_step(store, row)) == OUTBOX_ROW) {
     if (classify(store, row, processor_id, now) != OTHERS) code = charge(store, row);
     if (code != OUTBOX_ROW && code != OUTBOX_OK) {
-      outbox_reset(row);
+      outbox_reset(store, row);
       return code;
     }
   }
@@ -213,7 +213,7 @@ static int measure(outbox_store *store, int64_t first, int64_t last, int64_t lim
   if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
   *count = limit > 0 ? sqlite3_column_int64(row, 1) : 1;
   if (*count > 0) *end = sqlite3_column_int64(row, 0);
-  outbox_reset(row);
+  outbox_reset(store, row);
   return OUTBOX_OK;
 }
 
@@ -270,7 +270,7 @@ static int find_first(outbox_store *store, int64_t *first, bool *found) {
   if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
   *first = sqlite3_column_int64(row, 0);
   *found = true;
-  outbox_reset(row);
+  outbox_reset(store, row);
   return OUTBOX_OK;
 }
 
@@ -340,7 +340,7 @@ static int find_work(outbox_store *store, int64_t now, bool *found) {
   code = outbox_step(store, row);
   if (code != OUTBOX_ROW) return code;
   *found = sqlite3_column_int(row, 0);
-  outbox_reset(row);
+  outbox_reset(store, row);
   return OUTBOX_OK;
 }
 
@@ -351,7 +351,7 @@ static int find_due(outbox_store *store, int64_t now, int64_t *due_at) {
   code = outbox_step(store, row);
   if (code != OUTBOX_ROW) return code == OUTBOX_DONE ? OUTBOX_OK : code;
   *due_at = sqlite3_column_int64(row, 0);
-  outbox_reset(row);
+  outbox_reset(store, row);
   return OUTBOX_OK;
 }
 

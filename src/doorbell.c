@@ -132,11 +132,13 @@ static int64_t own_changes(outbox_store *store) {
 }
 
 static int find_version(outbox_store *store, int64_t *version) {
+  int code = outbox_prepare_control(store, DATA_VERSION, DATA_VERSION);
+  if (code != OUTBOX_OK) return code;
   sqlite3_stmt *statement = store->statements[DATA_VERSION];
-  int code = outbox_step(store, statement);
+  code = outbox_step(store, statement);
   if (code != OUTBOX_ROW) return code;
   *version = sqlite3_column_int64(statement, 0);
-  outbox_reset(statement);
+  outbox_reset(store, statement);
   return OUTBOX_OK;
 }
 
@@ -146,7 +148,7 @@ int outbox_see(outbox_store *store) {
 }
 
 static int look(outbox_store *store, bool *changed) {
-  int64_t version;
+  int64_t version = 0;
   int code = find_version(store, &version);
   if (code == OUTBOX_OK)
     *changed = version != store->doorbell.version || own_changes(store) != store->doorbell.changes;

@@ -13,6 +13,7 @@ const char *outbox_code_name(int code) {
   case OUTBOX_BUSY: return "busy";
   case OUTBOX_CALLBACK: return "callback";
   case OUTBOX_CANTOPEN: return "cantopen";
+  case OUTBOX_CLOSED: return "closed";
   case OUTBOX_CONSTRAINT: return "constraint";
   case OUTBOX_CORRUPT: return "corrupt";
   case OUTBOX_DUPLICATE: return "duplicate";

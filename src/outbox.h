@@ -48,6 +48,8 @@
 
 struct sqlite3;
 
+#pragma GCC visibility push(hidden) /* several parts of a process may bring their own copy */
+
 /* --- Types ----------------------------------------------------------------------------------- */
 
 typedef struct outbox_store outbox_store;
@@ -61,6 +63,7 @@ enum {
   OUTBOX_BUSY,       /* "busy": another connection held the lock for all of busy_timeout */
   OUTBOX_CALLBACK,   /* "callback": the clock or the ID generator failed */
   OUTBOX_CANTOPEN,   /* "cantopen": the file, or its write-ahead log, cannot be opened */
+  OUTBOX_CLOSED,     /* "closed": the connection of an attached store is closed */
   OUTBOX_CONSTRAINT, /* "constraint": a constraint of the database forbids it */
   OUTBOX_CORRUPT,    /* "corrupt": the database file is damaged */
   OUTBOX_DUPLICATE,  /* "duplicate": an entry with this id is already in the outbox */
@@ -204,6 +207,41 @@ int outbox_migrate(outbox_store *store);
 ** by hand should use BEGIN IMMEDIATE. Never close it. NULL in a forked child.
 */
 struct sqlite3 *outbox_connection(outbox_store *store);
+
+/*
+** Makes a store of a connection that somebody else has opened, for messages in the transactions of
+** an application that has its own way to SQLite. Every operation takes part in the transaction that
+** is open there. The store never commits nor rolls back what it has not begun, changes no setting
+** of the connection, and leaves no statement behind, so that the connection can be closed at any
+** time; from then on every operation fails with CLOSED. Of the options, `synchronous` and
+** `busy_timeout` are the connection's own affair.
+**
+** *store is set as outbox_open does. Fails with ENCODING, BUSY; MISUSE for a bad prefix.
+*/
+int outbox_attach(outbox_store **store, struct sqlite3 *db, const outbox_options *options);
+
+/*
+** For bindings of other languages, which hide the connection: has every connection that is opened
+** from now on in this process, by whoever uses the same SQLite library, know the SQL function of
+** OUTBOX_HANDSHAKE. Calling it again is harmless, in any thread. The code that this belongs to is
+** never unloaded again. Fails with NOMEM, or ERROR where that cannot be promised.
+*/
+int outbox_install(void);
+
+/*
+** When this SQL runs on a connection, *db becomes that connection, as long as this thread awaits
+** it: outbox_await_handshake(&db), then the SQL by way of the binding, in the end
+** outbox_await_handshake(NULL). Does nothing else, however often it runs.
+*/
+#define OUTBOX_HANDSHAKE "SELECT outbox_handshake()"
+void outbox_await_handshake(struct sqlite3 **db);
+
+/*
+** Whether the shared object that has some code at this address, that of a binding for instance,
+** uses the same SQLite library as this one. Two in one process, on one file, drop each other's
+** locks; and the connection of one means nothing to the other.
+*/
+bool outbox_shares_sqlite(const void *code);
 
 /* --- Transactions ---------------------------------------------------------------------------- */
 
@@ -429,5 +467,7 @@ int outbox_uuid_v4(void *context, int64_t now, outbox_message *message);
 ** frees what is the child's: SQLite's own rule is that a child must not touch its parent's handle.
 */
 void outbox_close(outbox_store *store);
+
+#pragma GCC visibility pop
 
 #endif

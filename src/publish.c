@@ -33,7 +33,7 @@ static int check_id(outbox_store *store, outbox_bytes id) {
   code = outbox_step(store, statement);
   if (code != OUTBOX_ROW) return code;
   bool found = sqlite3_column_int(statement, 0);
-  outbox_reset(statement);
+  outbox_reset(store, statement);
   return found ? outbox_fail_duplicate(store) : OUTBOX_OK;
 }
 
@@ -92,8 +92,8 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) 
   if (code == OUTBOX_OK) code = outbox_now(store, &now);
   if (code == OUTBOX_OK) code = generate_ids(store, messages, count, now);
   if (code != OUTBOX_OK) return code;
-  /* A single insert inside a transaction is atomic without a savepoint. */
-  bool scope = count > 1 || sqlite3_get_autocommit(store->db);
+  /* A single insert is atomic without any transaction, unless its id must be looked for first. */
+  bool scope = count > 1 || (!messages->unique && sqlite3_get_autocommit(store->db));
   if (scope) code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   while (count > 0 && code == OUTBOX_OK) {

@@ -12,13 +12,13 @@
   " || '-7' || substr(hex(randomblob(2)), 2) || '-' || substr('89AB', 1 + (random() & 3), 1)"      \
   " || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))"
 
+/* The check of the headers is rough, for an application's SQLite may well have no JSON functions. */
 #define COLUMNS                                                                                    \
   " id TEXT NOT NULL UNIQUE DEFAULT (lower(" UUID_V7 ")) CHECK (typeof(id) = 'text'),"             \
   " namespace TEXT NOT NULL DEFAULT '',"                                                           \
   " key TEXT,"                                                                                     \
   " payload BLOB,"                                                                                 \
-  " headers TEXT CHECK (headers IS NULL"                                                           \
-  " OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END),"              \
+  " headers TEXT CHECK (headers IS NULL OR headers GLOB '{*}'),"                                   \
   " created_at INTEGER NOT NULL DEFAULT (" NOW_MS " * 1000),"                                      \
   " attempts INTEGER NOT NULL DEFAULT 0,"                                                          \
   " last_error TEXT"

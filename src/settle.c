@@ -47,7 +47,7 @@ static int delete_range(outbox_store *store, range range, const outbox_bytes *id
   if (code == OUTBOX_OK) code = outbox_step(store, row);
   if (code != OUTBOX_ROW) return code;
   bool whole = sqlite3_column_int(row, 0);
-  outbox_reset(row);
+  outbox_reset(store, row);
   if (!whole) return OUTBOX_OK;
   code = outbox_process(store, DELETE_RANGE, DELETE_RANGE_SQL, "ii", range.first, range.last);
   if (code == OUTBOX_OK) *found += (size_t)(range.last - range.first) + 1;

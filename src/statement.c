@@ -27,8 +27,8 @@ char *outbox_expand(outbox_store *store, const char *sql) {
 int outbox_prepare(outbox_store *store, const char *sql, sqlite3_stmt **statement) {
   char *expanded = outbox_expand(store, sql);
   if (expanded == NULL) return OUTBOX_NOMEM;
-  int sqlite_code =
-      sqlite3_prepare_v3(store->db, expanded, -1, SQLITE_PREPARE_PERSISTENT, statement, NULL);
+  unsigned flags = store->attached ? 0 : SQLITE_PREPARE_PERSISTENT;
+  int sqlite_code = sqlite3_prepare_v3(store->db, expanded, -1, flags, statement, NULL);
   sqlite3_free(expanded);
   return sqlite_code == SQLITE_OK ? OUTBOX_OK : outbox_fail_sqlite(store);
 }
@@ -68,7 +68,7 @@ static int bind(outbox_store *store, sqlite3_stmt *statement, int first, const c
   }
   if (sqlite_code == SQLITE_OK) return OUTBOX_OK;
   int code = outbox_fail_sqlite(store);
-  outbox_reset(statement);
+  outbox_reset(store, statement);
   return code;
 }
 
@@ -80,12 +80,24 @@ int outbox_bind(outbox_store *store, sqlite3_stmt *statement, int first, const c
   return code;
 }
 
+/* Prepares a statement. When that fails, perhaps the tables have gone: a rollback can do that. */
+static int prepare(outbox_store *store, enum statement which, const char *sql) {
+  bool control = which <= LAST_CONTROL;
+  int code = control ? OUTBOX_OK : check_schema(store);
+  if (code == OUTBOX_OK) code = outbox_prepare(store, sql, &store->statements[which]);
+  if (code != OUTBOX_ERROR || control) return code;
+  char message[sizeof store->message];
+  memcpy(message, store->message, sizeof message);
+  store->migrated = false;
+  code = check_schema(store);
+  return code != OUTBOX_OK ? code : outbox_fail(store, OUTBOX_ERROR, "%s", message);
+}
+
 static int query(outbox_store *store, enum statement which, const char *sql, sqlite3_stmt **out,
                  const char *types, va_list values) {
   sqlite3_stmt **statement = &store->statements[which];
   if (*statement == NULL) {
-    int code = check_schema(store);
-    if (code == OUTBOX_OK) code = outbox_prepare(store, sql, statement);
+    int code = prepare(store, which, sql);
     if (code != OUTBOX_OK) return code;
   }
   int code = bind(store, *statement, 1, types, values);
@@ -106,13 +118,24 @@ int outbox_step(outbox_store *store, sqlite3_stmt *statement) {
   int sqlite_code = sqlite3_step(statement);
   if (sqlite_code == SQLITE_ROW) return OUTBOX_ROW;
   int code = sqlite_code == SQLITE_DONE ? OUTBOX_DONE : outbox_fail_sqlite(store);
-  outbox_reset(statement);
+  outbox_reset(store, statement);
   return code;
 }
 
-void outbox_reset(sqlite3_stmt *statement) {
+void outbox_reset(outbox_store *store, sqlite3_stmt *statement) {
   sqlite3_reset(statement);
   sqlite3_clear_bindings(statement);
+  for (int i = 0; store->attached && store->depth == 0 && i < STATEMENTS; i++)
+    if (store->statements[i] == statement) {
+      sqlite3_finalize(statement);
+      store->statements[i] = NULL;
+    }
+}
+
+void outbox_finalize(outbox_store *store) {
+  for (int i = 0; i < STATEMENTS; i++)
+    sqlite3_finalize(store->statements[i]);
+  memset(store->statements, 0, sizeof store->statements);
 }
 
 static int run(outbox_store *store, enum statement which, const char *sql, const char *types,
@@ -193,7 +216,7 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
 
 void outbox_finish(outbox_store *store) {
   if (store->reading == NULL || store->pid != getpid()) return;
-  outbox_reset(store->reading);
+  outbox_reset(store, store->reading);
   store->reading = NULL;
   store->batch.open = store->filter.active = false;
 }

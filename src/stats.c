@@ -22,6 +22,6 @@ int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
   counts->dead = sqlite3_column_int64(row, 2);
   counts->oldest_age = counts->ready > 0 ? now - sqlite3_column_int64(row, 3) : 0;
   counts->due_at = sqlite3_column_int64(row, 4);
-  outbox_reset(row);
+  outbox_reset(store, row);
   return OUTBOX_OK;
 }

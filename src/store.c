@@ -12,6 +12,8 @@ int outbox_enter(outbox_store *store) {
   if (store->pid != getpid())
     return outbox_fail(store, OUTBOX_FORKED,
                        "the store was opened before fork(); open stores after it");
+  if (store->db == NULL && store->attached)
+    return outbox_fail(store, OUTBOX_CLOSED, "the connection that the store used is closed");
   if (store->db == NULL) return OUTBOX_MISUSE; /* outbox_open failed; its message stands */
   outbox_finish(store);
   if (store->doomed) { /* what could not be rolled back must not be committed, nor added to */
@@ -49,6 +51,14 @@ static int configure(outbox_store *store, const char *sql, const char *wanted, b
   return sqlite_code == SQLITE_OK ? OUTBOX_OK : outbox_fail_sqlite(store);
 }
 
+int outbox_check_encoding(outbox_store *store) {
+  bool utf8 = false;
+  int code = configure(store, "PRAGMA encoding", "UTF-8", &utf8);
+  if (code == OUTBOX_OK && !utf8)
+    code = outbox_fail(store, OUTBOX_ENCODING, "the database's text is not UTF-8 but UTF-16");
+  return code;
+}
+
 /* The change to WAL mode needs the file alone for a moment, and SQLite does not wait for that. */
 static int enter_wal(outbox_store *store, int busy_timeout) {
   bool wal = false, memory = false;
@@ -71,14 +81,11 @@ static int open_database(outbox_store *store, const char *path, const outbox_opt
       [OUTBOX_SYNCHRONOUS_FULL] = "PRAGMA synchronous = FULL",
       [OUTBOX_SYNCHRONOUS_EXTRA] = "PRAGMA synchronous = EXTRA",
   };
-  bool utf8 = false;
   int flags =
       SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_NOMUTEX;
   if (sqlite3_open_v2(path, &store->db, flags, NULL) != SQLITE_OK) return outbox_fail_sqlite(store);
   sqlite3_busy_timeout(store->db, options->busy_timeout);
-  int code = configure(store, "PRAGMA encoding", "UTF-8", &utf8);
-  if (code == OUTBOX_OK && !utf8)
-    code = outbox_fail(store, OUTBOX_ENCODING, "the database's text is not UTF-8 but UTF-16");
+  int code = outbox_check_encoding(store);
   if (code == OUTBOX_OK && sqlite3_db_readonly(store->db, "main") == 1)
     code = outbox_fail(store, OUTBOX_READONLY, "the file cannot be written");
   if (code == OUTBOX_OK) code = enter_wal(store, options->busy_timeout);
@@ -86,20 +93,19 @@ static int open_database(outbox_store *store, const char *path, const outbox_opt
   /* A log that a burst or a long reader made large is cut back to 64 MiB. */
   if (code == OUTBOX_OK)
     code = configure(store, "PRAGMA journal_size_limit = 67108864", NULL, NULL);
-  if (code == OUTBOX_OK) code = outbox_prepare_control(store);
+  if (code == OUTBOX_OK) code = outbox_prepare_control(store, 0, LAST_CONTROL);
   return code;
 }
 
 static void close_database(outbox_store *store) {
-  for (int i = 0; i < STATEMENTS; i++)
-    sqlite3_finalize(store->statements[i]);
-  memset(store->statements, 0, sizeof store->statements);
+  outbox_finalize(store);
   sqlite3_close_v2(store->db);
   store->db = NULL;
 }
 
-int outbox_open(outbox_store **out, const char *path, const outbox_options *options) {
-  static const outbox_options DEFAULTS = OUTBOX_DEFAULTS;
+static const outbox_options DEFAULTS = OUTBOX_DEFAULTS;
+
+int outbox_make_store(outbox_store **out, const outbox_options *options) {
   if (options == NULL) options = &DEFAULTS;
   outbox_store *store = *out = sqlite3_malloc(sizeof *store);
   if (store == NULL) return OUTBOX_NOMEM;
@@ -121,9 +127,14 @@ int outbox_open(outbox_store **out, const char *path, const outbox_options *opti
   if (!is_identifier(prefix))
     return outbox_fail(store, OUTBOX_MISUSE, "the prefix is not a plain identifier");
   store->prefix = sqlite3_mprintf("%s", prefix);
-  if (store->prefix == NULL) return outbox_fail(store, OUTBOX_NOMEM, "out of memory");
+  return store->prefix != NULL ? OUTBOX_OK : outbox_fail(store, OUTBOX_NOMEM, "out of memory");
+}
 
-  int code = open_database(store, path, options);
+int outbox_open(outbox_store **out, const char *path, const outbox_options *options) {
+  int code = outbox_make_store(out, options);
+  if (code != OUTBOX_OK) return code;
+  outbox_store *store = *out;
+  code = open_database(store, path, options != NULL ? options : &DEFAULTS);
   if (code != OUTBOX_OK) {
     char reason[sizeof store->message];
     memcpy(reason, store->message, sizeof reason);
@@ -140,7 +151,9 @@ struct sqlite3 *outbox_connection(outbox_store *store) {
 void outbox_close(outbox_store *store) {
   if (store == NULL) return;
   outbox_close_keeper(store);
-  if (store->pid == getpid() && store->db != NULL) {
+  if (store->attached) {
+    outbox_detach(store);
+  } else if (store->pid == getpid() && store->db != NULL) {
     /* Whoever left a statement of their own open keeps the connection, but not the transaction. */
     if (!sqlite3_get_autocommit(store->db)) outbox_control(store, ROLLBACK);
     close_database(store);

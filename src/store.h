@@ -5,10 +5,21 @@
 #ifndef OUTBOX_STORE_H
 #define OUTBOX_STORE_H
 
-#include <sqlite3.h>
 #include <sys/types.h>
 
+/* A loadable extension uses the SQLite of whoever loads it, by pointers that it is given. */
+#ifdef OUTBOX_EXTENSION
+#include <sqlite3ext.h>
+#pragma GCC visibility push(hidden)
+SQLITE_EXTENSION_INIT3
+#pragma GCC visibility pop
+#else
+#include <sqlite3.h>
+#endif
+
 #include "outbox.h"
+
+#pragma GCC visibility push(hidden)
 
 /* Each statement is prepared when first used and kept for the connection's life. */
 enum statement {
@@ -100,6 +111,9 @@ typedef struct doorbell {
 /* The thread that keeps a claim; see keep.c. */
 typedef struct keeper keeper;
 
+/* What tells an attached store that its connection is closed; see attach.c. */
+typedef struct notice notice;
+
 struct outbox_store {
   sqlite3 *db;
   pid_t pid; /* the process that opened it */
@@ -113,6 +127,8 @@ struct outbox_store {
   int depth;                    /* how many begins are open */
   bool doomed;                  /* a rollback failed and is still to be done */
   bool outermost; /* the first of them is a BEGIN, not a savepoint in somebody else's */
+  bool attached;  /* the connection is somebody else's: no statement must outlive a call */
+  notice *notice;
   batch batch;
   filter filter;
   doorbell doorbell;
@@ -122,6 +138,18 @@ struct outbox_store {
   sqlite3_stmt *statements[STATEMENTS];
   char message[512];
 };
+
+/* Makes a store without a connection, as outbox_open and outbox_attach begin. */
+int outbox_make_store(outbox_store **store, const outbox_options *options);
+
+/* Makes a store of a connection as outbox_attach does, but nobody will tell it of the close. */
+int outbox_borrow(outbox_store **store, sqlite3 *db, const outbox_options *options);
+
+/* Lets go of the connection of an attached store. */
+void outbox_detach(outbox_store *store);
+
+/* Refuses a database whose text is in UTF-16. */
+int outbox_check_encoding(outbox_store *store);
 
 /* Starts every operation: refuses a forked child, ends a reading. */
 int outbox_enter(outbox_store *store);
@@ -160,16 +188,19 @@ int outbox_bind(outbox_store *store, sqlite3_stmt *statement, int first, const c
 int outbox_step(outbox_store *store, sqlite3_stmt *statement);
 
 /* Resets a statement and lets go of the bytes that are bound to it. */
-void outbox_reset(sqlite3_stmt *statement);
+void outbox_reset(outbox_store *store, sqlite3_stmt *statement);
+
+/* Finalizes all statements. */
+void outbox_finalize(outbox_store *store);
 
 /* Runs a statement that gives no row: outbox_query, outbox_step, outbox_reset. */
 int outbox_run(outbox_store *store, enum statement which, const char *sql, const char *types, ...);
 
 /*
 ** The statements that need no tables, up to LAST_CONTROL. They are prepared when the store is
-** opened: to roll back must not need memory that may not be there.
+** opened, or else before a begin: to roll back must not need memory that may not be there.
 */
-int outbox_prepare_control(outbox_store *store);
+int outbox_prepare_control(outbox_store *store, enum statement first, enum statement last);
 int outbox_control(outbox_store *store, enum statement which);
 
 /* Ends an outbox_begin: commits when code is OUTBOX_OK, else rolls back. Returns the result. */
@@ -211,5 +242,7 @@ bool outbox_leaves_out(outbox_store *store, const outbox_entry *entry, bool held
 /* The schema's version: outbox_schema_version finds the database's, 0 where there is none. */
 #define SCHEMA_VERSION 1
 int outbox_schema_version(outbox_store *store, int *version);
+
+#pragma GCC visibility pop
 
 #endif

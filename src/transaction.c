@@ -17,11 +17,17 @@ int outbox_control(outbox_store *store, enum statement which) {
   return outbox_run(store, which, CONTROL[which], "");
 }
 
-int outbox_prepare_control(outbox_store *store) {
+int outbox_prepare_control(outbox_store *store, enum statement first, enum statement last) {
   int code = OUTBOX_OK;
-  for (enum statement i = 0; i <= LAST_CONTROL && code == OUTBOX_OK; i++)
-    code = outbox_prepare(store, CONTROL[i], &store->statements[i]);
+  for (enum statement i = first; i <= last && code == OUTBOX_OK; i++)
+    if (store->statements[i] == NULL)
+      code = outbox_prepare(store, CONTROL[i], &store->statements[i]);
   return code;
+}
+
+/* On somebody else's connection no statement is left behind when all is ended. */
+static void leave(outbox_store *store) {
+  if (store->attached && store->depth == 0) outbox_finalize(store);
 }
 
 int outbox_check_transaction(outbox_store *store) {
@@ -36,40 +42,52 @@ int outbox_begin(outbox_store *store) {
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
   bool outermost = sqlite3_get_autocommit(store->db);
-  code = outbox_control(store, outermost ? BEGIN : SAVEPOINT);
+  code = outermost ? outbox_prepare_control(store, BEGIN, ROLLBACK)
+                   : outbox_prepare_control(store, SAVEPOINT, ROLLBACK_TO);
+  if (code == OUTBOX_OK) code = outbox_control(store, outermost ? BEGIN : SAVEPOINT);
   if (code == OUTBOX_BUSY && !outermost) /* no lock is missing: SQLite forbids it just then */
     code = outbox_fail(store, OUTBOX_MISUSE,
                        "no savepoint can be set while a statement that writes gives its rows");
-  if (code != OUTBOX_OK) return code;
+  if (code != OUTBOX_OK) {
+    leave(store);
+    return code;
+  }
   if (store->depth++ == 0) store->outermost = outermost;
   return OUTBOX_OK;
 }
 
 /*
 ** Undoes the innermost begin, whatever state an error has left it in; keeps the error's message. If
-** a part cannot be undone, for want of memory, the whole is: better than to commit that part.
+** a part cannot be undone, for want of memory, the whole is: better than to commit that part. But
+** not if the whole is the application's, which must be told to do so itself.
 */
 static void undo(outbox_store *store) {
   char message[sizeof store->message];
   memcpy(message, store->message, sizeof message);
-  bool outermost = store->depth == 1 && store->outermost;
-  store->depth--;
-  outbox_start_batch(store); /* what was read may never have been there */
+  bool outermost = store->depth == 1 && store->outermost, kept = false;
   if (!sqlite3_get_autocommit(store->db) &&
       (outermost || store->doomed || outbox_control(store, ROLLBACK_TO) != OUTBOX_OK ||
-       outbox_control(store, RELEASE) != OUTBOX_OK))
-    store->doomed = outbox_control(store, ROLLBACK) != OUTBOX_OK;
-  memcpy(store->message, message, sizeof message);
+       outbox_control(store, RELEASE) != OUTBOX_OK)) {
+    kept = store->attached && !store->outermost;
+    if (!kept) store->doomed = outbox_control(store, ROLLBACK) != OUTBOX_OK;
+  }
+  store->depth--;
+  leave(store);
+  outbox_start_batch(store); /* what was read may never have been there */
+  outbox_fail(store, OUTBOX_OK, "%s%s", message,
+              kept ? "; part of it could not be undone: roll the transaction back" : "");
 }
 
 int outbox_end(outbox_store *store, int code) {
   if (code == OUTBOX_OK) code = outbox_check_transaction(store);
   if (code == OUTBOX_OK)
     code = outbox_control(store, store->depth == 1 && store->outermost ? COMMIT : RELEASE);
-  if (code == OUTBOX_OK)
-    store->depth--;
-  else
+  if (code != OUTBOX_OK) {
     undo(store);
+  } else {
+    store->depth--;
+    leave(store);
+  }
   return code;
 }
 

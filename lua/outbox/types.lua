@@ -56,6 +56,11 @@
 ---@field clock? outbox.clock|fun(): number default outbox.clock
 ---@field id_generator? outbox.id_generator|{ generate_id: outbox.id_generator } default uuid_v7
 
+---@class outbox.attach_options
+---@field prefix? string of the tables' names, default "outbox_"
+---@field clock? outbox.clock|fun(): number default outbox.clock
+---@field id_generator? outbox.id_generator|{ generate_id: outbox.id_generator } default uuid_v7
+
 ---@class outbox.blob
 
 ---@class outbox.transaction
@@ -164,6 +169,8 @@
 ---@field _VERSION string
 ---@field LAPSED string last_error of an entry that its processor died with
 ---@field processor fun(options: outbox.processor_options): outbox.processor
+---@field install fun()
+---@field attach fun(connection: userdata|function, options?: outbox.attach_options): outbox.store
 ---@field open fun(path: string, options?: outbox.options): outbox.store
 ---@field clock outbox.clock the system's
 ---@field uuid_v7 fun(clock?: outbox.clock): string

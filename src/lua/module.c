@@ -42,7 +42,7 @@ bool shim_microseconds(double seconds, int64_t *microseconds) {
 }
 
 int64_t shim_check_microseconds(lua_State *L, int index) {
-  int64_t microseconds;
+  int64_t microseconds = 0;
   luaL_checktype(L, index, LUA_TNUMBER);
   bool ok = shim_microseconds(luaL_checknumber(L, index), &microseconds);
   luaL_argcheck(L, ok, index, "time out of range");

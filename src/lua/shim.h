@@ -19,13 +19,22 @@
 #define BLOB "outbox.blob"
 #define ERROR "outbox.error"
 
+#pragma GCC visibility push(hidden)
+
 typedef struct transaction transaction;
 
 /*
 ** A store. Its user values: the clock, a table with a function `now`; the ID generator, a table
-** with a function `generate_id`, or nil; and what keeps count of the open stores.
+** with a function `generate_id`, or nil; what keeps count of the open stores; and, of an attached
+** one, a function that runs a SELECT by way of the application's binding.
 */
-enum { CLOCK_VALUE = 1, ID_GENERATOR_VALUE, OPENED_VALUE, STORE_VALUES = OPENED_VALUE };
+enum {
+  CLOCK_VALUE = 1,
+  ID_GENERATOR_VALUE,
+  OPENED_VALUE,
+  SELECT_VALUE,
+  STORE_VALUES = SELECT_VALUE
+};
 
 /*
 ** The stores that a process has open. SQLite's own bookkeeping of locks survives a fork, but the
@@ -40,6 +49,8 @@ typedef struct shim_store {
   outbox_store *store;    /* NULL once closed */
   bool lua_clock;         /* there is a clock in the user value, to be read into `now` */
   bool lua_id_generator;  /* there is an ID generator in the user value */
+  bool attached;          /* the connection is the application's */
+  bool lazy;              /* its binding begins a transaction with the first statement in it */
   bool preparing;         /* SQL of the user's is being prepared: no COMMIT in there */
   int64_t now;            /* what the core's clock callback answers */
   lua_State *owner;       /* the coroutine that opened the transaction */
@@ -70,6 +81,16 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
 */
 void shim_read_clock(lua_State *L, shim_store *self, int index);
 
+/* The core's clock where the user's is a Lua one: it was read before the core was entered. */
+int shim_stored_clock(void *context, int64_t *now);
+
+/* Whether there are options at the index; refuses those that are not among the names. */
+bool shim_check_options(lua_State *L, int index, const char *const *names);
+
+/* The index of the option's value among the names, of which there are four at most. */
+int shim_opt_name(lua_State *L, int index, const char *option, const char *const *names,
+                  int standard);
+
 /* What is read: a claim, or a list of what lies in one of the tables. */
 enum shim_kind { CLAIMED, READY, DELAYED, DEAD };
 
@@ -97,7 +118,10 @@ outbox_bytes shim_check_bytes(lua_State *L, int index);
 void shim_close_transactions(shim_store *self);
 
 /* Each adds its types' metatables to the registry and its functions to the module on the top. */
+void shim_make_store_type(lua_State *L);
 void shim_open_store(lua_State *L);
 void shim_open_transaction(lua_State *L);
+
+#pragma GCC visibility pop
 
 #endif

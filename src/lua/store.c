@@ -20,11 +20,23 @@ void shim_check(lua_State *L, shim_store *self, int code) {
   if (code != OUTBOX_OK) shim_raise(L, outbox_code_name(code), outbox_error_message(self->store));
 }
 
+/*
+** Some bindings begin the application's transaction only with its next statement. What the store
+** does before that must not be committed alone, so such a statement is run.
+*/
+static void begin_theirs(lua_State *L, shim_store *self, int index) {
+  sqlite3 *db = outbox_connection(self->store);
+  if (db == NULL || !sqlite3_get_autocommit(db)) return;
+  lua_getiuservalue(L, index, SELECT_VALUE);
+  lua_call(L, 0, 0);
+}
+
 shim_store *shim_check_store(lua_State *L, int index) {
   shim_store *self = luaL_checkudata(L, index, STORE);
   if (self->store == NULL) shim_raise(L, "closed", "the store is closed");
   if (self->innermost != NULL && self->owner != L)
     shim_raise(L, "busy", "another coroutine has a transaction open on this store; use its txn");
+  if (self->lazy) begin_theirs(L, self, index);
   return self;
 }
 
@@ -62,8 +74,7 @@ static outbox_bytes *check_array(lua_State *L, int index, size_t count) {
   return strings;
 }
 
-/* Whether there are options at the index; refuses those that are not among the names. */
-static bool check_options(lua_State *L, int index, const char *const *names) {
+bool shim_check_options(lua_State *L, int index, const char *const *names) {
   if (lua_isnoneornil(L, index)) return false;
   luaL_checktype(L, index, LUA_TTABLE);
   for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1)) {
@@ -98,9 +109,8 @@ static bool opt_boolean(lua_State *L, int index, const char *option) {
   return lua_toboolean(L, -1);
 }
 
-/* The index of the option's value among the names, of which there are four at most. */
-static int opt_name(lua_State *L, int index, const char *option, const char *const *names,
-                    int standard) {
+int shim_opt_name(lua_State *L, int index, const char *option, const char *const *names,
+                  int standard) {
   if (lua_getfield(L, index, option) == LUA_TNIL) return standard;
   const char *name = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
   luaL_Buffer known;
@@ -116,8 +126,7 @@ static int opt_name(lua_State *L, int index, const char *option, const char *con
 
 /* --- The clock ------------------------------------------------------------------------------- */
 
-/* The core's clock where the user's is a Lua one: it was read before the core was entered. */
-static int stored_clock(void *context, int64_t *now) {
+int shim_stored_clock(void *context, int64_t *now) {
   *now = ((shim_store *)context)->now;
   return 0;
 }
@@ -194,7 +203,7 @@ static int store_claim_entries(lua_State *L) {
   bool exclusive = false;
   outbox_claimed claimed;
   static const char *const OPTIONS[] = {"limit", "exclusive", NULL};
-  if (check_options(L, 4, OPTIONS)) {
+  if (shim_check_options(L, 4, OPTIONS)) {
     limit = opt_integer(L, 4, "limit", 1, 0);
     exclusive = opt_boolean(L, 4, "exclusive");
     luaL_argcheck(L, limit == 0 || !exclusive, 4, "a claim cannot be exclusive and have a limit");
@@ -250,10 +259,10 @@ static int store_get_claimed_entries(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   int64_t batch_size = check_count(L, 3);
-  bool selected = check_options(L, 4, OPTIONS);
+  bool selected = shim_check_options(L, 4, OPTIONS);
   if (selected) {
     lua_settop(L, 4);
-    selection.ordering = (enum outbox_ordering)opt_name(L, 4, "ordering", ORDERINGS, 0);
+    selection.ordering = (enum outbox_ordering)shim_opt_name(L, 4, "ordering", ORDERINGS, 0);
     selection.after = opt_integer(L, 4, "after", INT64_MIN, INT64_MIN);
     hold = opt_boolean(L, 4, "hold");
     if (lua_getfield(L, 4, "except") != LUA_TNIL) {
@@ -448,7 +457,7 @@ static int list(lua_State *L, lister *function, enum shim_kind kind) {
   outbox_bytes namespace = {NULL, 0};
   int64_t after = INT64_MIN, limit = 100;
   static const char *const OPTIONS[] = {"namespace", "limit", "after", NULL};
-  if (check_options(L, 2, OPTIONS)) {
+  if (shim_check_options(L, 2, OPTIONS)) {
     limit = opt_integer(L, 2, "limit", 1, limit);
     after = opt_integer(L, 2, "after", INT64_MIN, after);
     int type = lua_getfield(L, 2, "namespace");
@@ -543,7 +552,7 @@ static int store_stats(lua_State *L) {
   return 1;
 }
 
-/* --- Opening and closing --------------------------------------------------------------------- */
+/* --- Migrating and closing ------------------------------------------------------------------- */
 
 /***
 Creates the outbox's tables, or brings those of an older version up to date, in one transaction.
@@ -578,115 +587,6 @@ static int store_tostring(lua_State *L) {
   return 1;
 }
 
-/* SQL of the user's must not end the transaction, or the savepoint, that the store has begun. */
-static int authorize(void *context, int action, const char *operation, const char *name,
-                     const char *database, const char *trigger) {
-  (void)operation, (void)database, (void)trigger;
-  shim_store *self = context;
-  bool ours = action == SQLITE_TRANSACTION ||
-              (action == SQLITE_SAVEPOINT && sqlite3_stricmp(name, "outbox") == 0);
-  return ours && self->preparing ? SQLITE_DENY : SQLITE_OK;
-}
-
-/* Puts a function or a table of which `method` will be called in a user value of the store. */
-static bool set_callback(lua_State *L, int store_index, const char *option, const char *method,
-                         int value) {
-  switch (lua_getfield(L, 2, option)) {
-  case LUA_TNIL: lua_pop(L, 1); return false;
-  case LUA_TFUNCTION:
-    lua_createtable(L, 0, 2);
-    lua_insert(L, -2);
-    lua_setfield(L, -2, method);
-    break;
-  case LUA_TTABLE:
-    if (lua_getfield(L, -1, method) != LUA_TFUNCTION)
-      luaL_argerror(L, 2, lua_pushfstring(L, "%s must have a function '%s'", option, method));
-    lua_pop(L, 1);
-    break;
-  default:
-    luaL_argerror(L, 2,
-                  lua_pushfstring(L, "%s must be a function or a table, not a %s", option,
-                                  luaL_typename(L, -1)));
-  }
-  lua_setiuservalue(L, store_index, value);
-  return true;
-}
-
-/***
-Opens the database at a path and makes a store of it. A new file is created; WAL mode is switched
-on, and stays on in the file.
-@function outbox.open
-@tparam string path
-@tparam[opt] table options `prefix` of the tables' names, default "outbox_"; `synchronous`, when a
-commit waits for the disk: "off", "normal" (enough for a processor), "full" (the default: right for
-publishing) or "extra"; `busy_timeout`, seconds to wait for another connection's lock, default 5;
-`clock`, a function that gives the time in seconds since the epoch, or a table with that function as
-`now`; `id_generator`, a function `(clock, message)` that gives an id, or a table with that function
-as `generate_id`, default `outbox.uuid_v7`. They are called as plain functions, without a self,
-whenever they are needed, and always before the database is entered: they may raise
-@treturn outbox.store
-@raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`; `forked` in the child of a process that
-had a store open: it must close its stores before it forks, or fork before it opens any
-*/
-static int open_store(lua_State *L) {
-  static const char *const OPTIONS[] = {"prefix", "synchronous",  "busy_timeout",
-                                        "clock",  "id_generator", NULL};
-  static const char *const SYNCHRONOUS[] = {[OUTBOX_SYNCHRONOUS_OFF] = "off",
-                                            [OUTBOX_SYNCHRONOUS_NORMAL] = "normal",
-                                            [OUTBOX_SYNCHRONOUS_FULL] = "full",
-                                            [OUTBOX_SYNCHRONOUS_EXTRA] = "extra",
-                                            [OUTBOX_SYNCHRONOUS_EXTRA + 1] = NULL};
-  outbox_bytes path = shim_check_bytes(L, 1);
-  luaL_argcheck(L, strlen(path.data) == path.size, 1, "a path cannot contain a NUL");
-  outbox_options options = OUTBOX_DEFAULTS;
-  lua_settop(L, 2);
-  shim_opened *opened = lua_touserdata(L, lua_upvalueindex(2));
-  if (opened->count > 0 && opened->pid != getpid())
-    shim_raise(L, "forked",
-               "this process was forked from one with an open store; it cannot open "
-               "any, for SQLite's locks do not survive that");
-  opened->pid = getpid();
-  shim_store *self = lua_newuserdatauv(L, sizeof *self, STORE_VALUES);
-  memset(self, 0, sizeof *self);
-  luaL_setmetatable(L, STORE);
-  lua_pushvalue(L, lua_upvalueindex(1));
-  lua_setiuservalue(L, 3, CLOCK_VALUE);
-  lua_pushvalue(L, lua_upvalueindex(2));
-  lua_setiuservalue(L, 3, OPENED_VALUE);
-
-  if (check_options(L, 2, OPTIONS)) {
-    if (lua_getfield(L, 2, "prefix") != LUA_TNIL) {
-      luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING, 2, "prefix must be a string");
-      options.prefix = lua_tostring(L, -1); /* the options hold it */
-      luaL_argcheck(L, strlen(options.prefix) == lua_rawlen(L, -1), 2,
-                    "prefix must be a plain identifier");
-    }
-    options.synchronous = (enum outbox_synchronous)opt_name(L, 2, "synchronous", SYNCHRONOUS,
-                                                            (int)options.synchronous);
-    if (lua_getfield(L, 2, "busy_timeout") != LUA_TNIL) {
-      double seconds = lua_tonumber(L, -1);
-      luaL_argcheck(L, lua_type(L, -1) == LUA_TNUMBER && seconds >= 0 && seconds <= 1e6, 2,
-                    "busy_timeout must be a number of seconds, at least 0");
-      options.busy_timeout = (int)(seconds * 1000);
-    }
-    self->lua_clock = set_callback(L, 3, "clock", "now", CLOCK_VALUE);
-    self->lua_id_generator = set_callback(L, 3, "id_generator", "generate_id", ID_GENERATOR_VALUE);
-  }
-  if (self->lua_clock) {
-    options.clock = stored_clock;
-    options.clock_context = self;
-  }
-  int code = outbox_open(&self->store, path.data, &options);
-  if (self->store == NULL) return luaL_error(L, "not enough memory");
-  if (code == OUTBOX_MISUSE) return luaL_argerror(L, 2, outbox_error_message(self->store));
-  shim_check(L, self, code);
-  self->opened = opened;
-  opened->count++;
-  sqlite3_set_authorizer(outbox_connection(self->store), authorize, self);
-  lua_settop(L, 3);
-  return 1;
-}
-
 /* --- The type -------------------------------------------------------------------------------- */
 
 static const luaL_Reg METHODS[] = {{"publish", store_publish},
@@ -715,7 +615,7 @@ static const luaL_Reg METHODS[] = {{"publish", store_publish},
 static const luaL_Reg METAMETHODS[] = {
     {"__gc", store_close}, {"__close", store_close}, {"__tostring", store_tostring}, {NULL, NULL}};
 
-void shim_open_store(lua_State *L) {
+void shim_make_store_type(lua_State *L) {
   luaL_newmetatable(L, STORE);
   luaL_setfuncs(L, METAMETHODS, 0);
   luaL_newlib(L, METHODS);
@@ -723,9 +623,4 @@ void shim_open_store(lua_State *L) {
   lua_setfield(L, -3, "__index");
   lua_setfield(L, -3, "store"); /* where the module `outbox` adds the methods that are in Lua */
   lua_pop(L, 1);
-  lua_getfield(L, -1, "clock");
-  shim_opened *opened = lua_newuserdatauv(L, sizeof *opened, 0);
-  memset(opened, 0, sizeof *opened);
-  lua_pushcclosure(L, open_store, 2);
-  lua_setfield(L, -2, "open");
 }

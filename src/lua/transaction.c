@@ -80,6 +80,8 @@ static int transaction_close(lua_State *L) {
 /* new(store): one that has not begun, so that no error can come between its begin and its close. */
 static int new (lua_State *L) {
   shim_store *store = shim_check_store(L, 1);
+  if (store->attached)
+    shim_raise(L, "misuse", "the connection has transactions of the application's; use those");
   transaction *self = lua_newuserdatauv(L, sizeof *self, TRANSACTION_VALUES);
   memset(self, 0, sizeof *self);
   luaL_setmetatable(L, TRANSACTION);

@@ -1,0 +1,60 @@
+/*
+** The handshake: how a connection is found that a binding of another language hides. A function of
+** ours, called on that connection, is told by SQLite which one it is.
+*/
+#define _GNU_SOURCE
+
+#include <dlfcn.h>
+#include <string.h>
+
+#include "store.h"
+
+/* Where this thread awaits the connection; NULL while it does not. */
+static _Thread_local sqlite3 **awaited;
+
+void outbox_await_handshake(sqlite3 **db) {
+  awaited = db;
+}
+
+static void shake_hands(sqlite3_context *context, int count, sqlite3_value **values) {
+  (void)count, (void)values;
+  if (awaited != NULL) *awaited = sqlite3_context_db_handle(context);
+  sqlite3_result_int(context, awaited != NULL);
+}
+
+static int greet(sqlite3 *db, char **message, const sqlite3_api_routines *api) {
+  (void)message, (void)api;
+  return sqlite3_create_function_v2(db, "outbox_handshake", 0, SQLITE_UTF8 | SQLITE_DIRECTONLY,
+                                    NULL, shake_hands, NULL, NULL, NULL);
+}
+
+/*
+** SQLite will call into this code for as long as the process lasts, whoever loaded it, and whatever
+** unloads it: a Lua state that closes, for instance. One more reference than that keeps it there.
+*/
+static bool pin(void) {
+  static const char HERE = 0;
+  Dl_info here;
+  if (dladdr(&HERE, &here) == 0) return false;
+  return dlopen(here.dli_fname, RTLD_LAZY | RTLD_NODELETE) != NULL;
+}
+
+int outbox_install(void) {
+  if (!pin()) return OUTBOX_ERROR;
+  return sqlite3_auto_extension((void (*)(void))greet) == SQLITE_OK ? OUTBOX_OK : OUTBOX_NOMEM;
+}
+
+bool outbox_shares_sqlite(const void *code) {
+  const char *(*function)(void) = sqlite3_libversion;
+  void *ours;
+  memcpy(&ours, &function, sizeof ours);
+  Dl_info binding;
+  if (dladdr(code, &binding) == 0) return false;
+  /* A program's own code is found under no name. */
+  void *object = dlopen(binding.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+  if (object == NULL) object = dlopen(NULL, RTLD_LAZY);
+  if (object == NULL) return false;
+  bool shared = dlsym(object, "sqlite3_libversion") == ours;
+  dlclose(object);
+  return shared;
+}

@@ -1,0 +1,226 @@
+/***
+Making stores: on a connection of their own, or on one that the application has.
+@module outbox.core
+*/
+#include <sqlite3.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+/* --- What both have in common ---------------------------------------------------------------- */
+
+/* Puts a function or a table of which `method` will be called in a user value of the store. */
+static bool set_callback(lua_State *L, int store_index, int options, const char *option,
+                         const char *method, int value) {
+  switch (lua_getfield(L, options, option)) {
+  case LUA_TNIL: lua_pop(L, 1); return false;
+  case LUA_TFUNCTION:
+    lua_createtable(L, 0, 2);
+    lua_insert(L, -2);
+    lua_setfield(L, -2, method);
+    break;
+  case LUA_TTABLE:
+    if (lua_getfield(L, -1, method) != LUA_TFUNCTION)
+      luaL_argerror(L, options, lua_pushfstring(L, "%s must have a function '%s'", option, method));
+    lua_pop(L, 1);
+    break;
+  default:
+    luaL_argerror(L, options,
+                  lua_pushfstring(L, "%s must be a function or a table, not a %s", option,
+                                  luaL_typename(L, -1)));
+  }
+  lua_setiuservalue(L, store_index, value);
+  return true;
+}
+
+/*
+** Pushes a store without a connection. The functions that call this have two upvalues: the clock
+** that is the default, and what keeps count of the open stores.
+*/
+static shim_store *push_store(lua_State *L) {
+  shim_opened *opened = lua_touserdata(L, lua_upvalueindex(2));
+  if (opened->count > 0 && opened->pid != getpid())
+    shim_raise(L, "forked",
+               "this process was forked from one with an open store; it cannot open "
+               "any, for SQLite's locks do not survive that");
+  opened->pid = getpid();
+  shim_store *self = lua_newuserdatauv(L, sizeof *self, STORE_VALUES);
+  memset(self, 0, sizeof *self);
+  luaL_setmetatable(L, STORE);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_setiuservalue(L, -2, CLOCK_VALUE);
+  lua_pushvalue(L, lua_upvalueindex(2));
+  lua_setiuservalue(L, -2, OPENED_VALUE);
+  return self;
+}
+
+/* Reads the options that both know, of the table at the index, for the store on the top. */
+static void read_options(lua_State *L, shim_store *self, int index, outbox_options *options) {
+  int store_index = lua_gettop(L);
+  if (lua_getfield(L, index, "prefix") != LUA_TNIL) {
+    luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING, index, "prefix must be a string");
+    options->prefix = lua_tostring(L, -1); /* the options hold it */
+    luaL_argcheck(L, strlen(options->prefix) == lua_rawlen(L, -1), index,
+                  "prefix must be a plain identifier");
+  }
+  self->lua_clock = set_callback(L, store_index, index, "clock", "now", CLOCK_VALUE);
+  self->lua_id_generator =
+      set_callback(L, store_index, index, "id_generator", "generate_id", ID_GENERATOR_VALUE);
+  if (self->lua_clock) {
+    options->clock = shim_stored_clock;
+    options->clock_context = self;
+  }
+  lua_settop(L, store_index);
+}
+
+/* Raises unless the core has made the store, whose options are at the index; counts it. */
+static void finish_store(lua_State *L, shim_store *self, int index, int code) {
+  if (self->store == NULL) luaL_error(L, "not enough memory");
+  if (code == OUTBOX_MISUSE) luaL_argerror(L, index, outbox_error_message(self->store));
+  shim_check(L, self, code);
+  self->opened = lua_touserdata(L, lua_upvalueindex(2));
+  self->opened->count++;
+}
+
+/* --- Opening --------------------------------------------------------------------------------- */
+
+/* SQL of the user's must not end the transaction, or the savepoint, that the store has begun. */
+static int authorize(void *context, int action, const char *operation, const char *name,
+                     const char *database, const char *trigger) {
+  (void)operation, (void)database, (void)trigger;
+  shim_store *self = context;
+  bool ours = action == SQLITE_TRANSACTION ||
+              (action == SQLITE_SAVEPOINT && sqlite3_stricmp(name, "outbox") == 0);
+  return ours && self->preparing ? SQLITE_DENY : SQLITE_OK;
+}
+
+/***
+Opens the database at a path and makes a store of it. A new file is created; WAL mode is switched
+on, and stays on in the file.
+@function outbox.open
+@tparam string path
+@tparam[opt] table options `prefix` of the tables' names, default "outbox_"; `synchronous`, when a
+commit waits for the disk: "off", "normal" (enough for a processor), "full" (the default: right for
+publishing) or "extra"; `busy_timeout`, seconds to wait for another connection's lock, default 5;
+`clock`, a function that gives the time in seconds since the epoch, or a table with that function as
+`now`; `id_generator`, a function `(clock, message)` that gives an id, or a table with that function
+as `generate_id`, default `outbox.uuid_v7`. They are called as plain functions, without a self,
+whenever they are needed, and always before the database is entered: they may raise
+@treturn outbox.store
+@raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`; `forked` in the child of a process that
+had a store open: it must close its stores before it forks, or fork before it opens any
+*/
+static int open_store(lua_State *L) {
+  static const char *const OPTIONS[] = {"prefix", "synchronous",  "busy_timeout",
+                                        "clock",  "id_generator", NULL};
+  static const char *const SYNCHRONOUS[] = {[OUTBOX_SYNCHRONOUS_OFF] = "off",
+                                            [OUTBOX_SYNCHRONOUS_NORMAL] = "normal",
+                                            [OUTBOX_SYNCHRONOUS_FULL] = "full",
+                                            [OUTBOX_SYNCHRONOUS_EXTRA] = "extra",
+                                            [OUTBOX_SYNCHRONOUS_EXTRA + 1] = NULL};
+  outbox_bytes path = shim_check_bytes(L, 1);
+  luaL_argcheck(L, strlen(path.data) == path.size, 1, "a path cannot contain a NUL");
+  outbox_options options = OUTBOX_DEFAULTS;
+  lua_settop(L, 2);
+  shim_store *self = push_store(L);
+  if (shim_check_options(L, 2, OPTIONS)) {
+    options.synchronous = (enum outbox_synchronous)shim_opt_name(L, 2, "synchronous", SYNCHRONOUS,
+                                                                 (int)options.synchronous);
+    if (lua_getfield(L, 2, "busy_timeout") != LUA_TNIL) {
+      double seconds = lua_tonumber(L, -1);
+      luaL_argcheck(L, lua_type(L, -1) == LUA_TNUMBER && seconds >= 0 && seconds <= 1e6, 2,
+                    "busy_timeout must be a number of seconds, at least 0");
+      options.busy_timeout = (int)(seconds * 1000);
+    }
+    lua_settop(L, 3);
+    read_options(L, self, 2, &options);
+  }
+  finish_store(L, self, 2, outbox_open(&self->store, path.data, &options));
+  sqlite3_set_authorizer(outbox_connection(self->store), authorize, self);
+  return 1;
+}
+
+/* --- Attaching ------------------------------------------------------------------------------- */
+
+/***
+Has every connection that is opened from now on in this process, by whatever binding to the same
+SQLite library, be known to `outbox.attach`. Calling it again, in any Lua state, is harmless.
+@function outbox.install
+@raise `nomem`; `error` where this module cannot be kept from being unloaded
+*/
+static int install(lua_State *L) {
+  int code = outbox_install();
+  if (code != OUTBOX_OK)
+    shim_raise(L, outbox_code_name(code), "connections cannot be made known to outbox");
+  return 0;
+}
+
+/* Why a connection has not answered; `reason` is what the binding said, on the top. */
+static int raise_unknown(lua_State *L, lua_CFunction method) {
+  const void *code;
+  memcpy(&code, &method, sizeof code);
+  if (method == NULL || outbox_shares_sqlite(code))
+    lua_pushfstring(L,
+                    "the connection does not know outbox (%s): call outbox.install() first, "
+                    "then open it",
+                    luaL_tolstring(L, -1, NULL));
+  else
+    lua_pushliteral(L, "the connection is of a second SQLite library in this process, or of no "
+                       "SQLite at all; two libraries on one file drop each other's locks: attach "
+                       "a function that runs SQL on it instead");
+  return shim_raise(L, "misuse", lua_tostring(L, -1));
+}
+
+/* The handshake; leaves on the stack what `select`, at the index, has raised, else nil. */
+static sqlite3 *shake_hands(lua_State *L, int index) {
+  sqlite3 *db = NULL;
+  lua_pushvalue(L, index);
+  outbox_await_handshake(&db);
+  int status = lua_pcall(L, 0, 0, 0);
+  outbox_await_handshake(NULL);
+  if (status == LUA_OK) lua_pushnil(L);
+  return db;
+}
+
+/*
+** attach(options, select, method, pointer, lazy), for outbox.attach: `select` runs the handshake on
+** the connection, by way of its binding; `method` is a C function of that; `pointer` is the
+** connection where the binding tells it; `lazy`, whether the binding begins transactions late.
+*/
+static int attach(lua_State *L) {
+  static const char *const OPTIONS[] = {"prefix", "clock", "id_generator", NULL};
+  outbox_options options = OUTBOX_DEFAULTS;
+  lua_settop(L, 5);
+  lua_CFunction method = lua_tocfunction(L, 3);
+  const void *code;
+  memcpy(&code, &method, sizeof code);
+  sqlite3 *db = shake_hands(L, 2);
+  if (db == NULL && lua_islightuserdata(L, 4) && outbox_shares_sqlite(code))
+    db = lua_touserdata(L, 4);
+  if (db == NULL) raise_unknown(L, method);
+  shim_store *self = push_store(L);
+  int store_index = lua_gettop(L);
+  if (shim_check_options(L, 1, OPTIONS)) read_options(L, self, 1, &options);
+  self->attached = true;
+  self->lazy = lua_toboolean(L, 5);
+  lua_pushvalue(L, 2);
+  lua_setiuservalue(L, store_index, SELECT_VALUE);
+  finish_store(L, self, 1, outbox_attach(&self->store, db, &options));
+  return 1;
+}
+
+/* --- Module ---------------------------------------------------------------------------------- */
+
+static const luaL_Reg FUNCTIONS[] = {
+    {"open", open_store}, {"attach", attach}, {"install", install}, {NULL, NULL}};
+
+void shim_open_store(lua_State *L) {
+  shim_make_store_type(L);
+  lua_pushliteral(L, OUTBOX_HANDSHAKE);
+  lua_setfield(L, -2, "HANDSHAKE");
+  lua_getfield(L, -1, "clock");
+  shim_opened *opened = lua_newuserdatauv(L, sizeof *opened, 0);
+  memset(opened, 0, sizeof *opened);
+  luaL_setfuncs(L, FUNCTIONS, 2);
+}
