@@ -67,6 +67,11 @@ build/%.so: spec/support/%.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@
 
+# For the specs as well: a program that has Lua states and connections of its own.
+build/host: spec/support/host.c
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O1 -g $(LUA_INCLUDES) $< -o $@ -llua5.4 -lsqlite3 -lpthread
+
 lint-lua:
 	luacheck -q .
 

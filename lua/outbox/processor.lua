@@ -619,10 +619,8 @@ local RETRY = {
 
 local OPTIONS = {
   store = { required = true, check = function(value)
-    local ok, method = pcall(function()
-      return value.claim_entries
-    end)
-    return ok and method ~= nil, "what outbox.open returns"
+    local ok, attached = pcall(core.is_attached, value)
+    return ok and not attached, "what outbox.open returns"
   end },
   publisher = { required = true, check = function(value)
     return type(value) == "function"

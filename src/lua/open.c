@@ -210,10 +210,25 @@ static int attach(lua_State *L) {
   return 1;
 }
 
+/***
+Whether a store is on a connection of the application's.
+@function is_attached
+@tparam outbox.store store
+@treturn boolean
+*/
+static int is_attached(lua_State *L) {
+  shim_store *self = luaL_checkudata(L, 1, STORE);
+  lua_pushboolean(L, self->attached);
+  return 1;
+}
+
 /* --- Module ---------------------------------------------------------------------------------- */
 
-static const luaL_Reg FUNCTIONS[] = {
-    {"open", open_store}, {"attach", attach}, {"install", install}, {NULL, NULL}};
+static const luaL_Reg FUNCTIONS[] = {{"open", open_store},
+                                     {"attach", attach},
+                                     {"install", install},
+                                     {"is_attached", is_attached},
+                                     {NULL, NULL}};
 
 void shim_open_store(lua_State *L) {
   shim_make_store_type(L);

@@ -1,0 +1,19 @@
+-- An order and its message in one transaction, in the sqlite3 shell.
+--
+--   cd "$(dirname "$(lua5.4 -e 'print(package.searchpath("outbox_sqlite", package.cpath))')")"
+--   sqlite3 DATABASE < examples/extension.sql
+
+.bail on
+.load ./outbox_sqlite
+SELECT outbox_migrate();
+CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL);
+
+BEGIN IMMEDIATE;
+INSERT INTO orders VALUES (1, 99.5);
+SELECT outbox_publish('orders', 1, 'order 1 was placed');
+COMMIT; -- both are there now
+
+BEGIN IMMEDIATE;
+INSERT INTO orders VALUES (2, 12);
+SELECT outbox_publish('orders', 2, 'order 2 was placed');
+ROLLBACK; -- neither is

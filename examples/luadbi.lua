@@ -1,0 +1,33 @@
+-- An order and its message in one transaction of LuaDBI's.
+--
+--   lua5.4 examples/luadbi.lua [DATABASE]
+
+local DBI = require("DBI")
+local outbox = require("outbox")
+
+outbox.install() -- before the connection is opened
+
+local path = arg[1] or os.tmpname()
+local connection = assert(DBI.Connect("SQLite3", path))
+local store = outbox.attach(connection)
+store:migrate()
+assert(DBI.Do(connection, "CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL)"))
+connection:commit() -- LuaDBI begins a transaction by itself unless autocommit(true) was called
+
+assert(DBI.Do(connection, "INSERT INTO orders VALUES (?, ?)", 1, 99.5))
+store:publish({ namespace = "orders", key = "1", payload = "order 1 was placed" })
+connection:commit() -- both are there now
+
+assert(DBI.Do(connection, "INSERT INTO orders VALUES (?, ?)", 2, 12))
+store:publish({ namespace = "orders", key = "2", payload = "order 2 was placed" })
+connection:rollback() -- neither is
+
+connection:close()
+
+-- Elsewhere, on a connection of its own:
+local own <close> = outbox.open(path, { synchronous = "normal" })
+outbox.processor({ store = own, publisher = function(messages, namespace)
+  for _, message in ipairs(messages) do
+    print(namespace, message.key, message.payload)
+  end
+end }):pump()

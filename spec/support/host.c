@@ -1,0 +1,69 @@
+/*
+** A program that uses SQLite itself, and runs Lua in several states and threads which install outbox
+** and attach stores. When they are gone, its connections must open, work and close as before.
+*/
+#define _POSIX_C_SOURCE 200809L
+
+#include <lauxlib.h>
+#include <lualib.h>
+#include <pthread.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static const char SCRIPT[] =
+    "local outbox = require('outbox')\n"
+    "outbox.install()\n"
+    "local connection = require('luasql.sqlite3').sqlite3():connect(':memory:')\n"
+    "store = outbox.attach(connection)\n"
+    "store:migrate()\n"
+    "store:publish({}, {})\n"
+    "assert(store:stats().ready == 2)\n"
+    "if arg == 1 then connection:close() end\n";
+
+static void check(int ok, const char *what) {
+  if (ok) return;
+  printf("%s\n", what);
+  fflush(stdout);
+  _exit(1);
+}
+
+static void use_sqlite(void) {
+  sqlite3 *db;
+  check(sqlite3_open(":memory:", &db) == SQLITE_OK, "cannot open");
+  check(sqlite3_exec(db, "CREATE TABLE t (x); INSERT INTO t VALUES (1)", NULL, NULL, NULL) ==
+            SQLITE_OK,
+        sqlite3_errmsg(db));
+  sqlite3_exec(db, "SELECT outbox_handshake()", NULL, NULL, NULL);
+  check(sqlite3_close(db) == SQLITE_OK, "cannot close");
+}
+
+static void *run_lua(void *context) {
+  for (int i = 0; i < 20; i++) {
+    lua_State *L = luaL_newstate();
+    luaL_openlibs(L);
+    lua_pushinteger(L, *(int *)context);
+    lua_setglobal(L, "arg");
+    check(luaL_dostring(L, SCRIPT) == LUA_OK, lua_tostring(L, -1));
+    lua_close(L);
+    use_sqlite();
+  }
+  return NULL;
+}
+
+int main(void) {
+  pthread_t threads[4];
+  int numbers[4];
+  for (int i = 0; i < 4; i++) {
+    numbers[i] = i % 2;
+    check(pthread_create(&threads[i], NULL, run_lua, &numbers[i]) == 0, "no thread");
+  }
+  for (int i = 0; i < 100; i++)
+    use_sqlite();
+  for (int i = 0; i < 4; i++)
+    pthread_join(threads[i], NULL);
+  use_sqlite();
+  puts("all is well");
+  return 0;
+}
