@@ -305,6 +305,7 @@ for module, adapt in pairs(BINDINGS) do
       end)
       ready:wait()
       connection = binding.open(path)
+      binding.count(connection, "PRAGMA busy_timeout = 10000")
       outbox.attach(connection):publish({ key = "hello" })
       assert.equal(0, (process.wait(pid)))
       assert.equal("hello", assert(io.open(delivered)):read("a"))
