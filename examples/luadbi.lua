@@ -11,14 +11,23 @@ local path = arg[1] or os.tmpname()
 local connection = assert(DBI.Connect("SQLite3", path))
 local store = outbox.attach(connection)
 store:migrate()
-assert(DBI.Do(connection, "CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL)"))
+
+-- As DBI.Do, but that leaves its statement open, and with it the connection when that is closed.
+local function execute(sql, ...)
+  local statement = assert(connection:prepare(sql))
+  local ok, reason = statement:execute(...)
+  statement:close()
+  assert(ok, reason)
+end
+
+execute("CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL)")
 connection:commit() -- LuaDBI begins a transaction by itself unless autocommit(true) was called
 
-assert(DBI.Do(connection, "INSERT INTO orders VALUES (?, ?)", 1, 99.5))
+execute("INSERT INTO orders VALUES (?, ?)", 1, 99.5)
 store:publish({ namespace = "orders", key = "1", payload = "order 1 was placed" })
 connection:commit() -- both are there now
 
-assert(DBI.Do(connection, "INSERT INTO orders VALUES (?, ?)", 2, 12))
+execute("INSERT INTO orders VALUES (?, ?)", 2, 12)
 store:publish({ namespace = "orders", key = "2", payload = "order 2 was placed" })
 connection:rollback() -- neither is
 

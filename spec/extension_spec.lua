@@ -1,0 +1,282 @@
+-- Publishing in SQL: the loadable extension, in the sqlite3 shell and in Python; and plain SQL.
+
+local outbox = require("outbox")
+local process = require("process")
+local support = require("spec.support")
+
+-- As the documentation says to find it, without what SQLite adds itself.
+local EXTENSION = assert(package.searchpath("outbox_sqlite", package.cpath)):gsub("%.so$", "")
+-- Debian's Python, for others are built without extensions. It does not free all that it has.
+local PYTHON = "env ASAN_OPTIONS=detect_leaks=0 /usr/bin/python3"
+
+local function shell(path, sql, options)
+  local name = os.tmpname()
+  local file <close> = assert(io.open(name, "w"))
+  file:write(sql)
+  file:flush()
+  local pipe = assert(io.popen(("sqlite3 %s %s < %s 2>&1"):format(options or "", path, name)))
+  local output = pipe:read("a")
+  local ok = pipe:close()
+  os.remove(name)
+  return output, ok
+end
+
+describe("the loadable extension", function()
+  local path
+
+  before_each(function()
+    path = support.path()
+  end)
+
+  after_each(support.remove)
+
+  local function run(sql)
+    return shell(path, (".load %s\n.timeout 5000\n%s"):format(EXTENSION, sql))
+  end
+
+  local function entries()
+    local store <close> = outbox.open(path)
+    return store:ready_entries()
+  end
+
+  it("is found by load_extension, and migrates, as often as one likes", function()
+    local output, ok = shell(path, ([[
+      SELECT load_extension('%s');
+      SELECT outbox_migrate();
+      SELECT outbox_migrate();
+      SELECT count(*) FROM outbox_entries;]]):format(EXTENSION))
+    assert.is_true(ok, output)
+    assert.equal("\n\n\n0\n", output)
+  end)
+
+  it("is no module that require would take for outbox", function()
+    local output = support.run([[-e 'print(pcall(require, "outbox_sqlite"))']])
+    assert.matches("false.*luaopen_outbox_sqlite", output)
+    assert.is_nil(package.searchpath("outbox", package.cpath))
+  end)
+
+  it("publishes, and gives the id", function()
+    local output, ok = run([[
+      SELECT outbox_migrate();
+      SELECT outbox_publish('orders', 'k', 'text');
+      SELECT outbox_publish('orders', 9223372036854775807, x'00ff00');
+      SELECT outbox_publish(NULL, NULL, NULL, NULL);
+      SELECT outbox_publish('', '', '', '{"a": "b"}');
+      SELECT outbox_publish('n' || char(0), 'k' || char(0), 'p' || char(0));]])
+    assert.is_true(ok, output)
+    local ids = {}
+    for id in output:gmatch("%x+%-%x+%-7%x+%-%x+%-%x+") do
+      ids[#ids + 1] = id
+    end
+    local list = entries()
+    assert.same(support.pluck(list, "id"), ids)
+    local function fields(i)
+      return { list[i].namespace, list[i].key, list[i].payload }
+    end
+    assert.equal(5, #list)
+    assert.same({ "orders", "k", "text" }, fields(1))
+    assert.same({ "orders", "9223372036854775807", "\0\255\0" }, fields(2))
+    assert.same({ "" }, fields(3))
+    assert.same({ "", "", "" }, fields(4))
+    assert.same({ "n\0", "k\0", "p\0" }, fields(5))
+    assert.same({ a = "b" }, list[4].headers)
+  end)
+
+  it("takes part in transactions and savepoints", function()
+    local output, ok = run([[
+      SELECT outbox_migrate();
+      CREATE TABLE orders (number);
+      BEGIN;
+      INSERT INTO orders VALUES (1);
+      SELECT outbox_publish('', 'kept', '');
+      SAVEPOINT inner;
+      SELECT outbox_publish('', 'undone', '');
+      ROLLBACK TO inner;
+      COMMIT;
+      BEGIN;
+      SELECT outbox_publish('', 'undone', '');
+      ROLLBACK;
+      INSERT INTO orders SELECT length(outbox_publish('', 'from a query', number)) FROM
+        (SELECT CAST(number AS TEXT) AS number FROM orders);
+      SELECT outbox_publish('', 'row ' || value, '') FROM json_each('[1,2]');]])
+    assert.is_true(ok, output)
+    assert.same({ "kept", "from a query", "row 1", "row 2" }, support.pluck(entries(), "key"))
+  end)
+
+  it("says what is wrong, and leaves the transaction usable", function()
+    local output = run([[
+      BEGIN;
+      SELECT outbox_publish('', '', '');
+      SELECT outbox_migrate();
+      SELECT outbox_publish(1, '', '');
+      SELECT outbox_publish('', 1.5, '');
+      SELECT outbox_publish('', x'00', '');
+      SELECT outbox_publish('', '', 17);
+      SELECT outbox_publish('', '', '', '[]');
+      SELECT outbox_publish('', '', '', '{no json}');
+      SELECT outbox_publish('', '', '', 1);
+      SELECT outbox_publish('', '');
+      SELECT outbox_migrate(1);
+      SELECT outbox_publish('', 'after', '');
+      COMMIT;]])
+    for _, message in ipairs({
+      "outbox_publish: the tables outbox_... are missing; call migrate first (schema)",
+      "outbox_publish: the namespace must be TEXT or NULL, not an INTEGER",
+      "outbox_publish: the key must be TEXT, an INTEGER or NULL, not a REAL",
+      "outbox_publish: the key must be TEXT, an INTEGER or NULL, not a BLOB",
+      "outbox_publish: the payload must be TEXT, a BLOB or NULL, not an INTEGER",
+      "outbox_publish: the headers must be a JSON object or NULL, not an INTEGER",
+      "outbox_publish: the headers must be a JSON object\n",
+      "wrong number of arguments to function outbox_publish()",
+      "wrong number of arguments to function outbox_migrate()",
+    }) do
+      assert.matches(message, output, 1, true)
+    end
+    assert.same({ "after" }, support.pluck(entries(), "key"))
+  end)
+
+  it("cannot be called by triggers and views, which plain SQL does for them", function()
+    local output = run([[
+      SELECT outbox_migrate();
+      CREATE TABLE t (x);
+      CREATE TRIGGER tt AFTER INSERT ON t BEGIN SELECT outbox_publish('', '', ''); END;
+      INSERT INTO t VALUES (1);
+      SELECT count(*) FROM t;]])
+    assert.matches("unsafe use of outbox_publish()", output, 1, true)
+    assert.equal(0, #entries())
+  end)
+
+  it("refuses a database whose text is in UTF-16", function()
+    local output, ok = shell(path, ([[
+      PRAGMA encoding = 'UTF-16le';
+      CREATE TABLE t (x);
+      SELECT load_extension('%s');]]):format(EXTENSION))
+    assert.is_not_true(ok)
+    assert.matches("UTF-16", output, 1, true)
+  end)
+
+  it("rings the bell of a processor, closes in Python, and may be loaded again", function()
+    local ready, delivered = process.gate(), support.path()
+    local pid = process.fork(function()
+      local own <close> = outbox.open(path)
+      own:migrate()
+      local p
+      p = outbox.processor({ store = own, process_interval = 3600, publisher = function(messages)
+        if messages[1].key == "ready" then
+          ready:open()
+        else
+          local file <close> = assert(io.open(delivered, "w"))
+          file:write(messages[1].payload)
+          p:stop()
+        end
+      end })
+      own:publish({ key = "ready" })
+      p:run()
+    end)
+    ready:wait()
+    local program = ([[
+import gc, sqlite3
+for _ in range(3):
+    connection = sqlite3.connect("%s", isolation_level=None, timeout=60)
+    connection.enable_load_extension(True)
+    connection.load_extension("%s")
+    connection.load_extension("%s")
+    try:
+        connection.execute("SELECT outbox_publish(1, 2, 3)")
+    except sqlite3.OperationalError as error:
+        print(error)
+    connection.close()
+connection = sqlite3.connect("%s", timeout=60)
+connection.enable_load_extension(True)
+connection.load_extension("%s")
+connection.execute("SELECT outbox_publish('n', 'k', ?)", (b"from\0Python",)).fetchone()
+connection.commit()
+connection.close()
+gc.collect()
+]]):format(path, EXTENSION, EXTENSION, path, EXTENSION)
+    local name = support.path()
+    local file = assert(io.open(name, "w"))
+    file:write(program)
+    file:close()
+    local pipe = assert(io.popen(PYTHON .. " " .. name .. " 2>&1"))
+    assert.equal(("outbox_publish: the namespace must be TEXT or NULL, not an INTEGER\n"):rep(3),
+      pipe:read("a"))
+    assert.is_true(pipe:close())
+    assert.equal(0, (process.wait(pid)))
+    assert.equal("from\0Python", assert(io.open(delivered)):read("a"))
+  end)
+end)
+
+describe("examples/", function()
+  local path
+
+  before_each(function()
+    path = support.path()
+  end)
+
+  after_each(support.remove)
+
+  -- What each of them leaves behind, in the database or printed.
+  local function placed()
+    local store <close> = outbox.open(path)
+    local list = {}
+    for i, entry in ipairs(store:ready_entries()) do
+      list[i] = ("%s\t%s\t%s"):format(entry.namespace, entry.key, entry.payload)
+    end
+    return table.concat(list, "\n")
+  end
+  local ONE = "orders\t1\torder 1 was placed"
+
+  for name, module in pairs({ luasql = "luasql.sqlite3", luadbi = "DBI", lsqlite3 = "lsqlite3" }) do
+    it(name .. ".lua commits an order and its message together", function()
+      if not pcall(require, module) then
+        pending(module .. " cannot be had")
+        return
+      end
+      local output = support.run(("examples/%s.lua %s"):format(name, path))
+      assert.equal(ONE .. "\n", output)
+    end)
+  end
+
+  it("function.lua does, with an SQLite of its own", function()
+    if not pcall(require, "lsqlite3complete") then
+      pending("lsqlite3complete cannot be had")
+      return
+    end
+    local store = outbox.open(path)
+    store:migrate()
+    store:close()
+    assert.same({ "", true }, { support.run("examples/function.lua " .. path) })
+    assert.equal(ONE, placed())
+  end)
+
+  it("extension.sql does, in the sqlite3 shell", function()
+    local pipe = assert(io.popen(("example=$PWD/examples/extension.sql; cd '%s' && "
+      .. "sqlite3 %s < $example 2>&1"):format(EXTENSION:match("^(.*)/"), path)))
+    pipe:read("a")
+    assert.is_true(pipe:close())
+    assert.equal(ONE, placed())
+  end)
+
+  it("extension.py does, in Python", function()
+    local pipe = assert(io.popen(("%s examples/extension.py %s %s 2>&1"):format(PYTHON, path,
+      EXTENSION)))
+    assert.equal("", pipe:read("a"))
+    assert.is_true(pipe:close())
+    assert.equal(ONE, placed())
+  end)
+
+  it("trigger.sql makes a message of every change, in plain SQL", function()
+    local store = outbox.open(path)
+    store:migrate()
+    store:close()
+    local output, ok = shell(path, assert(io.open("examples/trigger.sql")):read("a"))
+    assert.is_true(ok, output)
+    assert.equal(table.concat({
+      'orders\t1\t{"event":"inserted","number":1,"total":99.5}',
+      'orders\t2\t{"event":"inserted","number":2,"total":12.0}',
+      'orders\t1\t{"event":"updated","number":1,"total":100.0,"was":99.5}',
+      'orders\t2\t{"event":"deleted","number":2}',
+    }, "\n"), placed())
+  end)
+end)
