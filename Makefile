@@ -1,7 +1,8 @@
 # make demo   orders committed, rolled back and delivered, before your eyes
 # make test   every test; ends with `N passed, N failed`
-# make bench  the benchmarks, each figure beside its baseline; also bench-processor, bench-wake
-# make        builds the rock into lua_modules
+# make bench  the benchmarks, each figure beside its baseline; also bench-bindings, bench-processor,
+#             bench-wake
+# make        builds the rock into lua_modules; make extension  the loadable extension alone
 
 LUA = lua5.4
 LUAROCKS = luarocks --lua-version 5.4
@@ -37,7 +38,7 @@ bench: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/processor.lua
 	@$(LUA_PATHS) $(LUA) bench/wake.lua
 
-bench-processor bench-wake: bench-%: build build/baseline
+bench-bindings bench-processor bench-wake: bench-%: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/$*.lua
 
 # luarocks leaves what it compiles in the source tree.
@@ -61,6 +62,14 @@ build/core_test: $(CORE) $(HEADERS) $(CORE_SPECS) $(wildcard spec/core/*.h)
 
 build/core_test_sanitized: build/core_test
 	$(CC) $(STRICT) $(SANITIZE) -Isrc $(CORE) $(CORE_SPECS) -o $@ -lcmocka -lsqlite3 -lm
+
+# The extension alone, without Lua.
+extension: build/outbox_sqlite.so
+
+build/outbox_sqlite.so: $(CORE) src/extension.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O2 -fPIC -shared -DOUTBOX_EXTENSION \
+	  $(filter-out src/handshake.c,$(CORE)) src/extension.c -o $@
 
 # For the specs: fork, wait and kill, which Lua does not have; and a slow disk.
 build/%.so: spec/support/%.c
@@ -89,4 +98,4 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/lua/*.o
 
-.PHONY: build demo test bench bench-processor bench-wake lint-lua lint-format lint-c format clean
+.PHONY: build extension demo test bench bench-bindings bench-processor bench-wake lint-lua lint-format lint-c format clean

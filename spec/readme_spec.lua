@@ -17,6 +17,14 @@ describe("README.md", function()
         if module == "outbox.testing" then
           return require(module)
         end
+        if module == "luasql.sqlite3" then
+          return { sqlite3 = function()
+            local connection = require(module).sqlite3():connect(path)
+            return { connect = function()
+              return connection
+            end }
+          end }
+        end
         assert.equal("outbox", module)
         return setmetatable({
           open = function(name, options)
@@ -32,17 +40,29 @@ describe("README.md", function()
       snippet = snippet:gsub("^local (outbox) =", "%1 ="):gsub("\nlocal (store) =", "\n%1 =")
       assert(load(snippet, "=README.md, snippet " .. count, "t", environment))()
     end
-    assert.equal(8, count)
+    assert.equal(9, count)
     assert.equal("orders\t1\torder 1 was placed", printed[1])
     assert.matches("^my%-own%-id: refused, again in", printed[2])
     assert.matches("already in the outbox %(duplicate%)", printed[#printed])
     environment.store:close()
   end)
 
-  it("shows SQL that runs", function()
-    local store <close> = support.store()
-    support.sql(store, text:match("\n```sql\n(.-)\n```"))
-    assert.equal(1, store:stats().ready)
+  it("shows SQL that runs, and so does docs/publishing.md", function()
+    for _, page in ipairs({ text, assert(io.open("docs/publishing.md")):read("a") }) do
+      local store <close> = support.store()
+      support.sql(store, page:match("\n```sql\n(.-)\n```"))
+      assert.equal(1, store:stats().ready)
+    end
+  end)
+
+  it("and docs/publishing.md name only files that are there", function()
+    local page = assert(io.open("docs/publishing.md")):read("a")
+    for name in page:gmatch("%(%.%./(examples/[%w_.]+)%)") do
+      assert.is_truthy(io.open(name), name)
+    end
+    for name in text:gmatch("%]%(([%w_./]+)%)") do
+      assert.is_truthy(io.open(name), name)
+    end
   end)
 
   it("names two commands that the Makefile has", function()

@@ -30,17 +30,17 @@ static int greet(sqlite3 *db, char **message, const sqlite3_api_routines *api) {
 
 /*
 ** SQLite will call into this code for as long as the process lasts, whoever loaded it, and whatever
-** unloads it: a Lua state that closes, for instance. One more reference than that keeps it there.
+** unloads it: a Lua state that closes, for instance. A program's own code is not found, and stays.
 */
-static bool pin(void) {
+static void pin(void) {
   static const char HERE = 0;
-  Dl_info here;
-  if (dladdr(&HERE, &here) == 0) return false;
-  return dlopen(here.dli_fname, RTLD_LAZY | RTLD_NODELETE) != NULL;
+  Dl_info object;
+  if (dladdr(&HERE, &object) != 0)
+    dlopen(object.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
 }
 
 int outbox_install(void) {
-  if (!pin()) return OUTBOX_ERROR;
+  pin();
   return sqlite3_auto_extension((void (*)(void))greet) == SQLITE_OK ? OUTBOX_OK : OUTBOX_NOMEM;
 }
 
@@ -50,7 +50,6 @@ bool outbox_shares_sqlite(const void *code) {
   memcpy(&ours, &function, sizeof ours);
   Dl_info binding;
   if (dladdr(code, &binding) == 0) return false;
-  /* A program's own code is found under no name. */
   void *object = dlopen(binding.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
   if (object == NULL) object = dlopen(NULL, RTLD_LAZY);
   if (object == NULL) return false;

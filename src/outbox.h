@@ -224,7 +224,7 @@ int outbox_attach(outbox_store **store, struct sqlite3 *db, const outbox_options
 ** For bindings of other languages, which hide the connection: has every connection that is opened
 ** from now on in this process, by whoever uses the same SQLite library, know the SQL function of
 ** OUTBOX_HANDSHAKE. Calling it again is harmless, in any thread. The code that this belongs to is
-** never unloaded again. Fails with NOMEM, or ERROR where that cannot be promised.
+** never unloaded again. Fails with NOMEM.
 */
 int outbox_install(void);
 

@@ -8,7 +8,7 @@ int main(int argc, char **argv) {
   static int (*const GROUPS[])(void) = {
       test_open,   test_schema, test_transactions, test_publish, test_ids,
       test_values, test_claims, test_limits,       test_delayed, test_settle,
-      test_dead,   test_plans,  test_process,      test_memory,
+      test_dead,   test_plans,  test_process,      test_attach,  test_memory,
   };
   int failures = 0;
   if (argc > 1) cmocka_set_test_filter(argv[1]);

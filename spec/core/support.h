@@ -34,6 +34,7 @@ int test_settle(void);
 int test_dead(void);
 int test_plans(void);
 int test_process(void);
+int test_attach(void);
 int test_memory(void);
 
 /* --- Fixture --------------------------------------------------------------------------------- */

@@ -147,7 +147,7 @@ static int open_store(lua_State *L) {
 Has every connection that is opened from now on in this process, by whatever binding to the same
 SQLite library, be known to `outbox.attach`. Calling it again, in any Lua state, is harmless.
 @function outbox.install
-@raise `nomem`; `error` where this module cannot be kept from being unloaded
+@raise `nomem`
 */
 static int install(lua_State *L) {
   int code = outbox_install();

@@ -1,0 +1,214 @@
+/*
+** Stores on a connection that somebody else has opened: they take part in what goes on there, and
+** leave nothing behind.
+*/
+#include "support.h"
+
+/* Attaches to a connection; the store is the caller's to close. */
+static outbox_store *attach(fixture *f, sqlite3 *db) {
+  outbox_options options = test_options(f);
+  outbox_store *store;
+  assert_int_equal(outbox_attach(&store, db, &options), OUTBOX_OK);
+  return store;
+}
+
+/* Nothing of the store's holds the connection open, nor a transaction. */
+static void assert_untouched(sqlite3 *db) {
+  assert_null(sqlite3_next_stmt(db, NULL));
+  assert_true(sqlite3_get_autocommit(db));
+}
+
+static void no_operation_leaves_a_statement_or_a_transaction_behind(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = attach(f, db);
+  outbox_message messages[20] = {{.id = {0}}}, taken = message("taken");
+  outbox_counts counts;
+  outbox_bytes ids[] = {text("taken"), text("missing")};
+  outbox_bytes any = {NULL, 0};
+  int64_t count;
+  bool done;
+  assert_untouched(db);
+  assert_ok(store, outbox_migrate(store));
+  assert_untouched(db);
+  assert_ok(store, outbox_publish(store, messages, 20));
+  assert_untouched(db);
+  assert_ok(store, outbox_publish(store, &taken, 1));
+  assert_untouched(db);
+  taken = message("taken");
+  assert_code(store, outbox_publish(store, &taken, 1), OUTBOX_DUPLICATE);
+  assert_untouched(db);
+  assert_ok(store, outbox_count_entries(store, &counts));
+  assert_int_equal(counts.ready, 21);
+  assert_untouched(db);
+  assert_ok(store, outbox_ready_entries(store, any, 0, 3));
+  outbox_entry entry;
+  assert_int_equal(outbox_next(store, &entry), OUTBOX_ROW);
+  outbox_finish(store);
+  assert_untouched(db);
+  assert_true(claim(store, "p", f->now));
+  assert_untouched(db);
+  claimed_ids(store, "p");
+  assert_untouched(db);
+  assert_ok(store, outbox_hold_batch(store, text("p")));
+  assert_true(retry(store, "taken", f->now + SECOND));
+  assert_ok(store, outbox_renew_claim(store, text("p"), f->now, &done));
+  assert_ok(store, outbox_delete_entries(store, ids, 2, &count));
+  assert_int_equal(count, 1);
+  assert_ok(store, outbox_release_claim(store, text("p")));
+  assert_string_equal(leases(store), "");
+  assert_untouched(db);
+  int64_t again;
+  assert_ok(store, outbox_wait(store, 0, &done, &again));
+  assert_untouched(db);
+  outbox_close(store);
+  assert_untouched(db);
+}
+
+static void what_the_caller_began_is_its_own_to_end(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = attach(f, db);
+  outbox_message twins[2] = {message("twin"), message("twin")};
+  execute(db, "BEGIN");
+  publish(store, "one");
+  assert_code(store, outbox_publish(store, twins, 2), OUTBOX_DUPLICATE);
+  assert_false(sqlite3_get_autocommit(db));
+  assert_null(sqlite3_next_stmt(db, NULL));
+  outbox_close(store);
+  assert_false(sqlite3_get_autocommit(db));
+  execute(db, "COMMIT");
+  assert_string_equal(ids_in(f->db, "entries"), "one");
+}
+
+static void closing_undoes_what_the_store_began_and_no_more(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = attach(f, db);
+  execute(db, "BEGIN");
+  publish(store, "kept");
+  assert_ok(store, outbox_begin(store));
+  assert_ok(store, outbox_begin(store));
+  publish(store, "undone");
+  outbox_close(store);
+  assert_null(sqlite3_next_stmt(db, NULL));
+  execute(db, "COMMIT");
+  assert_string_equal(ids_in(f->db, "entries"), "kept");
+  store = attach(f, db);
+  assert_ok(store, outbox_begin(store));
+  publish(store, "undone");
+  outbox_close(store);
+  assert_untouched(db);
+  assert_string_equal(ids_in(f->db, "entries"), "kept");
+}
+
+static void a_store_knows_when_its_connection_is_closed(void **state) {
+  fixture *f = *state;
+  sqlite3 *db;
+  outbox_message one = message("one");
+  assert_int_equal(sqlite3_open(f->path, &db), SQLITE_OK);
+  outbox_store *first = attach(f, db), *second = attach(f, db), *gone = attach(f, db);
+  publish(first, "before");
+  outbox_close(gone);
+  assert_int_equal(sqlite3_close(db), SQLITE_OK);
+  assert_code(first, outbox_publish(first, &one, 1), OUTBOX_CLOSED);
+  assert_code(second, outbox_migrate(second), OUTBOX_CLOSED);
+  assert_null(outbox_connection(first));
+  outbox_close(first);
+  outbox_close(second);
+}
+
+static void a_store_may_be_closed_while_the_caller_reads(void **state) {
+  fixture *f = *state;
+  sqlite3 *db;
+  sqlite3_stmt *statement;
+  assert_int_equal(sqlite3_open(f->path, &db), SQLITE_OK);
+  outbox_store *store = attach(f, db);
+  sqlite3_prepare_v2(db, "SELECT 1 UNION SELECT 2", -1, &statement, NULL);
+  assert_int_equal(sqlite3_step(statement), SQLITE_ROW);
+  publish(store, "one");
+  outbox_close(store);
+  assert_int_equal(sqlite3_step(statement), SQLITE_ROW);
+  sqlite3_finalize(statement);
+  store = attach(f, db);
+  publish(store, "two");
+  assert_int_equal(sqlite3_close(db), SQLITE_OK);
+  outbox_close(store);
+  assert_string_equal(ids_in(f->db, "entries"), "one two");
+}
+
+static void a_snapshot_that_is_old_is_busy_and_says_why(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = attach(f, db);
+  outbox_message one = message("one");
+  execute(db, "BEGIN");
+  number(db, "SELECT count(*) FROM outbox_entries");
+  publish(f->store, "meanwhile");
+  assert_code(store, outbox_publish(store, &one, 1), OUTBOX_BUSY);
+  assert_non_null(strstr(outbox_error_message(store), "BEGIN IMMEDIATE"));
+  execute(db, "ROLLBACK");
+  outbox_close(store);
+}
+
+static void tables_that_a_rollback_took_away_are_missed(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = attach(f, db);
+  outbox_message one = message("one");
+  execute(db, "BEGIN");
+  assert_ok(store, outbox_migrate(store));
+  publish(store, "never");
+  execute(db, "ROLLBACK");
+  assert_code(store, outbox_publish(store, &one, 1), OUTBOX_SCHEMA);
+  outbox_close(store);
+}
+
+static void a_failed_attach_says_why(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_options options = test_options(f);
+  outbox_store *store;
+  options.prefix = "no identifier";
+  assert_code(store, outbox_attach(&store, db, &options), OUTBOX_MISUSE);
+  outbox_close(store);
+  execute(db, "PRAGMA encoding = 'UTF-16'; CREATE TABLE t (x)");
+  assert_code(store, outbox_attach(&store, db, NULL), OUTBOX_ENCODING);
+  assert_code(store, outbox_migrate(store), OUTBOX_CLOSED);
+  outbox_close(store);
+  assert_untouched(db);
+}
+
+static void the_handshake_finds_the_connection_that_is_opened_after_the_install(void **state) {
+  fixture *f = *state;
+  sqlite3 *early = connect_plainly(f), *found = NULL;
+  assert_int_equal(outbox_install(), OUTBOX_OK);
+  assert_int_equal(outbox_install(), OUTBOX_OK);
+  sqlite3 *late = connect_plainly(f);
+  outbox_await_handshake(&found);
+  assert_int_not_equal(sqlite3_exec(early, OUTBOX_HANDSHAKE, NULL, NULL, NULL), SQLITE_OK);
+  assert_null(found);
+  execute(late, OUTBOX_HANDSHAKE);
+  execute(late, OUTBOX_HANDSHAKE);
+  assert_ptr_equal(found, late);
+  outbox_await_handshake(NULL);
+  found = NULL;
+  assert_int_equal(number(late, OUTBOX_HANDSHAKE), 0); /* and nothing else */
+  assert_null(found);
+  sqlite3_reset_auto_extension();
+}
+
+int test_attach(void) {
+  const struct CMUnitTest tests[] = {
+      TEST_WITHOUT_STORE(no_operation_leaves_a_statement_or_a_transaction_behind),
+      TEST(what_the_caller_began_is_its_own_to_end),
+      TEST(closing_undoes_what_the_store_began_and_no_more),
+      TEST(a_store_knows_when_its_connection_is_closed),
+      TEST(a_store_may_be_closed_while_the_caller_reads),
+      TEST(a_snapshot_that_is_old_is_busy_and_says_why),
+      TEST_WITHOUT_STORE(tables_that_a_rollback_took_away_are_missed),
+      TEST_WITHOUT_STORE(a_failed_attach_says_why),
+      TEST_WITHOUT_STORE(the_handshake_finds_the_connection_that_is_opened_after_the_install),
+  };
+  return cmocka_run_group_tests_name("attach", tests, NULL, NULL);
+}
