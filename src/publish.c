@@ -93,7 +93,8 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) 
   if (code == OUTBOX_OK) code = generate_ids(store, messages, count, now);
   if (code != OUTBOX_OK) return code;
   /* A single insert is atomic without any transaction, unless its id must be looked for first. */
-  bool scope = count > 1 || (!messages->unique && sqlite3_get_autocommit(store->db));
+  bool looking = count == 1 && !messages->unique && sqlite3_get_autocommit(store->db);
+  bool scope = count > 1 || looking;
   if (scope) code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   while (count > 0 && code == OUTBOX_OK) {

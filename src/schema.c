@@ -12,7 +12,7 @@
   " || '-7' || substr(hex(randomblob(2)), 2) || '-' || substr('89AB', 1 + (random() & 3), 1)"      \
   " || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))"
 
-/* The check of the headers is rough, for an application's SQLite may well have no JSON functions. */
+/* The check of the headers is rough: an application's SQLite may well have no JSON functions. */
 #define COLUMNS                                                                                    \
   " id TEXT NOT NULL UNIQUE DEFAULT (lower(" UUID_V7 ")) CHECK (typeof(id) = 'text'),"             \
   " namespace TEXT NOT NULL DEFAULT '',"                                                           \
