@@ -1,6 +1,6 @@
 /*
 ** A program that uses SQLite itself, and runs Lua in several states and threads, which install
-** outbox and attach stores. When they are gone, its connections must open, work and close as before.
+** outbox and attach stores. When they are gone, its connections must open and work as before.
 */
 #define _POSIX_C_SOURCE 200809L
 
