@@ -1,7 +1,6 @@
 -- Stores on connections that the application has: the same for each binding.
 
 local outbox = require("outbox")
-local process = require("process")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
@@ -287,28 +286,11 @@ for module, adapt in pairs(BINDINGS) do
     it("rings the bell of a processor in another process", function()
       binding.close(connection)
       store:close()
-      local ready, delivered = process.gate(), support.path()
-      local pid = process.fork(function()
-        local own <close> = outbox.open(path)
-        local p
-        p = outbox.processor({ store = own, process_interval = 3600, publisher = function(messages)
-          if messages[1].key == "ready" then
-            ready:open()
-          else
-            local file <close> = assert(io.open(delivered, "w"))
-            file:write(messages[1].key)
-            p:stop()
-          end
-        end })
-        own:publish({ key = "ready" })
-        p:run()
-      end)
-      ready:wait()
+      local woken_by = support.sleeping_processor(path)
       connection = binding.open(path)
       binding.count(connection, "PRAGMA busy_timeout = 10000")
-      outbox.attach(connection):publish({ key = "hello" })
-      assert.equal(0, (process.wait(pid)))
-      assert.equal("hello", assert(io.open(delivered)):read("a"))
+      outbox.attach(connection):publish({ payload = "hello" })
+      assert.equal("hello", woken_by())
     end)
 
     if not binding.knows_itself then
@@ -352,46 +334,36 @@ for module, adapt in pairs(BINDINGS) do
   end)
 end
 
-describe("a store on a connection of LuaDBI that is not in autocommit", function()
-  local loaded, DBI = pcall(require, "DBI")
-
-  it("takes part in the transaction that LuaDBI is yet to begin", function()
-    assert.is_true(loaded)
-    outbox.install()
-    local own <close>, path = support.store()
-    local connection = assert(DBI.Connect("SQLite3", path))
-    local store = outbox.attach(connection)
-    for count = 0, 2 do
-      store:publish({}, {})
-      assert.equal(count, own:stats().ready)
-      connection:rollback()
-      store:publish({})
-      connection:commit()
-    end
-    assert.equal(3, own:stats().ready)
-    connection:close()
-    support.remove()
-  end)
-end)
-
-describe("a store on a connection of LuaSQL that is not in autocommit", function()
-  it("takes part in the transaction that is always open", function()
-    outbox.install()
-    local own <close>, path = support.store()
-    local connection = require("luasql.sqlite3").sqlite3():connect(path)
-    local store = outbox.attach(connection)
-    connection:setautocommit(false)
-    for count = 0, 2 do
-      store:publish({}, {})
-      assert.equal(count, own:stats().ready)
-      connection:rollback()
-      store:publish({})
-      connection:commit()
-    end
-    assert.equal(3, own:stats().ready)
-    connection:close()
-    support.remove()
-  end)
+describe("a store on a connection that is not in autocommit", function()
+  -- LuaDBI begins a transaction with the first statement in it, LuaSQL has one open all the time.
+  local OPEN = {
+    LuaDBI = function(path)
+      return require("DBI").Connect("SQLite3", path)
+    end,
+    LuaSQL = function(path)
+      local connection = require("luasql.sqlite3").sqlite3():connect(path)
+      connection:setautocommit(false)
+      return connection
+    end,
+  }
+  for name, open in pairs(OPEN) do
+    it("takes part in the transaction that " .. name .. " has or will begin", function()
+      outbox.install()
+      local own <close>, path = support.store()
+      local connection = assert(open(path))
+      local store = outbox.attach(connection)
+      for count = 0, 2 do
+        store:publish({}, {})
+        assert.equal(count, own:stats().ready)
+        connection:rollback()
+        store:publish({})
+        connection:commit()
+      end
+      assert.equal(3, own:stats().ready)
+      connection:close()
+      support.remove()
+    end)
+  end
 
   it("leaves it usable when a message is larger than SQLite takes", function()
     outbox.install()

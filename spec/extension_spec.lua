@@ -1,7 +1,6 @@
 -- Publishing in SQL: the loadable extension, in the sqlite3 shell and in Python; and plain SQL.
 
 local outbox = require("outbox")
-local process = require("process")
 local support = require("spec.support")
 
 -- As the documentation says to find it, without what SQLite adds itself.
@@ -156,24 +155,8 @@ describe("the loadable extension", function()
   end)
 
   it("rings the bell of a processor, closes in Python, and may be loaded again", function()
-    local ready, delivered = process.gate(), support.path()
-    local pid = process.fork(function()
-      local own <close> = outbox.open(path)
-      own:migrate()
-      local p
-      p = outbox.processor({ store = own, process_interval = 3600, publisher = function(messages)
-        if messages[1].key == "ready" then
-          ready:open()
-        else
-          local file <close> = assert(io.open(delivered, "w"))
-          file:write(messages[1].payload)
-          p:stop()
-        end
-      end })
-      own:publish({ key = "ready" })
-      p:run()
-    end)
-    ready:wait()
+    outbox.open(path):migrate()
+    local woken_by = support.sleeping_processor(path)
     local program = ([[
 import gc, sqlite3
 for _ in range(3):
@@ -202,8 +185,7 @@ gc.collect()
     assert.equal(("outbox_publish: the namespace must be TEXT or NULL, not an INTEGER\n"):rep(3),
       pipe:read("a"))
     assert.is_true(pipe:close())
-    assert.equal(0, (process.wait(pid)))
-    assert.equal("from\0Python", assert(io.open(delivered)):read("a"))
+    assert.equal("from\0Python", woken_by())
   end)
 end)
 

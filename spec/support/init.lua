@@ -1,6 +1,7 @@
 -- What the specs share: databases of their own, a clock that they set, programs in processes.
 
 local outbox = require("outbox")
+local process = require("process")
 local testing = require("outbox.testing")
 
 local M = { clock = testing.clock }
@@ -41,6 +42,34 @@ function M.sql(store, sql, ...)
     end
     return rows
   end)
+end
+
+--- Starts a processor in a process of its own, on a migrated database, that sleeps until a commit
+-- wakes it. Returns, once it sleeps, a function that waits for it to end and gives the payload of
+-- the message that it was woken for.
+function M.sleeping_processor(path)
+  local ready, delivered = process.gate(), M.path()
+  local pid = process.fork(function()
+    local store <close> = outbox.open(path)
+    local p
+    p = outbox.processor({ store = store, process_interval = 3600, publisher = function(messages)
+      if messages[1].key == "ready" then
+        ready:open()
+      else
+        local file <close> = assert(io.open(delivered, "w"))
+        file:write(messages[1].payload)
+        p:stop()
+      end
+    end })
+    store:publish({ key = "ready" })
+    p:run()
+  end)
+  ready:wait()
+  return function()
+    assert(process.wait(pid) == 0)
+    local file <close> = assert(io.open(delivered))
+    return file:read("a")
+  end
 end
 
 --- The values of one field of each entry.
