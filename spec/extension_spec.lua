@@ -248,6 +248,16 @@ describe("examples/", function()
     assert.equal(ONE, placed())
   end)
 
+  it("extension.php does, in PHP", function()
+    -- PHP does not go with sanitizers: it is given the rock that was built without.
+    local pipe = assert(io.popen(("env -u LD_PRELOAD php "
+      .. "-d sqlite3.extension_dir=$PWD/lua_modules/lib/lua/5.4 "
+      .. "examples/extension.php %s 2>&1"):format(path)))
+    assert.equal("", pipe:read("a"))
+    assert.is_true(pipe:close())
+    assert.equal(ONE, placed())
+  end)
+
   it("trigger.sql makes a message of every change, in plain SQL", function()
     local store = outbox.open(path)
     store:migrate()
