@@ -10,6 +10,7 @@ EXTENSION is what this prints:
 import sqlite3
 import sys
 
+# Otherwise Python begins a transaction when it sees an INSERT, but not before outbox_publish.
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.enable_load_extension(True)
 connection.load_extension(sys.argv[2])

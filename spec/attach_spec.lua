@@ -236,6 +236,52 @@ for module, adapt in pairs(BINDINGS) do
       assert.same(before, settings())
     end)
 
+    it("leaves the rowid of the application's last insert", function()
+      store:publish({}, {}, {})
+      execute("INSERT INTO orders VALUES (17)")
+      store:publish({ id = "a" })
+      store:publish({}, {})
+      pcall(store.publish, store, { id = "a" })
+      assert.equal(17, binding.count(connection, "SELECT last_insert_rowid()"))
+    end)
+
+    it("says so when SQLite rolls the application's transaction back", function()
+      local pages = binding.count(connection, "PRAGMA page_count")
+      binding.count(connection, "PRAGMA max_page_count = " .. pages + 2)
+      execute("BEGIN")
+      execute("INSERT INTO orders VALUES (1)")
+      local problem = support.raised(store.publish, store, { payload = ("x"):rep(100000) })
+      assert.equal("full", problem.code)
+      assert.matches("rolled the whole transaction back", problem.message)
+      assert.same({ 0, 0 }, { committed() })
+    end)
+
+    it("can be closed by a finalizer in the middle of a call", function()
+      local messages = {}
+      for i = 1, 2000 do
+        messages[i] = { key = tostring(i) }
+      end
+      store:publish(table.unpack(messages))
+      local function wrapped()
+        return setmetatable({ store = outbox.attach(connection) }, { __gc = function(wrapper)
+          wrapper.store:close()
+        end }).store -- from now on only the store itself is held
+      end
+      for _ = 1, 3 do
+        pcall(function()
+          wrapped():ready_entries({ limit = 2000 })
+        end)
+        pcall(function()
+          wrapped():publish(table.unpack(messages))
+        end)
+        pcall(function()
+          wrapped():stats()
+        end)
+      end
+      store:publish({})
+      assert.is_true(binding.close(connection))
+    end)
+
     it("is closed with the connection, which nothing of it holds open", function()
       store:publish({}, {})
       store:stats()
@@ -393,8 +439,12 @@ describe("a store on a function", function()
     own, path = support.store()
     own:close()
     seen = {}
-    -- The plainest function, on the sqlite3 library of a store of ours.
+    -- The plainest function, on the sqlite3 library of a store of ours; without savepoints, which
+    -- that has itself.
     run = function(sql, ...)
+      if sql:find("SAVEPOINT") then
+        return
+      end
       seen[#seen + 1] = { sql, select("#", ...) }
       local other <close> = outbox.open(path)
       local values = table.pack(...)
@@ -411,7 +461,7 @@ describe("a store on a function", function()
     return own:ready_entries()
   end
 
-  it("publishes through it, one statement for one message, with every byte", function()
+  it("publishes through it, with every byte", function()
     local store = outbox.attach(run, { id_generator = testing.ids(), clock = testing.clock(5) })
     assert.equal("id-1", store:publish({ namespace = "n", key = "k", payload = "p",
       headers = { a = "b" } }))
@@ -436,6 +486,10 @@ describe("a store on a function", function()
     store:publish({ id = "now" })
     assert.is_false((pcall(store.publish, store, { id = "now" })))
     assert.equal(1, #entries())
+    local twice = outbox.attach(run, { id_generator = function()
+      return "late"
+    end })
+    assert.matches("NOT NULL", tostring(support.raised(twice.publish, twice, {})))
   end)
 
   it("takes nothing for success but success", function()
@@ -452,17 +506,25 @@ describe("a store on a function", function()
     end):publish({}))
   end)
 
-  it("makes a savepoint for several, and rolls it back when one fails", function()
-    local ran = {}
-    local store = outbox.attach(function(sql)
-      ran[#ran + 1] = sql:match("^[%u ]+")
-      if #ran == 3 then
-        error("full")
+  it("makes a savepoint, and rolls it back whatever fails", function()
+    local UNDONE = { "ROLLBACK TO SAVEPOINT ", "RELEASE SAVEPOINT " }
+    local ALL = { "SAVEPOINT ", "INSERT INTO ", "INSERT INTO ", "RELEASE SAVEPOINT " }
+    for failing = 1, #ALL do
+      for _, answer in ipairs({ "raise", 1, false }) do
+        local ran = {}
+        local store = outbox.attach(function(sql)
+          ran[#ran + 1] = sql:match("^[%u ]+")
+          if #ran == failing and answer == "raise" then
+            error("full")
+          elseif #ran >= failing then
+            return answer -- and whatever it says from then on
+          end
+        end)
+        assert.is_false((pcall(store.publish, store, {}, {})))
+        local expected = table.move(ALL, 1, failing, 1, {})
+        assert.same(table.move(UNDONE, 1, 2, failing + 1, expected), ran)
       end
-    end)
-    assert.matches("full", support.raised(store.publish, store, {}, {}, {}))
-    assert.same({ "SAVEPOINT ", "INSERT INTO ", "INSERT INTO ", "ROLLBACK TO SAVEPOINT ",
-      "RELEASE SAVEPOINT " }, ran)
+    end
   end)
 
   it("checks messages and options as the others do", function()
@@ -471,6 +533,7 @@ describe("a store on a function", function()
       ["table expected, got number"] = 1,
       ["unknown field 'payloads'"] = { payloads = "" },
       ["field 'id' must be a string, not a number"] = { id = 1 },
+      ["field 'deliver_at' is out of range"] = { deliver_at = 0 / 0 },
       ["headers must be strings"] = { headers = { 1 } },
     }) do
       assert.matches(message, support.raised(store.publish, store, {}, wrong), 1, true)
@@ -485,6 +548,71 @@ describe("a store on a function", function()
     }) do
       assert.matches(message, support.raised(outbox.attach, run, options), 1, true)
     end
+  end)
+end)
+
+describe("a store on a connection of lsqlite3", function()
+  local loaded, lsqlite3 = pcall(require, "lsqlite3")
+  local path, connection, store
+
+  before_each(function()
+    if loaded then
+      local own
+      own, path = support.store()
+      own:close()
+      connection = lsqlite3.open(path)
+      connection:exec("CREATE TABLE orders (number INTEGER PRIMARY KEY)")
+      store = outbox.attach(connection)
+    end
+  end)
+
+  after_each(support.remove)
+
+  local function try(name, fn)
+    it(name, function()
+      if not loaded then
+        pending("lsqlite3 cannot be had")
+        return
+      end
+      fn()
+    end)
+  end
+
+  try("rolls nothing back that it has not begun, not even a statement at work", function()
+    for number in connection:urows("INSERT INTO orders VALUES (1), (2) RETURNING number") do
+      assert.equal("misuse", support.raised(store.publish, store, {}, {}).code)
+      assert.equal("misuse", support.raised(store.publish, store, { id = "mine" }).code)
+      store:publish({ key = tostring(number) })
+    end
+    connection:close()
+    local own <close> = outbox.open(path)
+    assert.equal(2, #support.sql(own, "SELECT * FROM orders"))
+    assert.same({ "1", "2" }, support.pluck(own:ready_entries(), "key"))
+  end)
+
+  try("refuses to be called by what its own statements call", function()
+    local problem
+    connection:create_function("audit", 1, function(context)
+      problem = problem or support.raised(store.publish, store, { key = "audit" }, {})
+      assert(support.raised(store.stats, store).code == "misuse")
+      context:result_int(1)
+    end)
+    connection:exec("CREATE TEMP TRIGGER t AFTER INSERT ON outbox_entries BEGIN"
+      .. " SELECT audit(NEW.key); END")
+    store:publish({ key = "outer" })
+    store:publish({ key = "many" }, {})
+    assert.equal("misuse", problem.code)
+    assert.matches("in the middle of another call", problem.message)
+    assert.equal(3, store:stats().ready)
+    assert.equal(lsqlite3.OK, connection:close())
+  end)
+
+  try("checks the encoding once more when it makes the tables", function()
+    local other = lsqlite3.open(support.path())
+    local early = outbox.attach(other)
+    other:exec("PRAGMA encoding = 'UTF-16le'; CREATE TABLE t (x)")
+    assert.equal("encoding", support.raised(early.migrate, early).code)
+    other:close()
   end)
 end)
 
@@ -505,7 +633,9 @@ describe("outbox.attach", function()
       ["plain identifier"] = { prefix = "a-b" },
       ["clock must be a function"] = { clock = 1 },
     }) do
-      assert.matches(message, support.raised(outbox.attach, connection, options), 1, true)
+      local problem = support.raised(outbox.attach, connection, options)
+      assert.matches(message, problem, 1, true)
+      assert.matches("argument #2", problem, 1, true)
     end
     assert.is_true(connection:close())
   end)

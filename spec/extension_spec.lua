@@ -113,6 +113,7 @@ describe("the loadable extension", function()
       SELECT outbox_publish('', '', 17);
       SELECT outbox_publish('', '', '', '[]');
       SELECT outbox_publish('', '', '', '{no json}');
+      SELECT outbox_publish('', '', '', '{}' || char(0) || '}');
       SELECT outbox_publish('', '', '', 1);
       SELECT outbox_publish('', '');
       SELECT outbox_migrate(1);
@@ -132,6 +133,18 @@ describe("the loadable extension", function()
       assert.matches(message, output, 1, true)
     end
     assert.same({ "after" }, support.pluck(entries(), "key"))
+  end)
+
+  it("leaves the rowid of the last insert; says why it cannot be loaded just now", function()
+    local output = run(([[
+      SELECT outbox_migrate();
+      CREATE TABLE orders (number INTEGER PRIMARY KEY);
+      INSERT INTO orders VALUES (17);
+      SELECT outbox_publish('', '', '') IS NULL;
+      SELECT last_insert_rowid();
+      SELECT load_extension('%s');]]):format(EXTENSION))
+    assert.matches("17", output)
+    assert.matches("outbox: unable to delete/modify user-function", output, 1, true)
   end)
 
   it("cannot be called by triggers and views, which plain SQL does for them", function()

@@ -1,12 +1,24 @@
 /*
 ** Attaching: a store on a connection that somebody else has opened, and will close.
 */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 
+#include <dlfcn.h>
 #include <stdint.h>
 #include <unistd.h>
 
 #include "store.h"
+
+/*
+** SQLite will call into this code for as long as the process lasts, whoever loaded it, and whatever
+** unloads it: a Lua state that closes, for instance. A program's own code is not found, and stays.
+*/
+void outbox_pin(void) {
+  static const char HERE = 0;
+  Dl_info object;
+  if (dladdr(&HERE, &object) != 0)
+    dlopen(object.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
+}
 
 /*
 ** SQLite has no hook for the close of a connection, but destroys its functions then. So each store
@@ -58,6 +70,7 @@ int outbox_borrow(outbox_store **out, sqlite3 *db, const outbox_options *options
 }
 
 int outbox_attach(outbox_store **out, sqlite3 *db, const outbox_options *options) {
+  outbox_pin();
   int code = outbox_borrow(out, db, options);
   return code == OUTBOX_OK ? await_close(*out) : code;
 }

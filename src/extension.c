@@ -88,6 +88,7 @@ static int is_object(sqlite3 *db, outbox_bytes text, bool *yes) {
   sqlite3_stmt *statement;
   int sqlite_code = sqlite3_prepare_v2(db, SQL, -1, &statement, NULL);
   if (sqlite_code != SQLITE_OK) return sqlite_code;
+  if (memchr(text.data, '\0', text.size) != NULL) text.size = 0; /* where JSON would end unseen */
   sqlite3_bind_text64(statement, 1, text.data, text.size, SQLITE_STATIC, SQLITE_UTF8);
   if (sqlite3_step(statement) == SQLITE_ROW) *yes = sqlite3_column_int(statement, 0);
   return sqlite3_finalize(statement);
@@ -161,6 +162,8 @@ int sqlite3_outboxsqlite_init(sqlite3 *db, char **message, const sqlite3_api_rou
   if (sqlite_code == SQLITE_OK) sqlite_code = create(db, shared, "outbox_publish", 3, publish);
   if (sqlite_code == SQLITE_OK) sqlite_code = create(db, shared, "outbox_publish", 4, publish);
   if (sqlite_code == SQLITE_OK) sqlite_code = create(db, shared, "outbox_migrate", 0, migrate);
+  if (code == OUTBOX_OK && sqlite_code != SQLITE_OK)
+    *message = sqlite3_mprintf("outbox: %s", sqlite3_errmsg(db));
   release(shared);
   return sqlite_code;
 }

@@ -28,19 +28,8 @@ static int greet(sqlite3 *db, char **message, const sqlite3_api_routines *api) {
                                     NULL, shake_hands, NULL, NULL, NULL);
 }
 
-/*
-** SQLite will call into this code for as long as the process lasts, whoever loaded it, and whatever
-** unloads it: a Lua state that closes, for instance. A program's own code is not found, and stays.
-*/
-static void pin(void) {
-  static const char HERE = 0;
-  Dl_info object;
-  if (dladdr(&HERE, &object) != 0)
-    dlopen(object.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
-}
-
 int outbox_install(void) {
-  pin();
+  outbox_pin();
   return sqlite3_auto_extension((void (*)(void))greet) == SQLITE_OK ? OUTBOX_OK : OUTBOX_NOMEM;
 }
 

@@ -86,16 +86,10 @@ int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t co
   return code == OUTBOX_OK ? generate_ids(store, messages, count, now) : code;
 }
 
-int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) {
-  int64_t now;
-  int code = outbox_check_transaction(store);
-  if (code == OUTBOX_OK) code = outbox_now(store, &now);
-  if (code == OUTBOX_OK) code = generate_ids(store, messages, count, now);
-  if (code != OUTBOX_OK) return code;
-  /* A single insert is atomic without any transaction, unless its id must be looked for first. */
-  bool looking = count == 1 && !messages->unique && sqlite3_get_autocommit(store->db);
-  bool scope = count > 1 || looking;
-  if (scope) code = outbox_begin(store);
+/* Publishes; `scope`, whether that takes a transaction, or a savepoint, of its own. */
+static int write(outbox_store *store, outbox_message *messages, size_t count, int64_t now,
+                 bool scope) {
+  int code = scope ? outbox_begin(store) : OUTBOX_OK;
   if (code != OUTBOX_OK) return code;
   while (count > 0 && code == OUTBOX_OK) {
     size_t rows = all_ready(messages, count, now) ? ROWS : 1;
@@ -109,4 +103,19 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) 
     count -= rows;
   }
   return scope ? outbox_end(store, code) : code;
+}
+
+int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) {
+  int64_t now;
+  int code = outbox_check_transaction(store);
+  if (code == OUTBOX_OK) code = outbox_now(store, &now);
+  if (code == OUTBOX_OK) code = generate_ids(store, messages, count, now);
+  if (code != OUTBOX_OK) return code;
+  /* A single insert is atomic without any transaction, unless its id must be looked for first. */
+  bool looking = count == 1 && !messages->unique && sqlite3_get_autocommit(store->db);
+  /* An application asks for the rowid of its own last insert, not of ours. */
+  sqlite3_int64 rowid = sqlite3_last_insert_rowid(store->db);
+  code = write(store, messages, count, now, count > 1 || looking);
+  if (store->attached) sqlite3_set_last_insert_rowid(store->db, rowid);
+  return code;
 }

@@ -72,6 +72,7 @@ static int create_tables(outbox_store *store) {
 int outbox_migrate(outbox_store *store) {
   int version = 0;
   int code = outbox_enter(store);
+  if (code == OUTBOX_OK && store->attached) code = outbox_check_encoding(store);
   if (code == OUTBOX_OK) code = outbox_schema_version(store, &version);
   if (code != OUTBOX_OK || version == SCHEMA_VERSION) return code;
   code = outbox_begin(store);

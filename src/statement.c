@@ -115,9 +115,17 @@ int outbox_query(outbox_store *store, enum statement which, const char *sql, sql
 }
 
 int outbox_step(outbox_store *store, sqlite3_stmt *statement) {
+  bool theirs = !sqlite3_get_autocommit(store->db) && (store->depth == 0 || !store->outermost);
+  store->stepping = true;
   int sqlite_code = sqlite3_step(statement);
+  store->stepping = false;
   if (sqlite_code == SQLITE_ROW) return OUTBOX_ROW;
   int code = sqlite_code == SQLITE_DONE ? OUTBOX_DONE : outbox_fail_sqlite(store);
+  if (code != OUTBOX_DONE && theirs && sqlite3_get_autocommit(store->db)) {
+    size_t end = strlen(store->message);
+    sqlite3_snprintf((int)(sizeof store->message - end), store->message + end,
+                     "; SQLite has rolled the whole transaction back");
+  }
   outbox_reset(store, statement);
   return code;
 }
@@ -143,7 +151,9 @@ static int run(outbox_store *store, enum statement which, const char *sql, const
   sqlite3_stmt *statement;
   int code = query(store, which, sql, &statement, types, values);
   if (code != OUTBOX_OK) return code;
-  code = outbox_step(store, statement);
+  do /* some connections are set to give rows for a write: how many it changed */
+    code = outbox_step(store, statement);
+  while (code == OUTBOX_ROW);
   return code == OUTBOX_DONE ? OUTBOX_OK : code;
 }
 
@@ -215,7 +225,7 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
 }
 
 void outbox_finish(outbox_store *store) {
-  if (store->reading == NULL || store->pid != getpid()) return;
+  if (store->reading == NULL || store->pid != getpid() || store->stepping) return;
   outbox_reset(store, store->reading);
   store->reading = NULL;
   store->batch.open = store->filter.active = false;

@@ -12,6 +12,8 @@ int outbox_enter(outbox_store *store) {
   if (store->pid != getpid())
     return outbox_fail(store, OUTBOX_FORKED,
                        "the store was opened before fork(); open stores after it");
+  if (store->stepping)
+    return outbox_fail(store, OUTBOX_MISUSE, "the store is in the middle of another call");
   if (store->db == NULL && store->attached)
     return outbox_fail(store, OUTBOX_CLOSED, "the connection that the store used is closed");
   if (store->db == NULL) return OUTBOX_MISUSE; /* outbox_open failed; its message stands */

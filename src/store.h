@@ -128,6 +128,7 @@ struct outbox_store {
   bool doomed;                  /* a rollback failed and is still to be done */
   bool outermost; /* the first of them is a BEGIN, not a savepoint in somebody else's */
   bool attached;  /* the connection is somebody else's: no statement must outlive a call */
+  bool stepping;  /* SQLite runs a statement of ours, and perhaps functions that call us again */
   notice *notice;
   batch batch;
   filter filter;
@@ -144,6 +145,9 @@ int outbox_make_store(outbox_store **store, const outbox_options *options);
 
 /* Makes a store of a connection as outbox_attach does, but nobody will tell it of the close. */
 int outbox_borrow(outbox_store **store, sqlite3 *db, const outbox_options *options);
+
+/* Keeps the shared object that this code is in loaded for as long as the process lasts. */
+void outbox_pin(void);
 
 /* Lets go of the connection of an attached store. */
 void outbox_detach(outbox_store *store);

@@ -38,10 +38,20 @@ int outbox_check_transaction(outbox_store *store) {
   return code;
 }
 
+/* Whether a statement that writes is in the middle of its work, and so of a transaction. */
+static bool is_writing(sqlite3 *db) {
+  for (sqlite3_stmt *s = sqlite3_next_stmt(db, NULL); s != NULL; s = sqlite3_next_stmt(db, s))
+    if (sqlite3_stmt_busy(s) && !sqlite3_stmt_readonly(s)) return true;
+  return false;
+}
+
 int outbox_begin(outbox_store *store) {
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
   bool outermost = sqlite3_get_autocommit(store->db);
+  if (outermost && store->attached && is_writing(store->db)) /* a BEGIN would be its rollback */
+    return outbox_fail(store, OUTBOX_MISUSE,
+                       "no transaction can be begun while a statement that writes gives its rows");
   code = outermost ? outbox_prepare_control(store, BEGIN, ROLLBACK)
                    : outbox_prepare_control(store, SAVEPOINT, ROLLBACK_TO);
   if (code == OUTBOX_OK) code = outbox_control(store, outermost ? BEGIN : SAVEPOINT);

@@ -66,9 +66,9 @@ end
 local function attach_connection(connection, binding, options)
   local method = method_of(connection, binding.methods[1])
   local get_pointer = binding.pointer and method_of(connection, binding.pointer)
-  return core.attach(options, function()
+  return core.attach(function()
     binding.select(connection)
-  end, method, get_pointer and get_pointer(connection), binding.lazy)
+  end, options, method, get_pointer and get_pointer(connection), binding.lazy)
 end
 
 --- Any other way ------------------------------------------------------------------------------
@@ -88,6 +88,8 @@ local function check_message(i, message)
         wrong = ("unknown field '%s'"):format(tostring(field))
       elseif type(value) ~= wanted then
         wrong = ("field '%s' must be a %s, not a %s"):format(field, wanted, type(value))
+      elseif wanted == "number" and (value ~= value or math.abs(value) > 1e11) then
+        wrong = ("field '%s' is out of range"):format(field)
       end
     end
   end
@@ -108,13 +110,13 @@ local function parameter(values, value, as)
   return ("CAST(? AS %s)"):format(as)
 end
 
--- SQL that adds a message, and its values. An id that the message brings must be new to all tables:
--- where it is not, it becomes NULL, which none of them takes.
+-- SQL that adds a message, and its values. An id, unless it is a UUID of ours, must be new to all
+-- tables: where it is not, it becomes NULL, which none of them takes.
 local function make_insert(self, message, id, now)
   local values, prefix = { n = 0 }, self.prefix
   local late = message.deliver_at and message.deliver_at > now
   local columns = "id, namespace, key, payload, headers, created_at"
-  local known = message.id and {} or nil
+  local known = (message.id or not self.unique) and {} or nil
   for _, name in ipairs(known and { "entries", "delayed", "dead" } or {}) do
     known[#known + 1] = ("EXISTS (SELECT 1 FROM %s%s WHERE id = %s)"):format(prefix, name,
       parameter(values, id, "TEXT"))
@@ -171,21 +173,16 @@ function Attached:publish(...)
     end
     statements[i] = table.pack(make_insert(self, message, ids[i], now))
   end
-  if #statements == 1 then -- which is all or nothing by itself
-    execute(self, table.unpack(statements[1]))
-    return ids[1]
-  end
-  execute(self, "SAVEPOINT outbox", NOTHING)
   local ok, trouble = pcall(function()
+    execute(self, "SAVEPOINT outbox", NOTHING)
     for _, statement in ipairs(statements) do
       execute(self, table.unpack(statement))
     end
+    execute(self, "RELEASE SAVEPOINT outbox", NOTHING)
   end)
-  if not ok then
-    execute(self, "ROLLBACK TO SAVEPOINT outbox", NOTHING)
-  end
-  execute(self, "RELEASE SAVEPOINT outbox", NOTHING)
-  if not ok then
+  if not ok then -- also when it only seems so: what raises must not have published
+    pcall(self.run, "ROLLBACK TO SAVEPOINT outbox")
+    pcall(self.run, "RELEASE SAVEPOINT outbox")
     error(trouble, 0)
   end
   return table.unpack(ids)
@@ -222,6 +219,7 @@ local function attach_function(run, options)
   return setmetatable({
     run = run,
     prefix = prefix,
+    unique = options.id_generator == nil,
     clock = callback(options, "clock", "now", core.clock),
     generate_id = function(...)
       return generator.generate_id(...)

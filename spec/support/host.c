@@ -39,6 +39,30 @@ static void use_sqlite(void) {
   check(sqlite3_close(db) == SQLITE_OK, "cannot close");
 }
 
+/* A Lua state that attaches to a connection of the host's, which outlives it and is at work. */
+static void lend_connection(void) {
+  static const char LEND[] = "local found, lsqlite3 = pcall(require, 'lsqlite3')\n"
+                             "if found then\n"
+                             "  store = require('outbox').attach(lsqlite3.open_ptr(db))\n"
+                             "  store:migrate()\n"
+                             "  store:publish({})\n"
+                             "end\n";
+  sqlite3 *db;
+  sqlite3_stmt *statement;
+  check(sqlite3_open(":memory:", &db) == SQLITE_OK, "cannot open");
+  sqlite3_prepare_v2(db, "SELECT 1 UNION SELECT 2", -1, &statement, NULL);
+  check(sqlite3_step(statement) == SQLITE_ROW, "no row");
+  lua_State *L = luaL_newstate();
+  luaL_openlibs(L);
+  lua_pushlightuserdata(L, db);
+  lua_setglobal(L, "db");
+  check(luaL_dostring(L, LEND) == LUA_OK, lua_tostring(L, -1));
+  lua_close(L);
+  check(sqlite3_step(statement) == SQLITE_ROW, "no second row");
+  sqlite3_finalize(statement);
+  check(sqlite3_close(db) == SQLITE_OK, "cannot close what was lent");
+}
+
 static void *run_lua(void *context) {
   for (int i = 0; i < 20; i++) {
     lua_State *L = luaL_newstate();
@@ -55,6 +79,7 @@ static void *run_lua(void *context) {
 int main(void) {
   pthread_t threads[4];
   int numbers[4];
+  lend_connection(); /* first: nothing is installed yet */
   for (int i = 0; i < 4; i++) {
     numbers[i] = i % 2;
     check(pthread_create(&threads[i], NULL, run_lua, &numbers[i]) == 0, "no thread");

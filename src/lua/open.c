@@ -184,7 +184,7 @@ static sqlite3 *shake_hands(lua_State *L, int index) {
 }
 
 /*
-** attach(options, select, method, pointer, lazy), for outbox.attach: `select` runs the handshake on
+** attach(select, options, method, pointer, lazy), for outbox.attach: `select` runs the handshake on
 ** the connection, by way of its binding; `method` is a C function of that; `pointer` is the
 ** connection where the binding tells it; `lazy`, whether the binding begins transactions late.
 */
@@ -195,18 +195,18 @@ static int attach(lua_State *L) {
   lua_CFunction method = lua_tocfunction(L, 3);
   const void *code;
   memcpy(&code, &method, sizeof code);
-  sqlite3 *db = shake_hands(L, 2);
+  sqlite3 *db = shake_hands(L, 1);
   if (db == NULL && lua_islightuserdata(L, 4) && outbox_shares_sqlite(code))
     db = lua_touserdata(L, 4);
   if (db == NULL) raise_unknown(L, method);
   shim_store *self = push_store(L);
   int store_index = lua_gettop(L);
-  if (shim_check_options(L, 1, OPTIONS)) read_options(L, self, 1, &options);
+  if (shim_check_options(L, 2, OPTIONS)) read_options(L, self, 2, &options);
   self->attached = true;
   self->lazy = lua_toboolean(L, 5);
-  lua_pushvalue(L, 2);
+  lua_pushvalue(L, 1);
   lua_setiuservalue(L, store_index, SELECT_VALUE);
-  finish_store(L, self, 1, outbox_attach(&self->store, db, &options));
+  finish_store(L, self, 2, outbox_attach(&self->store, db, &options));
   return 1;
 }
 

@@ -108,13 +108,15 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
       set_made(L, i, ID, &messages[i - 2].id);
     }
   }
-  if (make || self->lua_clock) check(L);
+  /* Whatever was called, and any finalizer that the collector ran, may have closed the store. */
+  check(L);
 
   /* The ids are pushed first: what has been published must not fail for want of room for them. */
   shim_check(L, self, outbox_generate_ids(self->store, messages, count));
   luaL_checkstack(L, (int)count, "too many messages");
   for (size_t i = 0; i < count; i++)
     lua_pushlstring(L, messages[i].id.data, messages[i].id.size);
+  check(L);
   shim_check(L, self, outbox_publish(self->store, messages, count));
   return (int)count;
 }

@@ -88,14 +88,23 @@ static int read_entries(lua_State *L) {
   return 1;
 }
 
+/* Protected: Lua may run out of memory. */
+int shim_try_undisturbed(lua_State *L, lua_CFunction function, void *pointer) {
+  bool collecting = lua_gc(L, LUA_GCISRUNNING);
+  lua_gc(L, LUA_GCSTOP);
+  lua_pushcfunction(L, function);
+  lua_pushlightuserdata(L, pointer);
+  int status = lua_pcall(L, 1, 1, 0);
+  if (collecting) lua_gc(L, LUA_GCRESTART);
+  return status;
+}
+
 /* Pushes the array that `read` makes of the reading that was started with `code`. */
 static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
                          enum shim_kind kind) {
   shim_check(L, self, code);
   reading reading = {.store = self->store, .kind = kind};
-  lua_pushcfunction(L, read); /* protected: Lua may run out of memory in mid-reading */
-  lua_pushlightuserdata(L, &reading);
-  int status = lua_pcall(L, 1, 1, 0);
+  int status = shim_try_undisturbed(L, read, &reading);
   outbox_finish(self->store);
   if (status != LUA_OK) lua_error(L);
   if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);

@@ -94,6 +94,12 @@ int shim_opt_name(lua_State *L, int index, const char *option, const char *const
 /* What is read: a claim, or a list of what lies in one of the tables. */
 enum shim_kind { CLAIMED, READY, DELAYED, DEAD };
 
+/*
+** Calls a function with a pointer, protected; it leaves one value, or the error, and Lua's status.
+** No finalizer can run in it, and close the store that it reads from.
+*/
+int shim_try_undisturbed(lua_State *L, lua_CFunction function, void *pointer);
+
 /* Pushes the array of what the core has begun to read, unless `code` is an error: entries ... */
 int shim_push_entries(lua_State *L, shim_store *self, int code, enum shim_kind kind);
 

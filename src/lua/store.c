@@ -37,6 +37,7 @@ shim_store *shim_check_store(lua_State *L, int index) {
   if (self->innermost != NULL && self->owner != L)
     shim_raise(L, "busy", "another coroutine has a transaction open on this store; use its txn");
   if (self->lazy) begin_theirs(L, self, index);
+  if (self->store == NULL) shim_raise(L, "closed", "the store is closed");
   return self;
 }
 
@@ -354,6 +355,7 @@ static int call_by_ids(lua_State *L, by_ids *function) {
   int64_t found = 0;
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes *ids = check_ids(L, 2, &count);
+  shim_check_store(L, 1);
   shim_check(L, self, function(self->store, ids, count, &found));
   lua_pushinteger(L, found);
   return 1;
@@ -464,6 +466,7 @@ static int list(lua_State *L, lister *function, enum shim_kind kind) {
     luaL_argcheck(L, type == LUA_TNIL || type == LUA_TSTRING, 2, "namespace must be a string");
     namespace = opt_bytes(L, -1);
   }
+  shim_check_store(L, 1);
   return shim_push_entries(L, self, function(self->store, namespace, after, limit), kind);
 }
 
@@ -547,6 +550,7 @@ static int store_stats(lua_State *L) {
   }
   if (counts.ready > 0) shim_set_seconds(L, "oldest_age", counts.oldest_age);
   if (counts.delayed > 0) shim_set_seconds(L, "due_at", counts.due_at);
+  shim_check_store(L, 1); /* a finalizer may have closed it */
   shim_push_leases(L, self, outbox_leases(self->store));
   lua_setfield(L, -2, "leases");
   return 1;

@@ -192,6 +192,7 @@ static rows *push_rows(lua_State *L) {
   luaL_setmetatable(L, ROWS);
   lua_pushvalue(L, 1);
   lua_setiuservalue(L, -2, 1);
+  check_open(L); /* a finalizer may have closed it */
   self->transaction = transaction;
   self->next = transaction->first;
   if (self->next != NULL) self->next->previous = self;
@@ -276,6 +277,17 @@ static int transaction_rows(lua_State *L) {
   return 4;
 }
 
+static int push_row(lua_State *L) {
+  sqlite3_stmt *statement = lua_touserdata(L, 1);
+  int columns = sqlite3_column_count(statement);
+  lua_createtable(L, 0, columns);
+  for (int i = 0; i < columns; i++) {
+    push_column(L, statement, i);
+    lua_setfield(L, -2, sqlite3_column_name(statement, i));
+  }
+  return 1;
+}
+
 static int rows_next(lua_State *L) {
   rows *self = luaL_checkudata(L, 1, ROWS);
   if (self->done) return 0;
@@ -289,12 +301,7 @@ static int rows_next(lua_State *L) {
     return 0;
   }
   if (sqlite_code != SQLITE_ROW) return raise_sqlite(L, self);
-  int columns = sqlite3_column_count(self->statement);
-  lua_createtable(L, 0, columns);
-  for (int i = 0; i < columns; i++) {
-    push_column(L, self->statement, i);
-    lua_setfield(L, -2, sqlite3_column_name(self->statement, i));
-  }
+  if (shim_try_undisturbed(L, push_row, self->statement) != LUA_OK) lua_error(L);
   return 1;
 }
 
