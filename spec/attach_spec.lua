@@ -566,7 +566,13 @@ describe("a store on a connection of lsqlite3", function()
     end
   end)
 
-  after_each(support.remove)
+  after_each(function()
+    if loaded then
+      pcall(connection.close, connection)
+      store:close()
+    end
+    support.remove()
+  end)
 
   local function try(name, fn)
     it(name, function()
