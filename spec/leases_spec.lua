@@ -61,8 +61,17 @@ local function lapsed(claim, now)
   return claim.deadline < now
 end
 
--- Whether somebody else keeps an exclusive claim from being made.
-function Model:refuses(processor, now)
+-- Whether somebody else keeps an exclusive claim from being made, with a row or one due back.
+function Model:refuses(processor, now, leases)
+  for _, entry in ipairs(self.delayed) do
+    for _, lease in ipairs(leases) do
+      if entry.position and entry.due_at <= now and lease.processor_id ~= processor
+        and not lapsed(lease, now) and lease.first_seq <= entry.position
+        and entry.position <= lease.last_seq then
+        return true
+      end
+    end
+  end
   if self.open and self.open.owner ~= processor and not lapsed(self.open, now) then
     return true
   end
@@ -166,8 +175,9 @@ describe("leases", function()
         end
         local expected = false
         -- One that stands by leaves everything to the one who works.
-        if not (options.exclusive and model:refuses(processor, clock.time)) then
-          model:restore_due(clock.time, store:stats().leases)
+        local leases = store:stats().leases
+        if not (options.exclusive and model:refuses(processor, clock.time, leases)) then
+          model:restore_due(clock.time, leases)
           expected = model:claim(processor, deadline, options, clock.time)
         end
         assert.equal(expected, store:claim_entries(processor, deadline, options))

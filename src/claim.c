@@ -26,6 +26,9 @@ static const char FIND_DUE_SQL[] =
 static const char SELECT_DUE_SQL[] =
     "SELECT seq, position FROM @delayed WHERE due_at <= ?1 ORDER BY due_at, seq LIMIT ?2";
 
+static const char FIND_RETURNING_SQL[] =
+    "SELECT EXISTS (SELECT 1 FROM @delayed WHERE position BETWEEN ?1 AND ?2 AND due_at <= ?3)";
+
 /* A position is free: no other entry ever had that seq. A NULL gets the next seq. */
 static const char RESTORE_DUE_SQL[] =
     "INSERT OR IGNORE INTO @entries"
@@ -219,15 +222,34 @@ static int measure(outbox_store *store, int64_t first, int64_t last, int64_t lim
 
 /* --- The claim ------------------------------------------------------------------------------- */
 
-/* A live lease with no entry left under it is as good as none; an exclusive one awaits entries. */
-static int sweep(outbox_store *store, intervals *leases) {
+/* Whether an entry is due to come back to a place from first to last. */
+static int find_returning(outbox_store *store, int64_t first, int64_t last, int64_t now,
+                          bool *found) {
+  sqlite3_stmt *row;
+  int code =
+      outbox_query(store, FIND_RETURNING, FIND_RETURNING_SQL, &row, "iii", first, last, now);
+  if (code == OUTBOX_OK) code = outbox_step(store, row);
+  if (code != OUTBOX_ROW) return code;
+  *found = sqlite3_column_int(row, 0);
+  outbox_reset(store, row);
+  return OUTBOX_OK;
+}
+
+/*
+** A live lease with no entry left under it, nor one that is due back there, is as good as none; an
+** exclusive one awaits entries.
+*/
+static int sweep(outbox_store *store, intervals *leases, int64_t now) {
   for (size_t i = 0; i < leases->count; i++) {
     interval *lease = &leases->items[i];
     if (lease->kind != OTHERS || lease->last == INT64_MAX) continue;
     int64_t end, count;
     int code = measure(store, lease->first, lease->last, 1, &end, &count);
+    bool returning = false;
+    if (code == OUTBOX_OK && count == 0)
+      code = find_returning(store, lease->first, lease->last, now, &returning);
     if (code != OUTBOX_OK) return code;
-    if (count == 0) lease->kind = LAPSED;
+    if (count == 0 && !returning) lease->kind = LAPSED;
   }
   return OUTBOX_OK;
 }
@@ -399,7 +421,7 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
 
   code = load_leases(store, processor_id, now, &leases, &lapses_at, &in_hand);
   if (code == OUTBOX_OK && exclusive) {
-    code = sweep(store, &leases);
+    code = sweep(store, &leases, now);
     refused = any_of_others(&leases); /* all or nothing: then nothing changes */
   }
   if (code == OUTBOX_OK && !refused) {
@@ -407,7 +429,7 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
     if (in_hand) code = charge_leases(store, processor_id, now);
     if (code == OUTBOX_OK) code = restore_due(store, now, &restored, &restored_from);
     if (code == OUTBOX_OK && exclusive) code = claim_all(store, &leases, &mine);
-    if (code == OUTBOX_OK && !exclusive) code = sweep(store, &leases);
+    if (code == OUTBOX_OK && !exclusive) code = sweep(store, &leases, now);
     if (code == OUTBOX_OK && !exclusive) code = keep_own(store, &leases, limited, &remaining);
     if (code == OUTBOX_OK && !exclusive)
       code = fill_gaps(store, &leases, limited, remaining, &mine);
