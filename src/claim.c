@@ -226,8 +226,7 @@ static int measure(outbox_store *store, int64_t first, int64_t last, int64_t lim
 static int find_returning(outbox_store *store, int64_t first, int64_t last, int64_t now,
                           bool *found) {
   sqlite3_stmt *row;
-  int code =
-      outbox_query(store, FIND_RETURNING, FIND_RETURNING_SQL, &row, "iii", first, last, now);
+  int code = outbox_query(store, FIND_RETURNING, FIND_RETURNING_SQL, &row, "iii", first, last, now);
   if (code == OUTBOX_OK) code = outbox_step(store, row);
   if (code != OUTBOX_ROW) return code;
   *found = sqlite3_column_int(row, 0);

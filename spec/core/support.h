@@ -36,6 +36,7 @@ int test_plans(void);
 int test_process(void);
 int test_attach(void);
 int test_memory(void);
+int test_faults(void);
 
 /* --- Fixture --------------------------------------------------------------------------------- */
 
