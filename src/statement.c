@@ -217,8 +217,9 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
   entry->created_at = sqlite3_column_int64(row, 6);
   entry->attempts = sqlite3_column_int64(row, 7);
   entry->last_error = outbox_column(row, 8);
-  entry->died_at = sqlite3_column_int64(row, 9);
-  entry->due_at = sqlite3_column_int64(row, 10);
+  bool listed = !store->filter.active; /* else it is ready */
+  entry->died_at = listed ? sqlite3_column_int64(row, 9) : 0;
+  entry->due_at = listed ? sqlite3_column_int64(row, 10) : 0;
   if (store->batch.open) code = outbox_remember(store, entry);
   if (code != OUTBOX_ROW) outbox_finish(store);
   return code;

@@ -66,11 +66,11 @@ end
 function M.batch(self, entries, from)
   local suspects, outages, lapsed = self.suspects, self.outages, core.LAPSED
   local calm = next(suspects) == nil and next(outages) == nil
-  local ids, keys, created, attempts = {}, {}, {}, {}
+  local ids, keys, created = core.columns(entries, "id", "key", "created_at")
   local namespace, uniform, alone = entries[1] and entries[1].namespace, true, nil
+  local attempts = {}
   for i = 1, #entries do
     local entry = entries[i]
-    ids[i], keys[i], created[i] = entry.id, entry.key or false, entry.created_at
     local other, last_error = entry.namespace, entry.last_error
     if last_error then
       attempts[i] = entry.attempts
@@ -79,7 +79,7 @@ function M.batch(self, entries, from)
       uniform = false
     end
     if not alone
-      and (last_error == lapsed or not calm and (suspects[entry.id] or outages[other])) then
+      and (last_error == lapsed or not calm and (suspects[ids[i]] or outages[other])) then
       alone = i
     end
   end

@@ -151,12 +151,44 @@ static int blob(lua_State *L) {
   return 1;
 }
 
+/* --- Tables ---------------------------------------------------------------------------------- */
+
+/***
+The values of some fields of each table in an array: what a loop does in Lua, in half the time.
+@function columns
+@tparam {table,...} tables
+@tparam string ... names of fields
+@treturn table... for each field an array, with a hole where a table has none
+*/
+static int columns(lua_State *L) {
+  int fields = lua_gettop(L) - 1;
+  luaL_checktype(L, 1, LUA_TTABLE);
+  lua_Integer count = (lua_Integer)lua_rawlen(L, 1);
+  luaL_checkstack(L, fields + 3, "too many fields");
+  for (int field = 0; field < fields; field++)
+    lua_createtable(L, (int)count, 0);
+  for (lua_Integer i = 1; i <= count; i++) {
+    lua_rawgeti(L, 1, i);
+    luaL_checktype(L, -1, LUA_TTABLE);
+    for (int field = 0; field < fields; field++) {
+      lua_pushvalue(L, 2 + field);
+      lua_rawget(L, -2);
+      lua_rawseti(L, 2 + fields + field, i);
+    }
+    lua_pop(L, 1);
+  }
+  return fields;
+}
+
 /* --- Module ---------------------------------------------------------------------------------- */
 
 static const luaL_Reg CLOCK[] = {{"now", clock_now}, {"sleep", clock_sleep}, {NULL, NULL}};
 
-static const luaL_Reg FUNCTIONS[] = {
-    {"uuid_v4", uuid_v4}, {"blob", blob}, {"process_name", process_name}, {NULL, NULL}};
+static const luaL_Reg FUNCTIONS[] = {{"uuid_v4", uuid_v4},
+                                     {"blob", blob},
+                                     {"process_name", process_name},
+                                     {"columns", columns},
+                                     {NULL, NULL}};
 
 int luaopen_outbox_core(lua_State *L);
 

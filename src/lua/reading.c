@@ -88,14 +88,16 @@ static int read_entries(lua_State *L) {
   return 1;
 }
 
-/* Protected: Lua may run out of memory. */
-int shim_try_undisturbed(lua_State *L, lua_CFunction function, void *pointer) {
-  bool collecting = lua_gc(L, LUA_GCISRUNNING);
-  lua_gc(L, LUA_GCSTOP);
+int shim_read(lua_State *L, shim_store *self, lua_CFunction function, void *pointer) {
+  self->reading = true;
   lua_pushcfunction(L, function);
   lua_pushlightuserdata(L, pointer);
   int status = lua_pcall(L, 1, 1, 0);
-  if (collecting) lua_gc(L, LUA_GCRESTART);
+  self->reading = false;
+  if (self->closing) {
+    shim_close(self);
+    shim_raise(L, "closed", "the store is closed");
+  }
   return status;
 }
 
@@ -104,7 +106,7 @@ static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction
                          enum shim_kind kind) {
   shim_check(L, self, code);
   reading reading = {.store = self->store, .kind = kind};
-  int status = shim_try_undisturbed(L, read, &reading);
+  int status = shim_read(L, self, read, &reading);
   outbox_finish(self->store);
   if (status != LUA_OK) lua_error(L);
   if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);

@@ -51,6 +51,8 @@ typedef struct shim_store {
   bool lua_id_generator;  /* there is an ID generator in the user value */
   bool attached;          /* the connection is the application's */
   bool lazy;              /* its binding begins a transaction with the first statement in it */
+  bool reading;           /* shim_read is at work */
+  bool closing;           /* and the store is to be closed after it */
   bool preparing;         /* SQL of the user's is being prepared: no COMMIT in there */
   int64_t now;            /* what the core's clock callback answers */
   lua_State *owner;       /* the coroutine that opened the transaction */
@@ -95,10 +97,14 @@ int shim_opt_name(lua_State *L, int index, const char *option, const char *const
 enum shim_kind { CLAIMED, READY, DELAYED, DEAD };
 
 /*
-** Calls a function with a pointer, protected; it leaves one value, or the error, and Lua's status.
-** No finalizer can run in it, and close the store that it reads from.
+** Calls a function with a pointer that reads from the store, and leaves one value. Protected: Lua may
+** run out of memory. A finalizer that the collector runs meanwhile can neither use the store nor
+** close it: that is done afterwards. Returns Lua's status; an error is on the top.
 */
-int shim_try_undisturbed(lua_State *L, lua_CFunction function, void *pointer);
+int shim_read(lua_State *L, shim_store *self, lua_CFunction function, void *pointer);
+
+/* Closes the store, and what is open on it. */
+void shim_close(shim_store *self);
 
 /* Pushes the array of what the core has begun to read, unless `code` is an error: entries ... */
 int shim_push_entries(lua_State *L, shim_store *self, int code, enum shim_kind kind);

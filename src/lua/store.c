@@ -34,6 +34,7 @@ static void begin_theirs(lua_State *L, shim_store *self, int index) {
 shim_store *shim_check_store(lua_State *L, int index) {
   shim_store *self = luaL_checkudata(L, index, STORE);
   if (self->store == NULL) shim_raise(L, "closed", "the store is closed");
+  if (self->reading) shim_raise(L, "busy", "the store is in the middle of a reading");
   if (self->innermost != NULL && self->owner != L)
     shim_raise(L, "busy", "another coroutine has a transaction open on this store; use its txn");
   if (self->lazy) begin_theirs(L, self, index);
@@ -576,13 +577,18 @@ to-be-closed variable and by the garbage collector.
 @function store:close
 */
 static int store_close(lua_State *L) {
-  shim_store *self = luaL_checkudata(L, 1, STORE);
+  shim_close(luaL_checkudata(L, 1, STORE));
+  return 0;
+}
+
+void shim_close(shim_store *self) {
+  self->closing = self->reading;
+  if (self->closing) return;
   shim_close_transactions(self);
   if (self->opened != NULL && self->opened->pid == getpid()) self->opened->count--;
   self->opened = NULL;
   outbox_close(self->store);
   self->store = NULL;
-  return 0;
 }
 
 static int store_tostring(lua_State *L) {

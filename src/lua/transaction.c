@@ -301,7 +301,7 @@ static int rows_next(lua_State *L) {
     return 0;
   }
   if (sqlite_code != SQLITE_ROW) return raise_sqlite(L, self);
-  if (shim_try_undisturbed(L, push_row, self->statement) != LUA_OK) lua_error(L);
+  if (shim_read(L, store, push_row, self->statement) != LUA_OK) lua_error(L);
   return 1;
 }
 
