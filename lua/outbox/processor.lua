@@ -229,8 +229,8 @@ local function write_failures(self, outcome)
   end
 end
 
--- Renews the claim and takes the next batch, in one transaction with what `write` writes in between
--- and before. A claim that is lost is reported, and ends the work.
+-- Renews the claim and takes the next batch, in one transaction with what `write` writes between.
+-- Returns whether the claim was still there; one that is lost ends the work.
 local function go_on(self, write)
   local store, options, renewed = self.store, self.options, nil
   store:transaction(function()
