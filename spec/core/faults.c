@@ -4,8 +4,9 @@
 
 #include "faults.h"
 
-const char *const FAULT_NAMES[FAULTS] = {"open",     "read", "write",   "full",    "sync",
-                                         "truncate", "lock", "shm map", "shm lock"};
+const char *const FAULT_NAMES[FAULTS] = {"open",   "read", "write",    "torn write",
+                                         "full",   "sync", "truncate", "size",
+                                         "delete", "lock", "shm map",  "shm lock"};
 
 /* A file of the real VFS's, behind one of ours. */
 typedef struct file {
@@ -60,9 +61,10 @@ static int read_file(sqlite3_file *f, void *bytes, int size, sqlite3_int64 at) {
 
 static int write_file(sqlite3_file *f, const void *bytes, int size, sqlite3_int64 at) {
   if (fails(FAULT_WRITE)) return SQLITE_IOERR_WRITE;
-  if (fails(FAULT_FULL)) {
+  bool torn = fails(FAULT_TORN), full = fails(FAULT_FULL);
+  if (torn || full) {
     real(f)->pMethods->xWrite(real(f), bytes, size / 2, at);
-    return SQLITE_FULL;
+    return full ? SQLITE_FULL : SQLITE_IOERR_WRITE;
   }
   return real(f)->pMethods->xWrite(real(f), bytes, size, at);
 }
@@ -72,12 +74,15 @@ static int truncate_file(sqlite3_file *f, sqlite3_int64 size) {
   return real(f)->pMethods->xTruncate(real(f), size);
 }
 
+/* Nobody cuts the power here: to wait for the disk would only take long. */
 static int sync_file(sqlite3_file *f, int flags) {
-  if (fails(FAULT_SYNC)) return SQLITE_IOERR_FSYNC;
-  return real(f)->pMethods->xSync(real(f), flags);
+  (void)f;
+  (void)flags;
+  return fails(FAULT_SYNC) ? SQLITE_IOERR_FSYNC : SQLITE_OK;
 }
 
 static int file_size(sqlite3_file *f, sqlite3_int64 *size) {
+  if (fails(FAULT_SIZE)) return SQLITE_IOERR_FSTAT;
   return real(f)->pMethods->xFileSize(real(f), size);
 }
 
@@ -140,13 +145,21 @@ static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *f, int fl
   return code;
 }
 
+static int delete_file(sqlite3_vfs *vfs, const char *name, int sync_directory) {
+  (void)vfs;
+  if (fails(FAULT_DELETE)) return SQLITE_IOERR_DELETE;
+  return real_vfs->xDelete(real_vfs, name, sync_directory);
+}
+
 /* All else is the real one's. */
 void begin_faults(void) {
+  if (real_vfs != NULL) return; /* a test that failed has not ended them */
   real_vfs = sqlite3_vfs_find(NULL);
   faulty = *real_vfs;
   faulty.zName = "faulty";
   faulty.szOsFile = (int)offsetof(file, real) + real_vfs->szOsFile;
   faulty.xOpen = open_file;
+  faulty.xDelete = delete_file;
   faulty.pNext = NULL;
   sqlite3_vfs_register(&faulty, 1);
 }
@@ -154,4 +167,5 @@ void begin_faults(void) {
 void end_faults(void) {
   sqlite3_vfs_unregister(&faulty);
   sqlite3_vfs_register(real_vfs, 1);
+  real_vfs = NULL;
 }

@@ -11,9 +11,12 @@ enum fault {
   FAULT_OPEN,
   FAULT_READ,
   FAULT_WRITE,
-  FAULT_FULL, /* a write, for want of room, after half of it */
+  FAULT_TORN, /* a write, after half of it */
+  FAULT_FULL, /* the same for want of room */
   FAULT_SYNC,
   FAULT_TRUNCATE,
+  FAULT_SIZE,
+  FAULT_DELETE,
   FAULT_LOCK, /* another connection has it */
   FAULT_SHM_MAP,
   FAULT_SHM_LOCK,

@@ -66,7 +66,7 @@ int tear_down(void **state) {
 
 outbox_options test_options(fixture *f) {
   outbox_options options = OUTBOX_DEFAULTS;
-  options.synchronous = OUTBOX_SYNCHRONOUS_OFF; /* no test cuts the power */
+  options.synchronous = OUTBOX_SYNCHRONOUS_OFF; /* most tests cut no power */
   options.busy_timeout = 0;
   options.clock = read_clock;
   options.clock_context = f;
@@ -118,6 +118,21 @@ void check_code(const outbox_store *store, int actual, int expected, const char 
   print_error("%s, where %s was expected; the store's message: %s\n", outbox_code_name(actual),
               outbox_code_name(expected), store == NULL ? "-" : outbox_error_message(store));
   _fail(file, line);
+}
+
+bool is_long(void) {
+  return getenv("OUTBOX_LONG") != NULL;
+}
+
+unsigned random_seed(void) {
+  const char *given = getenv("OUTBOX_SEED");
+  unsigned seed;
+  sqlite3_randomness(sizeof seed, &seed);
+  return given != NULL ? (unsigned)strtoul(given, NULL, 10) : seed;
+}
+
+void tally(const char *kind, int cases) {
+  print_message("TALLY\t%s\t%d\t0\t0\n", kind, cases);
 }
 
 /* --- SQL ------------------------------------------------------------------------------------- */

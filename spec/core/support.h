@@ -37,6 +37,7 @@ int test_process(void);
 int test_attach(void);
 int test_memory(void);
 int test_faults(void);
+int test_power(void);
 
 /* --- Fixture --------------------------------------------------------------------------------- */
 
@@ -83,6 +84,15 @@ void disconnect(fixture *f, sqlite3 *connection);
 #define assert_code(store, call, code) check_code((store), (call), (code), __FILE__, __LINE__)
 #define assert_ok(store, call) assert_code((store), (call), OUTBOX_OK)
 void check_code(const outbox_store *store, int actual, int expected, const char *file, int line);
+
+/* Whether to try more than a short run has time for: the environment variable OUTBOX_LONG. */
+bool is_long(void);
+
+/* The environment variable OUTBOX_SEED, or what chance gives. */
+unsigned random_seed(void);
+
+/* Tells how many cases of a kind were tried, for whoever adds them up. */
+void tally(const char *kind, int cases);
 
 /* --- SQL ------------------------------------------------------------------------------------- */
 

@@ -2,15 +2,13 @@
 ** Out of memory. What cannot be done must be undone: a transaction left open would swallow whatever
 ** is published next, and one that was not rolled back would publish what must not be.
 */
-#include "support.h"
+#include "allocations.h"
+#include "faults.h"
+#include "trials.h"
 
-/* SQLite's own reserve for small things is switched off, or it would hardly notice the lack. */
-static outbox_store *open_without_reserve(fixture *f) {
+static outbox_store *open_another(fixture *f) {
   outbox_options options = test_options(f);
-  outbox_store *store = open_store(f, &options);
-  sqlite3 *db = outbox_connection(store);
-  assert_int_equal(sqlite3_db_config(db, SQLITE_DBCONFIG_LOOKASIDE, NULL, 0, 0), SQLITE_OK);
-  return store;
+  return open_store(f, &options);
 }
 
 /* SQLite gets so many bytes more than it has. */
@@ -34,7 +32,7 @@ static void roll_back_without_memory(outbox_store *store) {
 static void what_was_rolled_back_without_memory_is_not_published(void **state) {
   fixture *f = *state;
   sqlite3 *plain = connect_plainly(f);
-  outbox_store *store = open_without_reserve(f);
+  outbox_store *store = open_another(f);
   assert_ok(store, outbox_begin(store));
   publish(store, "a");
   roll_back_without_memory(store);
@@ -46,7 +44,7 @@ static void what_was_rolled_back_without_memory_is_not_published(void **state) {
 static void what_was_rolled_back_within_without_memory_is_not_published(void **state) {
   fixture *f = *state;
   sqlite3 *plain = connect_plainly(f);
-  outbox_store *store = open_without_reserve(f);
+  outbox_store *store = open_another(f);
   assert_ok(store, outbox_begin(store));
   assert_ok(store, outbox_begin(store));
   publish(store, "a");
@@ -62,7 +60,7 @@ static void a_publish_that_runs_out_of_memory_leaves_no_transaction_open(void **
   sqlite3 *plain = connect_plainly(f);
   int failures = 0, code = OUTBOX_NOMEM;
   for (int64_t more = 0; code != OUTBOX_OK; more += 1024) {
-    outbox_store *store = open_without_reserve(f);
+    outbox_store *store = open_another(f);
     outbox_message many[] = {message("a"), message("b"), message("c")};
     limit_memory(more);
     code = outbox_publish(store, many, 3);
@@ -80,11 +78,38 @@ static void a_publish_that_runs_out_of_memory_leaves_no_transaction_open(void **
   assert_in_range(failures, 5, 1000); /* at several places, or this has shown little */
 }
 
+static bool lasts(int kind) {
+  (void)kind;
+  return true;
+}
+
+static void arm(int kind, int n, bool for_ever) {
+  (void)kind;
+  arm_allocation(n, for_ever);
+}
+
+static void whatever_allocation_fails_an_operation_is_done_or_not_done(void **state) {
+  static const char *const NAMES[] = {"allocation"};
+  const trouble trouble = {.step = is_long() ? 1 : 13,
+                           .kinds = 1,
+                           .names = NAMES,
+                           .code = OUTBOX_NOMEM,
+                           .lasts = lasts,
+                           .arm = arm,
+                           .disarm = disarm_allocation};
+  begin_faults(); /* for a disk that is quick */
+  int tried = try_all(*state, &trouble);
+  end_faults();
+  tally("allocation in the core", tried);
+  assert_in_range(tried, 1000, 100000);
+}
+
 int test_memory(void) {
   const struct CMUnitTest tests[] = {
       TEST(what_was_rolled_back_without_memory_is_not_published),
       TEST(what_was_rolled_back_within_without_memory_is_not_published),
       TEST(a_publish_that_runs_out_of_memory_leaves_no_transaction_open),
+      TEST_WITHOUT_STORE(whatever_allocation_fails_an_operation_is_done_or_not_done),
   };
   return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
 }

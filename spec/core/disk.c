@@ -1,0 +1,306 @@
+#include "disk.h"
+
+#include <assert.h>
+#include <limits.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A part of a sector is never on the disk without the rest. */
+enum { SECTOR = 512, MOST_NAMES = 4, MOST_FILES = 64 };
+
+typedef enum kind { CREATE, DELETE, WRITE, TRUNCATE, SYNC, SYNC_DIRECTORY } kind;
+
+typedef struct change {
+  kind kind;
+  int name;
+  int file; /* every creation makes another file, even of a name that was there before */
+  sqlite3_int64 at;
+  int size;
+  void *bytes;
+  int synced_at; /* the change that made this one safe; INT_MAX: none yet */
+} change;
+
+static struct {
+  change *changes;
+  int count, room;
+  char names[MOST_NAMES][24]; /* without their directory */
+  int files[MOST_NAMES];      /* the last one of this name */
+  int files_count;
+} disk;
+
+/* A file of the real VFS's, behind one of ours. */
+typedef struct file {
+  sqlite3_file base;
+  int name;           /* -1: one that does not outlive the power */
+  bool new_in_folder; /* created, and the directory not yet synced with it */
+  sqlite3_file real;  /* as large as the real VFS wants it */
+} file;
+
+static sqlite3_vfs recording, *real_vfs;
+
+/* --- Remembering ----------------------------------------------------------------------------- */
+
+static int number_of(const char *path) {
+  const char *last = strrchr(path, '/');
+  last = last == NULL ? path : last + 1;
+  int i = 0;
+  while (disk.names[i][0] != '\0' && strcmp(disk.names[i], last) != 0)
+    i++;
+  assert(i < MOST_NAMES && strlen(last) < sizeof disk.names[i]);
+  strcpy(disk.names[i], last);
+  return i;
+}
+
+static bool is_of_directory(kind kind) {
+  return kind == CREATE || kind == DELETE;
+}
+
+static void note_synced(const change *sync) {
+  for (int i = 0; i < disk.count; i++) {
+    change *c = &disk.changes[i];
+    bool covered = sync->kind == SYNC_DIRECTORY
+                       ? is_of_directory(c->kind)
+                       : !is_of_directory(c->kind) && c->file == sync->file;
+    if (covered && c->synced_at == INT_MAX) c->synced_at = disk.count;
+  }
+}
+
+static void remember(kind kind, int name, sqlite3_int64 at, int size, const void *bytes) {
+  if (name < 0) return;
+  if (disk.count == disk.room) {
+    disk.room = disk.room == 0 ? 1024 : 2 * disk.room;
+    disk.changes = realloc(disk.changes, (size_t)disk.room * sizeof *disk.changes);
+    assert(disk.changes != NULL);
+  }
+  if (kind == CREATE) disk.files[name] = disk.files_count++;
+  assert(disk.files_count <= MOST_FILES);
+  change *c = &disk.changes[disk.count];
+  *c = (change){.kind = kind, .name = name, .file = disk.files[name], .at = at, .size = size};
+  c->synced_at = INT_MAX;
+  if (bytes != NULL) {
+    c->bytes = malloc((size_t)size);
+    assert(c->bytes != NULL);
+    memcpy(c->bytes, bytes, (size_t)size);
+  }
+  disk.count++;
+  if (kind >= SYNC) note_synced(c);
+}
+
+int disk_changes(void) {
+  return disk.count;
+}
+
+bool is_sync(int n) {
+  return disk.changes[n - 1].kind >= SYNC;
+}
+
+/* --- Files ----------------------------------------------------------------------------------- */
+
+static sqlite3_file *real(sqlite3_file *f) {
+  return &((file *)f)->real;
+}
+
+static int close_file(sqlite3_file *f) {
+  return real(f)->pMethods->xClose(real(f));
+}
+
+static int read_file(sqlite3_file *f, void *bytes, int size, sqlite3_int64 at) {
+  return real(f)->pMethods->xRead(real(f), bytes, size, at);
+}
+
+static int write_file(sqlite3_file *f, const void *bytes, int size, sqlite3_int64 at) {
+  remember(WRITE, ((file *)f)->name, at, size, bytes);
+  return real(f)->pMethods->xWrite(real(f), bytes, size, at);
+}
+
+static int truncate_file(sqlite3_file *f, sqlite3_int64 size) {
+  remember(TRUNCATE, ((file *)f)->name, size, 0, NULL);
+  return real(f)->pMethods->xTruncate(real(f), size);
+}
+
+/* As the real one does: the first sync of a journal syncs its directory too. */
+static int sync_file(sqlite3_file *base, int flags) {
+  (void)flags;
+  file *f = (file *)base;
+  remember(SYNC, f->name, 0, 0, NULL);
+  if (f->new_in_folder) remember(SYNC_DIRECTORY, f->name, 0, 0, NULL);
+  f->new_in_folder = false;
+  return SQLITE_OK;
+}
+
+static int file_size(sqlite3_file *f, sqlite3_int64 *size) {
+  return real(f)->pMethods->xFileSize(real(f), size);
+}
+
+static int lock_file(sqlite3_file *f, int level) {
+  return real(f)->pMethods->xLock(real(f), level);
+}
+
+static int unlock_file(sqlite3_file *f, int level) {
+  return real(f)->pMethods->xUnlock(real(f), level);
+}
+
+static int check_reserved(sqlite3_file *f, int *reserved) {
+  return real(f)->pMethods->xCheckReservedLock(real(f), reserved);
+}
+
+static int control_file(sqlite3_file *f, int operation, void *argument) {
+  return real(f)->pMethods->xFileControl(real(f), operation, argument);
+}
+
+static int sector_size(sqlite3_file *f) {
+  return real(f)->pMethods->xSectorSize(real(f));
+}
+
+static int characteristics(sqlite3_file *f) {
+  return real(f)->pMethods->xDeviceCharacteristics(real(f));
+}
+
+static int map_shm(sqlite3_file *f, int page, int size, int extend, void volatile **memory) {
+  return real(f)->pMethods->xShmMap(real(f), page, size, extend, memory);
+}
+
+static int lock_shm(sqlite3_file *f, int offset, int count, int flags) {
+  return real(f)->pMethods->xShmLock(real(f), offset, count, flags);
+}
+
+static void barrier_shm(sqlite3_file *f) {
+  real(f)->pMethods->xShmBarrier(real(f));
+}
+
+static int unmap_shm(sqlite3_file *f, int delete) {
+  return real(f)->pMethods->xShmUnmap(real(f), delete);
+}
+
+static const sqlite3_io_methods METHODS = {
+    2,         close_file,  read_file,      write_file,   truncate_file, sync_file,       file_size,
+    lock_file, unlock_file, check_reserved, control_file, sector_size,   characteristics, map_shm,
+    lock_shm,  barrier_shm, unmap_shm,      NULL,         NULL};
+
+static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int flags,
+                     int *given) {
+  (void)vfs;
+  file *f = (file *)base;
+  int there = 1;
+  base->pMethods = NULL;
+  f->name = -1;
+  f->new_in_folder = false;
+  if (name != NULL && (flags & SQLITE_OPEN_CREATE) != 0)
+    real_vfs->xAccess(real_vfs, name, SQLITE_ACCESS_EXISTS, &there);
+  int code = real_vfs->xOpen(real_vfs, name, real(base), flags, given);
+  if (code != SQLITE_OK) return code;
+  base->pMethods = &METHODS;
+  if (name != NULL && (flags & SQLITE_OPEN_DELETEONCLOSE) == 0) f->name = number_of(name);
+  if (!there) {
+    remember(CREATE, f->name, 0, 0, NULL);
+    f->new_in_folder = (flags & (SQLITE_OPEN_MAIN_JOURNAL | SQLITE_OPEN_WAL)) != 0;
+  }
+  return SQLITE_OK;
+}
+
+static int delete_file(sqlite3_vfs *vfs, const char *name, int sync_directory) {
+  (void)vfs;
+  int code = real_vfs->xDelete(real_vfs, name, 0);
+  if (code != SQLITE_OK) return code;
+  remember(DELETE, number_of(name), 0, 0, NULL);
+  if (sync_directory) remember(SYNC_DIRECTORY, number_of(name), 0, 0, NULL);
+  return SQLITE_OK;
+}
+
+static void forget(void) {
+  for (int i = 0; i < disk.count; i++)
+    free(disk.changes[i].bytes);
+  free(disk.changes);
+  memset(&disk, 0, sizeof disk);
+}
+
+void begin_disk(void) {
+  forget();
+  if (real_vfs != NULL) return; /* a test that failed has not ended it */
+  real_vfs = sqlite3_vfs_find(NULL);
+  recording = *real_vfs;
+  recording.zName = "recording";
+  recording.szOsFile = (int)offsetof(file, real) + real_vfs->szOsFile;
+  recording.xOpen = open_file;
+  recording.xDelete = delete_file;
+  recording.pNext = NULL;
+  sqlite3_vfs_register(&recording, 1);
+}
+
+void end_disk(void) {
+  sqlite3_vfs_unregister(&recording);
+  sqlite3_vfs_register(real_vfs, 1);
+  real_vfs = NULL;
+}
+
+/* --- Cutting the power ----------------------------------------------------------------------- */
+
+/* A number below `limit`, from a seed of its own lest anybody else's be disturbed. */
+static int chance(unsigned *seed, int limit) {
+  *seed = *seed * 1103515245u + 12345u;
+  return (int)((*seed >> 16) % (unsigned)limit);
+}
+
+/* What there is of a file. */
+typedef struct image {
+  char *bytes;
+  sqlite3_int64 size;
+} image;
+
+static void resize(image *m, sqlite3_int64 size) {
+  m->bytes = realloc(m->bytes, (size_t)size + 1);
+  assert(m->bytes != NULL);
+  if (size > m->size) memset(m->bytes + m->size, 0, (size_t)(size - m->size));
+  m->size = size;
+}
+
+static void apply_write(image *m, const change *c, int size) {
+  if (size == 0) return;
+  if (c->at + size > m->size) resize(m, c->at + size);
+  memcpy(m->bytes + c->at, c->bytes, (size_t)size);
+}
+
+/* How much of a write got to the disk: up to the end of some sector. */
+static int torn(const change *c, unsigned *seed) {
+  sqlite3_int64 end = c->at + chance(seed, c->size + 1);
+  end -= end % SECTOR;
+  return end <= c->at ? 0 : (int)(end - c->at);
+}
+
+static void apply(image *m, const change *c, int size) {
+  if (c->kind == WRITE) apply_write(m, c, size);
+  if (c->kind == TRUNCATE && c->at < m->size) resize(m, c->at);
+}
+
+void cut_power(int changes, unsigned seed, const char *directory) {
+  enum { NOTHING, ALL, PART, LUCKS };
+  image images[MOST_FILES] = {{NULL, 0}};
+  int files[MOST_NAMES];
+  bool random = seed > 0;
+  for (int i = 0; i < MOST_NAMES; i++)
+    files[i] = -1;
+  for (int i = 0; i < changes; i++) {
+    const change *c = &disk.changes[i];
+    int luck = c->synced_at <= changes ? ALL : random ? chance(&seed, LUCKS) : NOTHING;
+    if (luck == NOTHING) continue;
+    if (is_of_directory(c->kind))
+      files[c->name] = c->kind == CREATE ? c->file : -1;
+    else
+      apply(&images[c->file], c, luck == PART ? torn(c, &seed) : c->size);
+  }
+  for (int i = 0; i < MOST_NAMES && disk.names[i][0] != '\0'; i++) {
+    char path[80];
+    snprintf(path, sizeof path, "%s/%s", directory, disk.names[i]);
+    remove(path);
+    if (files[i] < 0) continue;
+    const image *m = &images[files[i]];
+    FILE *f = fopen(path, "wb");
+    assert(f != NULL);
+    if (m->size > 0) fwrite(m->bytes, 1, (size_t)m->size, f);
+    fclose(f);
+  }
+  for (int i = 0; i < MOST_FILES; i++)
+    free(images[i].bytes);
+}
