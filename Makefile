@@ -76,6 +76,15 @@ build/%.so: spec/support/%.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@
 
+build/faults.so: spec/support/faults.c spec/core/faults.c spec/core/faults.h
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $(filter %.c,$^) -o $@ -lsqlite3
+
+# Runs Lua while memory is short.
+build/starved: spec/support/starved.c spec/core/allocations.c spec/core/allocations.h
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) $(SANITIZE) $(LUA_INCLUDES) $(filter %.c,$^) -o $@ -llua5.4 -lsqlite3
+
 # For the specs as well: a program that has Lua states and connections of its own.
 build/host: spec/support/host.c
 	@mkdir -p $(@D)

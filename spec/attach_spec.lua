@@ -548,6 +548,9 @@ describe("a store on a function", function()
     }) do
       assert.matches(message, support.raised(outbox.attach, run, options), 1, true)
     end
+    local timeless = outbox.attach(run, { clock = function() end })
+    assert.matches("the clock's now%(%) must return a time in seconds, not nil",
+      support.raised(timeless.publish, timeless, {}))
   end)
 end)
 

@@ -164,8 +164,10 @@ function Attached:publish(...)
   for i = 1, math.max(messages.n, 1) do
     check_message(i, messages[i])
   end
-  local now = self.clock.now()
-  local statements = {}
+  local now, statements = self.clock.now(), {}
+  if type(now) ~= "number" then
+    error(("the clock's now() must return a time in seconds, not %s"):format(problem.text(now)))
+  end
   for i, message in ipairs(messages) do
     ids[i] = message.id or self.generate_id(self.clock, message)
     if type(ids[i]) ~= "string" then

@@ -22,7 +22,7 @@ bool disarm_allocation(void) {
   return plan.failed;
 }
 
-static bool fails(void) {
+bool allocation_fails(void) {
   if (!plan.armed) return false;
   if (plan.left > 0) plan.left--;
   bool now = plan.left == 0 && (plan.for_ever || !plan.failed);
@@ -31,11 +31,11 @@ static bool fails(void) {
 }
 
 static void *allocate(int size) {
-  return fails() ? NULL : real.xMalloc(size);
+  return allocation_fails() ? NULL : real.xMalloc(size);
 }
 
 static void *reallocate(void *memory, int size) {
-  return fails() ? NULL : real.xRealloc(memory, size);
+  return allocation_fails() ? NULL : real.xRealloc(memory, size);
 }
 
 void begin_allocations(void) {

@@ -16,4 +16,7 @@ void arm_allocation(int n, bool for_ever);
 /* No allocation fails any more; whether any has. */
 bool disarm_allocation(void);
 
+/* Whether this one is to fail: for another allocator that takes part. */
+bool allocation_fails(void);
+
 #endif

@@ -76,7 +76,7 @@ static void read_options(lua_State *L, shim_store *self, int index, outbox_optio
 
 /* Raises unless the core has made the store, whose options are at the index; counts it. */
 static void finish_store(lua_State *L, shim_store *self, int index, int code) {
-  if (self->store == NULL) luaL_error(L, "not enough memory");
+  if (self->store == NULL) shim_raise(L, outbox_code_name(OUTBOX_NOMEM), "not enough memory");
   if (code == OUTBOX_MISUSE) luaL_argerror(L, index, outbox_error_message(self->store));
   shim_check(L, self, code);
   self->opened = lua_touserdata(L, lua_upvalueindex(2));

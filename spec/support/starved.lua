@@ -1,0 +1,249 @@
+-- Every operation of a store in Lua, for `starved` to run while memory is short: it is done, or it
+-- fails and has changed nothing; then it can be done again.
+
+local outbox = require("outbox")
+local testing = require("outbox.testing")
+require("outbox.headers") -- as in a program that has run for a while
+
+local function rows(store, sql)
+  local list = {}
+  store:transaction(function(txn)
+    for row in txn:rows(sql) do
+      list[#list + 1] = row.line
+    end
+  end)
+  return table.concat(list, "\n")
+end
+
+local function dump(store)
+  return rows(store, [[
+    SELECT 'ready ' || seq || id || key || ifnull(payload, '-') || attempts AS line
+    FROM outbox_entries UNION ALL
+    SELECT 'delayed ' || id || due_at || attempts FROM outbox_delayed UNION ALL
+    SELECT 'dead ' || id || attempts FROM outbox_dead UNION ALL
+    SELECT 'lease ' || first_seq || processor_id || deadline || ifnull(batch, '-')
+    FROM outbox_leases UNION ALL
+    SELECT 'order ' || number FROM orders]])
+end
+
+-- A store with something of everything, and a Lua function for all that may be one. No entry has
+-- headers to be read: what lua-cjson holds while it decodes is lost when memory runs out.
+local function prepare()
+  local clock = testing.clock(1000)
+  local store = outbox.open(":memory:", {
+    clock = function()
+      return clock.now()
+    end,
+    id_generator = function(_, it)
+      return "id-" .. it.headers.number
+    end,
+  })
+  store:migrate()
+  store:transaction(function(txn)
+    txn:execute("CREATE TABLE orders (number INTEGER PRIMARY KEY)")
+  end)
+  for i = 1, 6 do
+    store:publish({ id = "old-" .. i, key = "k", payload = ("x"):rep(i) })
+  end
+  store:publish({ id = "late", key = "k", deliver_at = 2000 })
+  store:bury_entry("old-6", "no")
+  store:claim_entries("p", 1010, { limit = 4 })
+  return store
+end
+
+local function nothing() end
+
+-- What an operation leaves behind when nothing is in its way.
+local function effect(run)
+  local store <close> = prepare()
+  run(store)
+  return dump(store)
+end
+
+local function is_want_of_memory(problem)
+  return problem == "not enough memory" or type(problem) == "table" and problem.code == "nomem"
+end
+
+local function operation(name, run)
+  return {
+    name = name,
+    prepare = prepare,
+    run = run,
+    check = function(store, ok, problem)
+      assert(ok or is_want_of_memory(problem), tostring(problem))
+      collectgarbage()
+      store:wait(0) -- which it refuses in a transaction
+      local now, after = dump(store), effect(run)
+      assert(now == (ok and after or effect(nothing)), now)
+      if not ok then
+        run(store)
+        now = dump(store)
+        assert(now == after, now)
+      end
+      store:close()
+    end,
+  }
+end
+
+local function message(i)
+  return { key = "k", payload = "new", headers = { number = tostring(i) } }
+end
+
+return {
+  {
+    name = "open",
+    prepare = function()
+      return {}
+    end,
+    run = function(it)
+      it.store = outbox.open(":memory:", { clock = testing.clock(1), id_generator = testing.ids() })
+      it.store:migrate()
+    end,
+    check = function(it, ok, problem)
+      assert(ok or is_want_of_memory(problem), tostring(problem))
+      if it.store then
+        it.store:migrate()
+        it.store:publish({})
+        it.store:close()
+      end
+    end,
+  },
+  operation("migrate", function(store)
+    store:migrate()
+  end),
+  operation("publish", function(store)
+    store:publish(message(1), message(2), { id = "mine", key = "k", deliver_at = 3000 })
+  end),
+  operation("transaction", function(store)
+    store:transaction(function(txn)
+      txn:execute("INSERT INTO orders VALUES (?), (?)", 1, 2)
+      for row in txn:rows("SELECT number, 'a' || ? AS a FROM orders", "b") do
+        txn:publish({ id = tostring(row.number) .. row.a, key = "k" })
+      end
+      store:transaction(function(inner)
+        inner:publish(message(3))
+      end)
+    end)
+  end),
+  operation("transaction that fails", function(store)
+    local problem = {}
+    local ok, raised = pcall(store.transaction, store, function(txn)
+      txn:publish(message(4))
+      error(problem)
+    end)
+    assert(not ok)
+    if raised ~= problem then
+      error(raised, 0)
+    end
+  end),
+  operation("transaction in a coroutine that is closed", function(store)
+    local thread = coroutine.create(function()
+      store:transaction(function(txn)
+        txn:publish(message(5))
+        coroutine.yield()
+      end)
+    end)
+    local ok, problem = coroutine.resume(thread)
+    coroutine.close(thread)
+    if not ok then
+      error(problem, 0)
+    end
+  end),
+  operation("claim_entries", function(store)
+    store:claim_entries("q", 1020, { limit = 100 })
+  end),
+  operation("get_claimed_entries", function(store)
+    local entries = store:get_claimed_entries("p", 3, { ordering = "key", except = { "a", "b" } })
+    assert(#entries == 3)
+  end),
+  operation("hold", function(store)
+    store:get_claimed_entries("p", 2, { hold = true })
+  end),
+  operation("renew_claim and release_claim", function(store)
+    store:transaction(function()
+      assert(store:renew_claim("p", 1030))
+      store:release_claim("p")
+    end)
+  end),
+  operation("delete_entries", function(store)
+    store:delete_entries("old-1", "late", "nobody")
+  end),
+  operation("retry_entry", function(store)
+    store:retry_entry("old-1", 1040, "no")
+  end),
+  operation("bury_entry", function(store)
+    store:bury_entry("old-1", "no")
+  end),
+  operation("requeue_entries", function(store)
+    store:requeue_entries("old-6", "nobody")
+  end),
+  operation("purge_entries", function(store)
+    store:purge_entries("old-6", "nobody")
+  end),
+  operation("lists", function(store)
+    assert(#store:ready_entries({ namespace = "", limit = 10 }) == 5)
+    assert(#store:delayed_entries() == 1 and #store:dead_entries() == 1)
+    assert(#store:stats().leases == 1)
+  end),
+  operation("attach to a function", function()
+    local attached = outbox.attach(nothing, { clock = testing.clock(1), id_generator = testing.ids() })
+    attached:publish(message(6))
+  end),
+  {
+    name = "attach to a connection",
+    prepare = function()
+      outbox.install()
+      local connection = require("luasql.sqlite3").sqlite3():connect(":memory:")
+      local store = outbox.attach(connection)
+      store:migrate()
+      return { connection = connection, store = store }
+    end,
+    run = function(it)
+      outbox.attach(it.connection):publish(message(7))
+    end,
+    check = function(it, ok, problem) -- LuaSQL tells of it by a text alone
+      assert(ok or is_want_of_memory(problem) or problem.code == "misuse", tostring(problem))
+      collectgarbage()
+      assert(it.store:stats().ready == (ok and 1 or 0))
+      it.store:publish(message(8))
+      assert(it.connection:close())
+    end,
+  },
+  {
+    name = "processor",
+    prepare = function()
+      local store, delivered = prepare(), {}
+      store:release_claim("p")
+      return {
+        store = store,
+        delivered = delivered,
+        processor = outbox.processor({
+          store = store,
+          batch_size = 2,
+          on_error = nothing,
+          publisher = function(messages)
+            for _, entry in ipairs(messages) do
+              delivered[entry.id] = true
+            end
+            return { [2] = "no" }
+          end,
+        }),
+      }
+    end,
+    run = function(it)
+      it.processor:pump()
+    end,
+    check = function(it, ok, problem)
+      assert(ok or is_want_of_memory(problem), tostring(problem))
+      collectgarbage()
+      it.store:wait(0)
+      for i = 1, 5 do -- delivered, or still there
+        local id = "old-" .. i
+        local there = #rows(it.store, ([[SELECT id AS line FROM outbox_entries WHERE id = '%s'
+          UNION SELECT id FROM outbox_delayed WHERE id = '%s']]):format(id, id)) > 0
+        assert(there or it.delivered[id], id)
+      end
+      it.store:close()
+    end,
+  },
+}
