@@ -534,7 +534,7 @@ describe("a store on a function", function()
       ["unknown field 'payloads'"] = { payloads = "" },
       ["field 'id' must be a string, not a number"] = { id = 1 },
       ["field 'deliver_at' is out of range"] = { deliver_at = 0 / 0 },
-      ["headers must be strings"] = { headers = { 1 } },
+      ["headers must be named by strings"] = { headers = { 1 } },
     }) do
       assert.matches(message, support.raised(store.publish, store, {}, wrong), 1, true)
     end

@@ -17,8 +17,10 @@ local M = {}
 function M.encode(headers)
   local object = {} -- what `pairs` gives, which need not be what the table holds
   for name, value in pairs(headers) do
-    if type(name) ~= "string" or type(value) ~= "string" then
-      error(("headers must be strings: %s = %s"):format(name, value), 0)
+    if type(name) ~= "string" then
+      error(("headers must be named by strings, not by a %s"):format(type(name)), 0)
+    elseif type(value) ~= "string" then -- which is not shown: it may be a secret
+      error(("headers must be strings: '%s' is a %s"):format(name, type(value)), 0)
     end
     object[name] = value
   end

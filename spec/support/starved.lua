@@ -186,7 +186,10 @@ return {
     assert(#store:stats().leases == 1)
   end),
   operation("attach to a function", function()
-    local attached = outbox.attach(nothing, { clock = testing.clock(1), id_generator = testing.ids() })
+    local attached = outbox.attach(nothing, {
+      clock = testing.clock(1),
+      id_generator = testing.ids(),
+    })
     attached:publish(message(6))
   end),
   {
