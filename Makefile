@@ -1,5 +1,6 @@
 # make demo   orders committed, rolled back and delivered, before your eyes
 # make test   every test; ends with `N passed, N failed`
+# make torture  the same and more at length; ends with a table of what was lost: nothing
 # make bench  the benchmarks, each figure beside its baseline; also bench-bindings, bench-processor,
 #             bench-wake
 # make        builds the rock into lua_modules; make extension  the loadable extension alone
@@ -32,6 +33,10 @@ demo:
 test:
 	@tools/setup test
 	@tools/test
+
+torture:
+	@tools/setup torture
+	@tools/torture
 
 bench: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/compare.lua
@@ -107,4 +112,4 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/lua/*.o
 
-.PHONY: build extension demo test bench bench-bindings bench-processor bench-wake lint-lua lint-format lint-c format clean
+.PHONY: build extension demo test torture bench bench-bindings bench-processor bench-wake lint-lua lint-format lint-c format clean

@@ -67,7 +67,8 @@ describe("a string from outside", function()
       assert.is_true(store:claim_entries(nasty, outbox.clock.now() + 100))
       assert.equal(nasty, store:stats().leases[1].processor_id)
       for _, other in ipairs(NASTY) do
-        local claimed = store:get_claimed_entries(other, 10, { except = { "no" .. other }, hold = true })
+        local selection = { except = { "no" .. other }, hold = true }
+        local claimed = store:get_claimed_entries(other, 10, selection)
         assert.equal(other == nasty and 1 or 0, #claimed)
         assert.equal(other == nasty, store:renew_claim(other, outbox.clock.now() + 100))
       end
@@ -172,7 +173,7 @@ describe("a new database", function()
   after_each(support.remove)
 
   for umask, mode in pairs({ ["022"] = "644", ["077"] = "600", ["027"] = "640" }) do
-    it("may be read by whom the umask " .. umask .. " lets, and so may the files beside it", function()
+    it("may be read by whom the umask " .. umask .. " lets, as the files beside it", function()
       local path = support.path()
       os.remove(path)
       local output = support.run(([[-e '
@@ -199,6 +200,7 @@ describe("the loadable extension", function()
       return output
     end
     local load = ("SELECT load_extension('%s');"):format(EXTENSION)
+    local counts = "SELECT (SELECT count(*) FROM orders), count(*) FROM outbox_entries"
     local others = "SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'outbox%' "
       .. "AND tbl_name NOT LIKE 'outbox%';"
     local names = "SELECT DISTINCT name FROM pragma_function_list WHERE name LIKE '%outbox%' "
@@ -208,13 +210,13 @@ describe("the loadable extension", function()
     assert.equal("\noutbox_migrate\noutbox_publish\n", shell(load .. names))
     shell(load .. "SELECT outbox_migrate(); SELECT outbox_publish('orders', 'k', 'p');")
     assert.equal(before, shell(others))
-    assert.equal("0|1\n", shell("SELECT (SELECT count(*) FROM orders), count(*) FROM outbox_entries"))
+    assert.equal("0|1\n", shell(counts))
 
     shell("CREATE TRIGGER tell AFTER INSERT ON orders BEGIN "
       .. "SELECT outbox_publish('orders', new.number, NULL); END;"
       .. "CREATE VIEW told AS SELECT outbox_publish('orders', NULL, NULL) AS id;")
     assert.matches("unsafe use of outbox_publish", shell(load .. "INSERT INTO orders VALUES (1);"))
     assert.matches("unsafe use of outbox_publish", shell(load .. "SELECT * FROM told;"))
-    assert.equal("0|1\n", shell("SELECT (SELECT count(*) FROM orders), count(*) FROM outbox_entries"))
+    assert.equal("0|1\n", shell(counts))
   end)
 end)
