@@ -179,7 +179,7 @@ static int cut_everywhere(fixture *f, enum outbox_synchronous synchronous, unsig
 static void cut_in_many_lives(fixture *f, enum outbox_synchronous synchronous) {
   unsigned seed = random_seed();
   int tried = 0;
-  for (unsigned life = 0; life < (is_long() ? 3 : 1); life++)
+  for (unsigned life = 0; life < (is_long() ? 2 : 1); life++)
     tried += cut_everywhere(f, synchronous, seed + life);
   tally(synchronous == OUTBOX_SYNCHRONOUS_FULL ? "power cut, full" : "power cut, normal", tried);
   assert_in_range(tried, 100, 1000000);
