@@ -61,7 +61,9 @@ describe("a locked database", function()
         requeue_entries = { "a" },
         purge_entries = { "a" },
       }) do
+        local start = outbox.clock.now()
         assert.equal("busy", support.raised(store[method], store, table.unpack(arguments)).code)
+        assert.is_true(outbox.clock.now() - start >= 0.01, method)
       end
       assert.equal(0, store:stats().ready)
       assert.same({}, store:get_claimed_entries("p", 1))
@@ -94,6 +96,37 @@ describe("a locked database", function()
     store = outbox.open(path)
     assert.equal(200, store:stats().ready)
     store:close()
+  end)
+
+  it("is everybody's in the end, though somebody hardly ever lets go", function()
+    local store, path = support.store()
+    store:close()
+    local locked_once = process.gate()
+    local hog = process.fork(function()
+      local own <close> = outbox.open(path)
+      own:transaction(function()
+        locked_once:open()
+      end)
+      while true do
+        own:transaction(function()
+          outbox.clock.sleep(0.05)
+        end)
+        outbox.clock.sleep(0.001)
+      end
+    end)
+    locked_once:wait()
+    store = outbox.open(path, { busy_timeout = 2 })
+    local ok, problem
+    for _ = 1, 50 do
+      ok, problem = pcall(store.publish, store, {})
+      if not ok then
+        break
+      end
+    end
+    process.kill(hog)
+    process.wait(hog)
+    store:close()
+    assert.is_true(ok, problem)
   end)
 end)
 

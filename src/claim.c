@@ -138,7 +138,7 @@ static enum kind classify(outbox_store *store, sqlite3_stmt *row, outbox_bytes p
   if (owner.size == processor_id.size && memcmp(owner.data, processor_id.data, owner.size) == 0)
     return OWN;
   bool lapsed = sqlite3_column_int64(row, 3) < now ||
-                sqlite3_column_int64(row, 4) > now + SKEW + store->busy_timeout;
+                sqlite3_column_int64(row, 4) > now + SKEW + store->lock_wait.timeout;
   return lapsed ? LAPSED : OTHERS;
 }
 

@@ -157,16 +157,10 @@ static int look(outbox_store *store, bool *changed) {
 
 /* --- Waiting --------------------------------------------------------------------------------- */
 
-static int64_t monotonic(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
-}
-
 /* Looks once. *again is after how long to look again, 0 if the bell will tell. */
 static int look_once(outbox_store *store, bool *changed, int64_t *again) {
   doorbell *bell = &store->doorbell;
-  int64_t now = monotonic();
+  int64_t now = outbox_monotonic();
   bool watched = bell->watching;
   if (bell->watching && drain(bell)) bell->rung_at = now;
   if (!bell->watching) tend(store);
@@ -202,7 +196,7 @@ static bool nap(int64_t microseconds) {
 }
 
 int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_again) {
-  int64_t end = monotonic() + timeout;
+  int64_t end = outbox_monotonic() + timeout;
   bool changed = false, interrupted = false;
   *rung = false;
   *look_again = 0;
@@ -213,7 +207,7 @@ int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_
     int64_t again, left;
     code = look_once(store, &changed, &again);
     if (code != OUTBOX_OK || changed || interrupted) break;
-    left = end - monotonic();
+    left = end - outbox_monotonic();
     if (left <= 0) {
       *look_again = again;
       break;

@@ -29,16 +29,10 @@ struct keeper {
   char *processor_id;     /* room for `capacity` bytes */
   size_t size, capacity;
   char *path, *sql;
-  int busy_timeout;
+  lock_wait lock_wait;
   sqlite3 *db; /* the thread's own, and its statement */
   sqlite3_stmt *statement;
 };
-
-static int64_t monotonic(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
-}
 
 /* --- The thread ------------------------------------------------------------------------------ */
 
@@ -52,7 +46,7 @@ static bool renew(keeper *keeper, int64_t passed) {
       keeper->db = NULL;
       return false;
     }
-    sqlite3_busy_timeout(keeper->db, keeper->busy_timeout);
+    outbox_wait_for_locks(keeper->db, &keeper->lock_wait);
   }
   sqlite3_bind_text64(keeper->statement, 1, keeper->processor_id, keeper->size, SQLITE_STATIC,
                       SQLITE_UTF8);
@@ -65,7 +59,7 @@ static void *keep(void *context) {
   keeper *keeper = context;
   pthread_mutex_lock(&keeper->mutex);
   while (!keeper->ending) {
-    int64_t now = monotonic();
+    int64_t now = outbox_monotonic();
     if (now >= keeper->until) keeper->keeping = false;
     if (!keeper->keeping) {
       keeper->wakes_at = INT64_MAX;
@@ -124,7 +118,7 @@ static int make_keeper(outbox_store *store, const char *path) {
   pthread_condattr_setclock(&monotonic_clock, CLOCK_MONOTONIC);
   pthread_cond_init(&keeper->changed, &monotonic_clock);
   pthread_condattr_destroy(&monotonic_clock);
-  keeper->busy_timeout = (int)(store->busy_timeout / 1000);
+  keeper->lock_wait = store->lock_wait;
   keeper->path = sqlite3_mprintf("%s", path);
   keeper->sql = outbox_expand(store, KEEP_LEASES_SQL);
   int code = OUTBOX_OK;
@@ -168,7 +162,7 @@ int outbox_keep_claim(outbox_store *store, outbox_bytes processor_id, int64_t in
     memcpy(keeper->processor_id, processor_id.data, processor_id.size);
     keeper->size = processor_id.size;
     keeper->interval = interval > 1000 ? interval : 1000;
-    keeper->from = monotonic();
+    keeper->from = outbox_monotonic();
     keeper->until = keeper->from + at_most;
     keeper->next = keeper->from + keeper->interval;
     keeper->keeping = true;

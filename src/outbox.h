@@ -204,7 +204,8 @@ int outbox_migrate(outbox_store *store);
 
 /*
 ** The store's SQLite connection, for the application's own SQL. Whoever begins a transaction there
-** by hand should use BEGIN IMMEDIATE. Never close it. NULL in a forked child.
+** by hand should use BEGIN IMMEDIATE. Never close it. NULL in a forked child. For a lock it waits
+** in a way of the store's, until `busy_timeout`, which PRAGMA busy_timeout would replace.
 */
 struct sqlite3 *outbox_connection(outbox_store *store);
 

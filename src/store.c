@@ -4,6 +4,7 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "store.h"
@@ -61,6 +62,30 @@ int outbox_check_encoding(outbox_store *store) {
   return code;
 }
 
+int64_t outbox_monotonic(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
+}
+
+/*
+** SQLite's own way is to ask ever less often, at last every 100 ms. Where a lock is hardly ever
+** free, who has waited longest has then the least chance of it, and in the end fails.
+*/
+static int wait_for_lock(void *context, int count) {
+  static const struct timespec MILLISECOND = {.tv_nsec = 1000000};
+  lock_wait *wait = context;
+  int64_t now = outbox_monotonic();
+  if (count == 0) wait->since = now;
+  if (now - wait->since >= wait->timeout) return 0;
+  nanosleep(&MILLISECOND, NULL);
+  return 1;
+}
+
+void outbox_wait_for_locks(sqlite3 *db, lock_wait *wait) {
+  sqlite3_busy_handler(db, wait_for_lock, wait);
+}
+
 /* The change to WAL mode needs the file alone for a moment, and SQLite does not wait for that. */
 static int enter_wal(outbox_store *store, int busy_timeout) {
   bool wal = false, memory = false;
@@ -86,7 +111,7 @@ static int open_database(outbox_store *store, const char *path, const outbox_opt
   int flags =
       SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_NOMUTEX;
   if (sqlite3_open_v2(path, &store->db, flags, NULL) != SQLITE_OK) return outbox_fail_sqlite(store);
-  sqlite3_busy_timeout(store->db, options->busy_timeout);
+  outbox_wait_for_locks(store->db, &store->lock_wait);
   int code = outbox_check_encoding(store);
   if (code == OUTBOX_OK && sqlite3_db_readonly(store->db, "main") == 1)
     code = outbox_fail(store, OUTBOX_READONLY, "the file cannot be written");
@@ -103,6 +128,8 @@ static int open_database(outbox_store *store, const char *path, const outbox_opt
 
 static void close_database(outbox_store *store) {
   outbox_finalize(store);
+  if (store->db != NULL) /* it may outlive the store, for the sake of a statement left open */
+    sqlite3_busy_timeout(store->db, (int)(store->lock_wait.timeout / 1000));
   sqlite3_close_v2(store->db);
   store->db = NULL;
 }
@@ -121,7 +148,7 @@ int outbox_make_store(outbox_store **out, const outbox_options *options) {
   store->clock = options->clock != NULL ? options->clock : outbox_system_clock;
   store->clock_context = options->clock_context;
   store->id_generator = options->id_generator;
-  store->busy_timeout = 1000 * (int64_t)options->busy_timeout;
+  store->lock_wait.timeout = 1000 * (int64_t)options->busy_timeout;
   store->id_generator_context = options->id_generator_context;
   if (store->id_generator == NULL) {
     store->id_generator = outbox_uuid_v7;

@@ -109,6 +109,11 @@ typedef struct doorbell {
   int64_t rung_at;    /* when it rang last: what it rang for may not be seen yet */
 } doorbell;
 
+/* How long a connection waits for a lock of another's, and since when it does; microseconds. */
+typedef struct lock_wait {
+  int64_t timeout, since;
+} lock_wait;
+
 /* The thread that keeps a claim; see keep.c. */
 typedef struct keeper keeper;
 
@@ -134,8 +139,8 @@ struct outbox_store {
   batch batch;
   filter filter;
   doorbell doorbell;
-  keeper *keeper;        /* NULL until it is needed */
-  int64_t busy_timeout;  /* microseconds */
+  keeper *keeper; /* NULL until it is needed */
+  lock_wait lock_wait;
   sqlite3_stmt *reading; /* what outbox_next and outbox_next_lease step, else NULL */
   sqlite3_stmt *statements[STATEMENTS];
   char message[512];
@@ -146,6 +151,12 @@ int outbox_make_store(outbox_store **store, const outbox_options *options);
 
 /* Makes a store of a connection as outbox_attach does, but nobody will tell it of the close. */
 int outbox_borrow(outbox_store **store, sqlite3 *db, const outbox_options *options);
+
+/* Microseconds, since some moment in the past, that no change of the clock disturbs. */
+int64_t outbox_monotonic(void);
+
+/* Has a connection wait for the locks of others, with what must live as long as it does. */
+void outbox_wait_for_locks(sqlite3 *db, lock_wait *wait);
 
 /* Keeps the shared object that this code is in loaded for as long as the process lasts. */
 void outbox_pin(void);

@@ -167,9 +167,7 @@ static void the_synchronous_option_sets_the_pragma(void **state) {
 static void options_that_are_null_are_the_defaults(void **state) {
   fixture *f = *state;
   outbox_store *store = open_store(f, NULL);
-  sqlite3 *db = outbox_connection(store);
-  assert_int_equal(number(db, "PRAGMA synchronous"), 2);
-  assert_int_equal(number(db, "PRAGMA busy_timeout"), 5000);
+  assert_int_equal(number(outbox_connection(store), "PRAGMA synchronous"), 2);
   publish(store, "a");
   assert_string_equal(ids_in(f->db, "entries"), "a");
   int64_t now;
@@ -240,6 +238,18 @@ static void closing_rolls_back_though_a_statement_of_the_caller_is_left(void **s
   assert_int_equal(locked, SQLITE_OK);
 }
 
+static void
+a_statement_of_the_caller_that_is_left_waits_for_a_lock_without_the_store(void **state) {
+  fixture *f = *state;
+  sqlite3_stmt *left;
+  assert_int_equal(sqlite3_prepare_v2(f->db, "BEGIN IMMEDIATE", -1, &left, NULL), SQLITE_OK);
+  execute(connect_plainly(f), "BEGIN IMMEDIATE");
+  close_store(f, f->store);
+  int locked = sqlite3_step(left);
+  sqlite3_finalize(left);
+  assert_int_equal(locked, SQLITE_BUSY);
+}
+
 static void each_code_has_a_name_of_its_own(void **state) {
   (void)state;
   for (int a = OUTBOX_OK; a <= OUTBOX_NEWER; a++)
@@ -285,6 +295,7 @@ int test_open(void) {
       TEST(closing_rolls_back_what_is_open),
       TEST(closing_ends_a_reading),
       TEST(closing_rolls_back_though_a_statement_of_the_caller_is_left),
+      TEST(a_statement_of_the_caller_that_is_left_waits_for_a_lock_without_the_store),
       TEST(each_code_has_a_name_of_its_own),
       TEST(sqlite_codes_are_translated_the_extended_ones_too),
   };
