@@ -8,6 +8,17 @@ local core = require("outbox.core")
 local Store = core.store
 local new, begin, commit = core.new, core.begin, core.commit
 
+-- Commits; or rolls back, and raises again what the function has raised.
+local function finish(txn, ok, ...)
+  if ok then
+    return commit(txn, ...)
+  end
+  do
+    local closing <close> = txn -- luacheck: no unused
+  end
+  error((...), 0)
+end
+
 --- Runs a function in a transaction (`BEGIN IMMEDIATE`), or, inside another transaction of this
 -- store, in a savepoint. Commits when it returns. What it raises rolls back and is raised again
 -- unchanged, and so does a coroutine that is closed, or collected, before it returns. What the
@@ -25,7 +36,11 @@ function Store:transaction(fn)
   end
   local txn <close> = new(self)
   begin(txn)
-  return commit(txn, fn(txn))
+  local _, is_main = coroutine.running()
+  if is_main then -- uncaught, for the sake of its traceback
+    return commit(txn, fn(txn))
+  end
+  return finish(txn, pcall(fn, txn)) -- an error that ends a coroutine closes nothing in it
 end
 
 return {

@@ -238,6 +238,23 @@ describe("store:transaction", function()
       assert.same({ 0, 0 }, { committed() })
     end)
 
+    it("that an error ends is rolled back at once", function()
+      local problem = {}
+      local co = coroutine.create(function()
+        store:transaction(function(txn)
+          insert(txn, 1)
+          store:transaction(function(inner)
+            insert(inner, 2)
+            error(problem)
+          end)
+        end)
+      end)
+      local _, raised = coroutine.resume(co)
+      assert.equal(problem, raised)
+      assert.same({ 0, 0 }, { committed() })
+      store:publish({})
+    end)
+
     it("that never finishes is rolled back when it is collected", function()
       for _ = 1, 100 do
         local co = coroutine.create(function()
