@@ -1,6 +1,7 @@
 # make demo   orders committed, rolled back and delivered, before your eyes
 # make test   every test; ends with `N passed, N failed`
 # make torture  the same and more at length; ends with a table of what was lost: nothing
+# make coverage  which lines of src/ and lua/ the tests run
 # make bench  the benchmarks, each figure beside its baseline; also bench-bindings, bench-processor,
 #             bench-wake
 # make        builds the rock into lua_modules; make extension  the loadable extension alone
@@ -13,6 +14,8 @@ TREE = lua_modules
 STRICT = -std=c11 -Wall -Wextra -Wpedantic -Werror
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
+COVERAGE = -std=gnu11 -O0 -g -fPIC --coverage -fprofile-update=atomic # ISO C knows no exec
+COVERED = $(patsubst %.c,build/coverage/%.o,$(1))
 LUA_INCLUDES = $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/include/lua5.4)
 
 CORE = $(filter-out src/extension.c,$(wildcard src/*.c))
@@ -38,6 +41,19 @@ torture:
 	@tools/setup torture
 	@tools/torture
 
+# A spec runs as another user, who must be able to add to the counts: umask, chmod.
+coverage:
+	@tools/setup test
+	@mkdir -p build && tools/lsqlite3
+	@$(MAKE) --silent build build/coverage/core_test build/coverage/lib/lua/5.4/outbox/core.so \
+	  build/coverage/lib/lua/5.4/outbox_sqlite.so build/coverage.so support
+	@rm -f build/coverage/lines $$(find build/coverage -name '*.gcda'); chmod -R a+w build/coverage
+	@umask 0; $(call QUIETLY,build/coverage/core_test)
+	@umask 0; export OUTBOX_TREE=build/coverage OUTBOX_LINES="$$PWD/build/coverage/lines" \
+	  LUA_PATH="lua/?.lua;;" LUA_CPATH="build/?.so;;"; \
+	  $(call QUIETLY,LUA_INIT="require 'coverage'" $(BUSTED) --ignore-lua --output=TAP)
+	@tools/coverage
+
 bench: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/compare.lua
 	@$(LUA_PATHS) $(LUA) bench/processor.lua
@@ -46,9 +62,12 @@ bench: build build/baseline
 bench-bindings bench-processor bench-wake: bench-%: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/$*.lua
 
+# What the command says is shown only when it fails.
+QUIETLY = log=$$(mktemp) && { $(1) >$$log 2>&1 || { cat $$log; exit 1; }; } && rm $$log
+
 # luarocks leaves what it compiles in the source tree.
-ROCK_MAKE = log=$$(mktemp) && { $(LUAROCKS) make --tree $(@D) $(1) >$$log 2>&1 || \
-  { cat $$log; exit 1; }; } && rm -rf $$log outbox src/*.o src/lua/*.o && touch $@
+ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make --tree $(@D) $(1)) && \
+  rm -rf outbox src/*.o src/lua/*.o && touch $@
 
 $(TREE)/.built: $(CORE) src/extension.c $(HEADERS) $(SHIM) $(wildcard lua/*.lua lua/*/*.lua) outbox-scm-1.rockspec
 	@$(call ROCK_MAKE)
@@ -76,6 +95,26 @@ build/outbox_sqlite.so: $(CORE) src/extension.c $(HEADERS)
 	$(CC) $(STRICT) -O2 -fPIC -shared -DOUTBOX_EXTENSION \
 	  $(filter-out src/handshake.c,$(CORE)) src/extension.c -o $@
 
+# Everything once more, counting what runs; the counts stand beside the objects.
+build/coverage/%.o: %.c $(HEADERS) $(wildcard src/lua/*.h spec/core/*.h)
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) $(COVERAGE) -Isrc $(LUA_INCLUDES) -c $< -o $@
+
+build/coverage/core_test: $(call COVERED,$(CORE) $(CORE_SPECS))
+	$(CC) --coverage $^ -o $@ -lcmocka -lsqlite3 -lm
+
+build/coverage/lib/lua/5.4/outbox/core.so: $(call COVERED,$(CORE) $(filter %.c,$(SHIM)))
+	@mkdir -p $(@D)
+	$(CC) --coverage -shared $^ -o $@ -lsqlite3 -lm
+
+build/coverage/lib/lua/5.4/outbox_sqlite.so: $(CORE) src/extension.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) $(COVERAGE) -shared -DOUTBOX_EXTENSION \
+	  $(filter-out src/handshake.c,$(CORE)) src/extension.c -o $@
+
+# What the specs need beside the rock.
+support: build/process.so build/slow_disk.so build/faults.so build/host build/starved
+
 # For the specs: fork, wait and kill, which Lua does not have; and a slow disk.
 build/%.so: spec/support/%.c
 	@mkdir -p $(@D)
@@ -96,7 +135,7 @@ build/host: spec/support/host.c
 	$(CC) $(STRICT) -O1 -g $(LUA_INCLUDES) $< -o $@ -llua5.4 -lsqlite3 -lpthread
 
 lint-lua:
-	luacheck -q .
+	luacheck -q . tools/coverage
 
 lint-format:
 	clang-format --dry-run -Werror $(C_FILES)
@@ -112,4 +151,5 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/lua/*.o
 
-.PHONY: build extension demo test torture bench bench-bindings bench-processor bench-wake lint-lua lint-format lint-c format clean
+.PHONY: build extension support demo test torture coverage bench bench-bindings bench-processor \
+  bench-wake lint-lua lint-format lint-c format clean

@@ -16,6 +16,7 @@
 #include <lua.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -35,6 +36,7 @@ static int process_fork(lua_State *L) {
     int status = lua_pcall(L, 0, 0, 0);
     if (status != LUA_OK) fprintf(stderr, "child: %s\n", luaL_tolstring(L, -1, NULL));
     fflush(NULL);
+    if (getenv("OUTBOX_LINES") != NULL) exit(status != LUA_OK); /* gcov's counts are written then */
     _exit(status != LUA_OK);
   }
   lua_pushinteger(L, pid);
