@@ -1,0 +1,280 @@
+-- Publishers and processors on one database, killed at any moment and started again: what was
+-- committed is delivered, what was not is not, and only what was in hand at a kill comes twice.
+
+local outbox = require("outbox")
+local process = require("process")
+local support = require("spec.support")
+local torture = require("spec.support.torture")
+
+local KILLS = torture.long and 1000 or 15 -- with each ordering
+local PUBLISHERS, PROCESSORS = 3, 3
+local CUSTOMERS = 8
+local BATCH_SIZE = 10
+local PATIENCE = 60 -- seconds that they wait for a lock: the disk of a busy machine may stall
+local UNDONE = {}
+
+local random, note = math.random, torture.note
+
+local function die()
+  process.kill(process.pid())
+end
+
+-- Takes orders for ever, up to five in a transaction. Some transactions are undone, and in some the
+-- publisher dies; the names of their orders tell.
+local function take_orders(path, log, incarnation)
+  local store <close> = outbox.open(path, { busy_timeout = PATIENCE })
+  store:migrate()
+  local taken = 0
+  while true do
+    local undone, dies_at = random(5) == 1, random(60) == 1 and random(10)
+    local names = {}
+    for i = 1, random(5) do
+      taken = taken + 1
+      names[i] = ("%s%d.%d"):format((undone or dies_at) and "undone-" or "", incarnation, taken)
+    end
+    local ok, problem = pcall(store.transaction, store, function(txn)
+      for i, name in ipairs(names) do
+        local customer = "customer-" .. random(CUSTOMERS)
+        txn:execute("INSERT INTO orders (name, customer) VALUES (?, ?)", name, customer)
+        if dies_at == 2 * i - 1 then
+          die()
+        end
+        txn:publish({ key = customer, payload = name })
+        if dies_at == 2 * i then
+          die()
+        end
+      end
+      if dies_at then
+        die()
+      elseif undone then
+        error(UNDONE)
+      end
+    end)
+    assert(ok or problem == UNDONE, problem)
+    note(log, ok and "committed" or "undone", table.unpack(names))
+    outbox.clock.sleep(0.004 * random())
+  end
+end
+
+-- A processor that delivers to the log. One that is mortal may die in the middle of it.
+local function processor(options, log, incarnation, mortal)
+  options.batch_size, options.claim_duration = BATCH_SIZE, 0.2
+  -- What is in hand at a kill is charged for it, though innocent; none may become a dead letter.
+  options.retry = { max_attempts = 100000 }
+  function options.on_error(problem)
+    note(log, problem.code == "lost" and "lost" or "error", incarnation, problem.message)
+  end
+  function options.publisher(messages)
+    note(log, "batch", incarnation, #messages)
+    local dies_after = mortal and random(40) == 1 and random(0, #messages)
+    for i = 0, #messages do
+      if i > 0 then
+        note(log, "delivered", incarnation, messages[i].payload)
+      end
+      if i == dies_after then
+        die()
+      end
+    end
+  end
+  return outbox.processor(options)
+end
+
+describe("killed at any moment, an outbox", function()
+  local path, log_path
+  local total = { kills = 0, lost = 0, phantom = 0 }
+
+  before_each(function()
+    local store
+    store, path = support.store()
+    store:transaction(function(txn)
+      -- Numbered in the order of the commits, for each transaction begins by taking the lock.
+      txn:execute("CREATE TABLE orders (number INTEGER PRIMARY KEY AUTOINCREMENT,"
+        .. " name TEXT NOT NULL UNIQUE, customer TEXT NOT NULL)")
+    end)
+    store:close() -- before the forks
+    log_path = support.path()
+  end)
+
+  after_each(function()
+    torture.kill_all()
+    support.remove()
+  end)
+
+  teardown(function()
+    torture.tally("kill", total.kills, total.lost, total.phantom)
+  end)
+
+  -- Until so much more has been written to the log, or for a while.
+  local function wait_for_a_moment(log)
+    local size, time = log:seek("end") + random(0, 5000), outbox.clock.now() + 0.3 * random()
+    repeat
+      outbox.clock.sleep(0.001)
+    until log:seek("end") >= size or outbox.clock.now() >= time
+  end
+
+  local function start(slot, incarnation, ordering, limit)
+    return torture.fork(function()
+      local log <close> = torture.log(log_path)
+      if slot <= PUBLISHERS then
+        take_orders(path, log, incarnation)
+      end
+      local store <close> = outbox.open(path, { synchronous = "normal", busy_timeout = PATIENCE })
+      processor({
+        store = store,
+        ordering = ordering,
+        limit = limit,
+        -- Under an old name it need not wait until the old claim has lapsed.
+        processor_id = random(2) == 1 and "processor " .. slot or nil,
+      }, log, incarnation, true):run()
+    end)
+  end
+
+  -- Starts all, kills one or all, and starts these again. Returns how many of each were killed.
+  local function kill(ordering, limit)
+    local pids, incarnation, publishers, processors = {}, 0, 0, 0
+    local log <close> = assert(io.open(log_path))
+    local function bury(slot)
+      assert.equal(-9, torture.wait(pids[slot]), "ended by itself, seed " .. torture.seed)
+      pids[slot] = nil
+      if slot <= PUBLISHERS then
+        publishers = publishers + 1
+      else
+        processors = processors + 1
+      end
+    end
+    repeat
+      for slot = 1, PUBLISHERS + PROCESSORS do
+        if not pids[slot] then
+          incarnation = incarnation + 1
+          pids[slot] = start(slot, incarnation, ordering, limit)
+        end
+      end
+      wait_for_a_moment(log)
+      local enough = publishers + processors + #pids >= KILLS
+      local everybody, victim = enough or random(30) == 1, random(#pids)
+      for slot = 1, #pids do
+        if everybody or slot == victim then
+          process.kill(pids[slot])
+          bury(slot)
+        elseif process.ended(pids[slot]) then
+          bury(slot)
+        end
+      end
+    until enough
+    return publishers, processors
+  end
+
+  -- What the dead have left behind is delivered by one who is left alone. Returns the orders.
+  local function drain(ordering)
+    local store <close> = outbox.open(path)
+    local log <close> = torture.log(log_path)
+    local last = processor({ store = store, ordering = ordering }, log, 0, false)
+    local stats, latest = store:stats(), outbox.clock.now() + 60
+    while stats.ready + stats.delayed > 0 and outbox.clock.now() < latest do
+      outbox.clock.sleep(last:step())
+      stats = store:stats()
+    end
+    return support.sql(store, "SELECT number, name, customer FROM orders")
+  end
+
+  -- What came, first and again. That something comes again is accounted for if it came before in
+  -- the last batch of its processor, which was in hand at the kill, or in one whose claim was lost.
+  local function read_log()
+    local log = { committed = {}, undone = 0, first = {}, again = {}, in_hand = 0, lost_claims = 0,
+      unaccounted = 0, errors = {} }
+    local latest, came_in = {}, {}
+    for words in torture.records(log_path) do
+      local kind, incarnation = words[1], words[2]
+      local batch = latest[incarnation]
+      if kind == "batch" then
+        latest[incarnation] = { incarnation = incarnation, size = tonumber(words[3]) }
+      elseif kind == "delivered" then
+        local name = words[3]
+        if came_in[name] then
+          log.again[#log.again + 1] = { before = came_in[name], now = batch }
+        else
+          log.first[#log.first + 1] = name
+        end
+        came_in[name] = batch
+      elseif kind == "committed" then
+        table.move(words, 2, #words, #log.committed + 1, log.committed)
+      elseif kind == "undone" then
+        log.undone = log.undone + 1
+      elseif kind == "lost" then
+        log.lost_claims = log.lost_claims + 1
+        if batch then
+          batch.lost = true
+        end
+      else
+        log.errors[#log.errors + 1] = table.concat(words, " ")
+      end
+    end
+    for _, batch in pairs(latest) do
+      log.in_hand = log.in_hand + batch.size
+    end
+    for _, again in ipairs(log.again) do
+      local before = again.before
+      if before == again.now or not before.lost and before ~= latest[before.incarnation] then
+        log.unaccounted = log.unaccounted + 1
+      end
+    end
+    return log
+  end
+
+  -- Compares what came with the orders. Lost is what is committed, but did not come or is not even
+  -- there; a phantom came, but is not there; what is overtaken came after a later one of its key.
+  local function compare(log, orders)
+    local by_name, came, last = {}, {}, {}
+    local lost, phantom, overtaken = 0, 0, 0
+    for _, order in ipairs(orders) do
+      by_name[order.name] = order
+    end
+    for _, name in ipairs(log.first) do
+      local order = by_name[name]
+      came[name] = true
+      if not order or name:find("^undone") then
+        phantom = phantom + 1
+      else
+        overtaken = overtaken + (order.number < (last[order.customer] or 0) and 1 or 0)
+        last[order.customer] = order.number
+      end
+    end
+    for name in pairs(by_name) do
+      lost = lost + (came[name] and 0 or 1)
+    end
+    for _, name in ipairs(log.committed) do
+      lost = lost + (by_name[name] and 0 or 1)
+    end
+    return lost, phantom, overtaken
+  end
+
+  local function test(ordering, limit)
+    math.randomseed(torture.seed)
+    local publishers, processors = kill(ordering, limit)
+    local orders, log = drain(ordering), read_log()
+    local lost, phantom, overtaken = compare(log, orders)
+    total.kills = total.kills + publishers + processors
+    total.lost, total.phantom = total.lost + lost, total.phantom + phantom
+    local summary = ("seed %d, ordering %s: killed %d publishers, %d processors with %d entries in"
+      .. " hand; of %d orders %d came again; %d transactions undone, %d claims lost"):format(
+      torture.seed, ordering, publishers, processors, log.in_hand, #orders, #log.again, log.undone,
+      log.lost_claims)
+    torture.say(summary)
+    assert.same({}, log.errors, summary)
+    assert.equal(0, lost, summary)
+    assert.equal(0, phantom, summary)
+    assert.equal(0, log.unaccounted, summary)
+    assert.is_true(ordering == "none" or overtaken == 0, summary)
+    local store <close> = outbox.open(path)
+    assert.outbox(store).is_empty()
+    assert.same({ { integrity_check = "ok" } }, support.sql(store, "PRAGMA integrity_check"))
+  end
+
+  it("loses nothing, delivers no more, and keeps the order of every key", function()
+    test("key")
+  end)
+
+  it("loses nothing and delivers no more where processors share the backlog", function()
+    test("none", 3 * BATCH_SIZE)
+  end)
+end)
