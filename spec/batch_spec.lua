@@ -118,6 +118,30 @@ describe("a batch", function()
       assert.same({ "", 4 }, { get("p", 5, { except = { "a", "b", "c" } }) })
     end)
 
+    it("without some namespaces, whatever the clock makes of their list", function()
+      local except, now = { ("x"):rep(1000) }, clock.now
+      store:publish({ id = "d", namespace = except[1] })
+      clock.now = function()
+        except[1] = nil
+        collectgarbage()
+        for i = 2, 100 do -- in its place
+          except[i] = ("y"):rep(1000)
+        end
+        return now()
+      end
+      assert.same({ "a b a2 c", 5 }, { get("p", 9, { except = except }) })
+    end)
+
+    it("without more namespaces than there can be", function()
+      local powers = {} -- of two; that many holes are too many to find the border before the last
+      for i = 0, 60 do
+        powers[#powers + 1] = ("[1 << %d] = 'a'"):format(i)
+      end
+      local vast = load("return {" .. table.concat(powers, ", ") .. "}")()
+      assert.equal(1 << 60, #vast)
+      assert.matches("an array of strings", support.raised(get, "p", 1, { except = vast }), 1, true)
+    end)
+
     it("in the order that a retry asks for", function()
       store:retry_entry("a", 1005, "no")
       publish("a3")

@@ -111,7 +111,7 @@ default the system's
 */
 static int uuid_v7(lua_State *L) {
   outbox_uuid_state *state = lua_touserdata(L, lua_upvalueindex(1));
-  int64_t now;
+  int64_t now = 0;
   if (!lua_isnoneornil(L, 1)) {
     luaL_checktype(L, 1, LUA_TTABLE);
     lua_getfield(L, 1, "now");

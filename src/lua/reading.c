@@ -29,7 +29,6 @@ typedef struct reading {
   outbox_store *store;
   int code;
   enum shim_kind kind;
-  bool headers; /* some entry has headers, still in JSON */
 } reading;
 
 /* The names of an entry's fields lie at the bottom of the stack: quicker than to look them up. */
@@ -55,8 +54,22 @@ static void set_entry_bytes(lua_State *L, int name, outbox_bytes bytes) {
   lua_rawset(L, -3);
 }
 
+/* The headers of the entries come in JSON. */
+static void decode_headers(lua_State *L) {
+  for (lua_Integer i = 1; lua_rawgeti(L, ENTRIES, i) != LUA_TNIL; i++) {
+    lua_pushvalue(L, ENTRY_HEADERS);
+    if (lua_rawget(L, -2) != LUA_TNIL) {
+      shim_convert_headers(L, "decode");
+      lua_setfield(L, -2, ENTRY_NAMES[ENTRY_HEADERS - ENTRY_ID]);
+    }
+    lua_settop(L, ENTRIES);
+  }
+  lua_settop(L, ENTRIES);
+}
+
 static int read_entries(lua_State *L) {
   reading *reading = lua_touserdata(L, 1);
+  bool headers = false;
   outbox_entry entry;
   for (int name = ENTRY_ID; name < ENTRIES; name++)
     lua_pushstring(L, ENTRY_NAMES[name - ENTRY_ID]);
@@ -69,7 +82,7 @@ static int read_entries(lua_State *L) {
     set_entry_bytes(L, ENTRY_KEY, entry.key);
     set_entry_bytes(L, ENTRY_PAYLOAD, entry.payload);
     set_entry_bytes(L, ENTRY_HEADERS, entry.headers);
-    reading->headers |= entry.headers.data != NULL;
+    headers |= entry.headers.data != NULL;
     lua_pushvalue(L, ENTRY_CREATED_AT);
     shim_push_seconds(L, entry.created_at);
     lua_rawset(L, -3);
@@ -85,6 +98,7 @@ static int read_entries(lua_State *L) {
     }
     lua_rawseti(L, ENTRIES, i);
   }
+  if (headers && reading->code == OUTBOX_DONE) decode_headers(L);
   return 1;
 }
 
@@ -98,11 +112,12 @@ int shim_read(lua_State *L, shim_store *self, lua_CFunction function, void *poin
     shim_close(self);
     shim_raise(L, "closed", "the store is closed");
   }
+  shim_close_late(self);
   return status;
 }
 
 /* Pushes the array that `read` makes of the reading that was started with `code`. */
-static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
+static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
                          enum shim_kind kind) {
   shim_check(L, self, code);
   reading reading = {.store = self->store, .kind = kind};
@@ -110,20 +125,10 @@ static bool push_reading(lua_State *L, shim_store *self, int code, lua_CFunction
   outbox_finish(self->store);
   if (status != LUA_OK) lua_error(L);
   if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);
-  return reading.headers;
 }
 
 int shim_push_entries(lua_State *L, shim_store *self, int code, enum shim_kind kind) {
-  if (!push_reading(L, self, code, read_entries, kind)) return 1;
-  for (lua_Integer i = 1; lua_rawgeti(L, -1, i) != LUA_TNIL; i++) {
-    if (lua_getfield(L, -1, "headers") != LUA_TNIL) {
-      shim_convert_headers(L, "decode");
-      lua_setfield(L, -2, "headers");
-      lua_pushnil(L);
-    }
-    lua_pop(L, 2);
-  }
-  lua_pop(L, 1);
+  push_reading(L, self, code, read_entries, kind);
   return 1;
 }
 

@@ -66,6 +66,9 @@ int shim_raise(lua_State *L, const char *code, const char *message);
 /* Raises the store's last error if `code` is one. */
 void shim_check(lua_State *L, shim_store *self, int code);
 
+/* Raises in the middle of a reading, where a finalizer may try to use the store. */
+void shim_check_idle(lua_State *L, shim_store *self);
+
 /* The store at the index; raises if it is closed, or in a transaction of another coroutine. */
 shim_store *shim_check_store(lua_State *L, int index);
 
@@ -99,7 +102,8 @@ enum shim_kind { CLAIMED, READY, DELAYED, DEAD };
 /*
 ** Calls a function with a pointer that reads from the store, and leaves one value. Protected, for
 ** Lua may run out of memory. A finalizer that the collector runs meanwhile can neither use the
-** store nor close it: that is done afterwards. Returns Lua's status; an error is on the top.
+** store nor close it, or what is open on it: that is done afterwards. Returns Lua's status; an error
+** is on the top.
 */
 int shim_read(lua_State *L, shim_store *self, lua_CFunction function, void *pointer);
 
@@ -128,6 +132,9 @@ outbox_bytes shim_check_bytes(lua_State *L, int index);
 
 /* Rolls all open transactions back; their objects and iterators are closed. */
 void shim_close_transactions(shim_store *self);
+
+/* Closes the transactions and iterators that were to be closed during a reading. */
+void shim_close_late(shim_store *self);
 
 /* Each adds its types' metatables to the registry and its functions to the module on the top. */
 void shim_make_store_type(lua_State *L);

@@ -31,10 +31,14 @@ static void begin_theirs(lua_State *L, shim_store *self, int index) {
   lua_call(L, 0, 0);
 }
 
+void shim_check_idle(lua_State *L, shim_store *self) {
+  if (self->reading) shim_raise(L, "busy", "the store is in the middle of a reading");
+}
+
 shim_store *shim_check_store(lua_State *L, int index) {
   shim_store *self = luaL_checkudata(L, index, STORE);
   if (self->store == NULL) shim_raise(L, "closed", "the store is closed");
-  if (self->reading) shim_raise(L, "busy", "the store is in the middle of a reading");
+  shim_check_idle(L, self);
   if (self->innermost != NULL && self->owner != L)
     shim_raise(L, "busy", "another coroutine has a transaction open on this store; use its txn");
   if (self->lazy) begin_theirs(L, self, index);
@@ -63,15 +67,21 @@ static outbox_bytes *check_ids(lua_State *L, int first, size_t *count) {
   return ids;
 }
 
-/* The strings in the array on the top, which is an option's. They stay there. */
-static outbox_bytes *check_array(lua_State *L, int index, size_t count) {
-  int array = lua_gettop(L);
-  outbox_bytes *strings = lua_newuserdatauv(L, count * sizeof *strings, 0);
-  for (size_t i = 0; i < count; i++) {
-    int type = lua_rawgeti(L, array, (lua_Integer)i + 1);
+/* The strings in the array on the top, which is an option's; a copy of it holds them. */
+static outbox_bytes *check_array(lua_State *L, int index, size_t *count) {
+  int array = lua_gettop(L), copy = array + 1;
+  *count = lua_rawlen(L, array);
+  lua_newtable(L);
+  for (size_t i = 1; i <= *count; i++) {
+    int type = lua_rawgeti(L, array, (lua_Integer)i);
     luaL_argcheck(L, type == LUA_TSTRING, index, "an array of strings is wanted");
+    lua_rawseti(L, copy, (lua_Integer)i);
+  }
+  outbox_bytes *strings = lua_newuserdatauv(L, *count * sizeof *strings, 0);
+  for (size_t i = 0; i < *count; i++) {
+    lua_rawgeti(L, copy, (lua_Integer)i + 1);
     strings[i].data = lua_tolstring(L, -1, &strings[i].size);
-    lua_pop(L, 1); /* the array has it */
+    lua_pop(L, 1);
   }
   return strings;
 }
@@ -119,8 +129,10 @@ int shim_opt_name(lua_State *L, int index, const char *option, const char *const
   for (int i = 0; names[i] != NULL; i++)
     if (strcmp(name, names[i]) == 0) return i;
   luaL_buffinit(L, &known);
-  for (int i = 0; names[i] != NULL; i++)
-    luaL_addstring(&known, lua_pushfstring(L, "%s\"%s\"", i > 0 ? ", " : "", names[i]));
+  for (int i = 0; names[i] != NULL; i++) {
+    lua_pushfstring(L, "%s\"%s\"", i > 0 ? ", " : "", names[i]);
+    luaL_addvalue(&known);
+  }
   luaL_pushresult(&known);
   const char *list = lua_tostring(L, -1);
   return luaL_argerror(L, index, lua_pushfstring(L, "%s must be one of %s", option, list));
@@ -269,8 +281,7 @@ static int store_get_claimed_entries(lua_State *L) {
     hold = opt_boolean(L, 4, "hold");
     if (lua_getfield(L, 4, "except") != LUA_TNIL) {
       luaL_argcheck(L, lua_type(L, -1) == LUA_TTABLE, 4, "except must be an array of strings");
-      selection.except_count = lua_rawlen(L, -1);
-      selection.except = check_array(L, 4, selection.except_count);
+      selection.except = check_array(L, 4, &selection.except_count);
     }
   }
   shim_read_clock(L, self, 1);

@@ -23,12 +23,14 @@ struct transaction {
   transaction *outer; /* the one that it is nested in */
   rows *first;        /* its open iterators */
   bool open;
+  bool closing; /* it is to be closed when the store has ended its reading */
 };
 
 /* A statement of the user's. User value: the transaction. */
 struct rows {
   transaction *transaction; /* NULL once closed */
   bool done;                /* closed because there are no more */
+  bool closing;             /* as a transaction's */
   sqlite3_stmt *statement;
   rows *previous, *next;
 };
@@ -71,8 +73,20 @@ void shim_close_transactions(shim_store *self) {
 
 static int transaction_close(lua_State *L) {
   transaction *self = luaL_checkudata(L, 1, TRANSACTION);
-  roll_back(self);
+  self->closing = self->open && self->store->reading;
+  if (!self->closing) roll_back(self);
   return 0;
+}
+
+void shim_close_late(shim_store *self) {
+  for (transaction *t = self->innermost, *outer; t != NULL; t = outer) {
+    outer = t->outer;
+    for (rows *r = t->first, *next; r != NULL; r = next) {
+      next = r->next;
+      if (r->closing) close_rows(r);
+    }
+    if (t->closing) roll_back(t);
+  }
 }
 
 /* --- Beginning and committing, for store:transaction ------------------------------------------ */
@@ -109,6 +123,7 @@ static int begin(lua_State *L) {
 static transaction *check_open(lua_State *L) {
   transaction *self = luaL_checkudata(L, 1, TRANSACTION);
   if (!self->open) shim_raise(L, "closed", "the transaction has ended");
+  shim_check_idle(L, self->store);
   return self;
 }
 
@@ -293,6 +308,7 @@ static int rows_next(lua_State *L) {
   if (self->done) return 0;
   if (self->transaction == NULL) return shim_raise(L, "closed", "the transaction has ended");
   shim_store *store = self->transaction->store;
+  shim_check_idle(L, store);
   shim_check(L, store, outbox_check_transaction(store->store));
   int sqlite_code = sqlite3_step(self->statement);
   if (sqlite_code == SQLITE_DONE) {
@@ -306,7 +322,9 @@ static int rows_next(lua_State *L) {
 }
 
 static int rows_close(lua_State *L) {
-  close_rows(luaL_checkudata(L, 1, ROWS));
+  rows *self = luaL_checkudata(L, 1, ROWS);
+  self->closing = self->transaction != NULL && self->transaction->store->reading;
+  if (!self->closing) close_rows(self);
   return 0;
 }
 

@@ -1,0 +1,154 @@
+-- Programs for finalizer_spec.lua, each in a process of its own with next to nothing in memory: so
+-- the collector, which works without a pause, runs a finalizer at any moment of a call. Each prints
+-- whether it was seen at work in the middle of one.
+
+local outbox = require("outbox")
+
+local store = outbox.open(":memory:")
+store:migrate()
+
+-- Runs `finalize` in a finalizer, after more cycles of the collector the higher `delay` is.
+local function leave(delay, finalize)
+  setmetatable({}, { __gc = function()
+    if delay == 0 then
+      finalize()
+    else
+      leave(delay - 1, finalize)
+    end
+  end })
+end
+
+local LONG = ("x"):rep(2000)
+
+local function fill(count)
+  for i = 1, count do
+    store:publish({ namespace = LONG, payload = LONG .. i, headers = { number = tostring(i) } })
+  end
+end
+
+local function check_entries(entries, count)
+  assert(#entries == count)
+  for i, entry in ipairs(entries) do
+    assert(entry.namespace == LONG and entry.payload == LONG .. i)
+    assert(entry.headers.number == tostring(i))
+  end
+end
+
+local programs = {}
+
+-- Takes from the messages what they hold while they are published.
+function programs.spoils()
+  local seen = false
+  for delay = 0, 40 do
+    local list = {}
+    for i = 1, 100 do
+      list[i] = { payload = LONG .. i }
+    end
+    leave(delay, function()
+      for i = 1, 100 do
+        list[i].payload = nil
+      end
+    end)
+    store:publish(table.unpack(list))
+    local entries = store:ready_entries()
+    for i, entry in ipairs(entries) do
+      assert(entry.payload == nil or entry.payload == LONG .. i)
+      seen = seen or entry.payload == nil
+      store:delete_entries(entry.id)
+    end
+    assert(#entries == 100)
+  end
+  return seen
+end
+
+-- Uses the transaction while the store reads in it.
+function programs.uses()
+  local seen = false
+  fill(10)
+  for delay = 0, 40 do
+    store:transaction(function(txn)
+      local rows = txn:rows("SELECT 1")
+      leave(delay, function()
+        for _, use in ipairs({ txn.publish, txn.execute, txn.rows, rows }) do
+          local ok, problem = pcall(use, txn, "SELECT 1")
+          seen = seen or not ok and problem.code == "busy"
+        end
+      end)
+      check_entries(store:ready_entries(), 10)
+    end)
+  end
+  return seen
+end
+
+-- Closes an iterator while a row is made.
+function programs.closes_iterator()
+  local seen = false
+  fill(10)
+  for delay = 0, 40 do
+    store:transaction(function(txn)
+      local rows = txn:rows("SELECT namespace, payload FROM outbox_entries")
+      leave(delay, function()
+        local closing <close> = rows -- luacheck: no unused
+      end)
+      for i = 1, 10 do
+        local ok, row = pcall(rows)
+        seen = seen or not ok and i > 1
+        assert(ok and row.namespace == LONG and row.payload == LONG .. i or row.code == "closed")
+      end
+    end)
+  end
+  return seen
+end
+
+-- Closes a coroutine with a transaction whose rows are read elsewhere.
+function programs.closes_coroutine()
+  local seen = false
+  fill(10)
+  for delay = 0, 40 do
+    local thread = coroutine.create(function()
+      store:transaction(function(txn)
+        txn:publish({})
+        coroutine.yield(txn:rows("SELECT namespace, payload FROM outbox_entries"))
+      end)
+    end)
+    local _, rows = coroutine.resume(thread)
+    leave(delay, function()
+      assert(coroutine.close(thread))
+    end)
+    for i = 1, 10 do
+      local ok, row = pcall(rows)
+      seen = seen or not ok and i > 1
+      assert(ok and row.namespace == LONG and row.payload == LONG .. i or row.code == "closed")
+    end
+    coroutine.close(thread)
+    check_entries(store:ready_entries(), 10)
+  end
+  return seen
+end
+
+-- Closes the store while the headers of what was claimed are decoded.
+function programs.closes_store()
+  local seen = false
+  for delay = 0, 40 do
+    store:close()
+    store = outbox.open(":memory:")
+    store:migrate()
+    fill(10)
+    store:claim_entries("p", outbox.clock.now() + 60)
+    local victim = store -- for the next one is not to be closed
+    leave(delay, function()
+      victim:close()
+    end)
+    local ok, entries = pcall(store.get_claimed_entries, store, "p", 10, { hold = true })
+    if ok then
+      check_entries(entries, 10)
+    else
+      assert(entries.code == "closed")
+      seen = true
+    end
+  end
+  return seen
+end
+
+collectgarbage("incremental", 1, 1000, 1)
+print(programs[arg[1]]())
