@@ -55,7 +55,7 @@ static bool reserve(void **bytes, size_t *capacity, size_t size) {
 
 int outbox_remember(outbox_store *store, const outbox_entry *entry) {
   batch *batch = &store->batch;
-  if (!is_safe(store)) { /* no harm: they will be deleted one by one */
+  if (!is_safe(store) || entry->id.data == NULL) { /* no harm: they will be deleted one by one */
     forget(batch);
     return OUTBOX_ROW;
   }
@@ -88,7 +88,7 @@ bool outbox_is_batch(const outbox_store *store, const outbox_bytes *ids, size_t 
     size_t size;
     memcpy(&size, id, sizeof size);
     id += sizeof size;
-    if (size != ids[i].size || memcmp(id, ids[i].data, size) != 0) return false;
+    if (!outbox_equal((outbox_bytes){id, size}, ids[i])) return false;
     id += size;
   }
   return true;
@@ -100,8 +100,7 @@ bool outbox_leaves_out(outbox_store *store, const outbox_entry *entry, bool held
   filter *filter = &store->filter;
   filter->read_to = entry->seq;
   for (size_t i = 0; i < filter->except_count && !held; i++)
-    held = filter->except[i].size == entry->namespace.size &&
-           memcmp(filter->except[i].data, entry->namespace.data, entry->namespace.size) == 0;
+    held = outbox_equal(filter->except[i], entry->namespace);
   if (!held) filter->wanted--;
   return held;
 }

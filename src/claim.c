@@ -3,7 +3,6 @@
 ** may claim is what lies between the live leases of the others.
 */
 #include <stdio.h>
-#include <string.h>
 
 #include "store.h"
 
@@ -134,9 +133,7 @@ static int64_t lapses(sqlite3_stmt *lease) {
 
 static enum kind classify(outbox_store *store, sqlite3_stmt *row, outbox_bytes processor_id,
                           int64_t now) {
-  outbox_bytes owner = outbox_column(row, 2);
-  if (owner.size == processor_id.size && memcmp(owner.data, processor_id.data, owner.size) == 0)
-    return OWN;
+  if (outbox_equal(outbox_column(row, 2), processor_id)) return OWN;
   bool lapsed = sqlite3_column_int64(row, 3) < now ||
                 sqlite3_column_int64(row, 4) > now + SKEW + store->lock_wait.timeout;
   return lapsed ? LAPSED : OTHERS;

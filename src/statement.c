@@ -185,6 +185,10 @@ outbox_bytes outbox_column(sqlite3_stmt *statement, int index) {
   return bytes;
 }
 
+bool outbox_equal(outbox_bytes a, outbox_bytes b) {
+  return a.size == b.size && (a.size == 0 || memcmp(a.data, b.data, a.size) == 0);
+}
+
 /* --- Readings -------------------------------------------------------------------------------- */
 
 int outbox_next_row(outbox_store *store) {

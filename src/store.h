@@ -237,6 +237,9 @@ void outbox_close_keeper(outbox_store *store);
 /* Reads a column byte for byte, whatever its type; a NULL has no value. */
 outbox_bytes outbox_column(sqlite3_stmt *statement, int index);
 
+/* Whether the bytes are the same. No value is the same as an empty string. */
+bool outbox_equal(outbox_bytes a, outbox_bytes b);
+
 /* Steps what is being read; the error path of outbox_next and outbox_next_lease. */
 int outbox_next_row(outbox_store *store);
 
