@@ -39,4 +39,5 @@ return {
   blob = core.blob,
   LAPSED = core.LAPSED,
   processor = require("outbox.processor"),
+  publisher = require("outbox.publisher"),
 }

@@ -116,6 +116,12 @@
 ---@alias outbox.failures nil|boolean|table<integer, any>
 ---@alias outbox.publish fun(messages: outbox.entry[], namespace: string): outbox.failures, any
 
+---@class outbox.publisher made by outbox.publisher
+---@field publish fun(self: outbox.publisher, messages: outbox.entry[], namespace: string): ...
+---@field close fun(self: outbox.publisher)
+
+---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
+
 ---@class outbox.retry
 ---@field base? number seconds, default 1
 ---@field factor? number default 2
@@ -169,6 +175,7 @@
 ---@field _VERSION string
 ---@field LAPSED string last_error of an entry that its processor died with
 ---@field processor fun(options: outbox.processor_options): outbox.processor
+---@field publisher fun(destination: outbox.destination, options?: table): outbox.publisher
 ---@field install fun()
 ---@field attach fun(connection: userdata|function, options?: outbox.attach_options): outbox.store
 ---@field open fun(path: string, options?: outbox.options): outbox.store
