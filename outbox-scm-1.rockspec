@@ -31,6 +31,7 @@ build = {
     ["outbox.publisher"] = "lua/outbox/publisher.lua",
     ["outbox.publishers.file"] = "lua/outbox/publishers/file.lua",
     ["outbox.publishers.format"] = "lua/outbox/publishers/format.lua",
+    ["outbox.publishers.redis"] = "lua/outbox/publishers/redis.lua",
     ["outbox.publishers.route"] = "lua/outbox/publishers/route.lua",
     ["outbox.problem"] = "lua/outbox/problem.lua",
     ["outbox.testing"] = "lua/outbox/testing.lua",

@@ -10,6 +10,7 @@ local route = require("outbox.publishers.route")
 -- `OPTIONS`; and `new(target, options)`.
 local DESTINATIONS = {
   file = "file",
+  redis = "redis",
   stdout = "file",
 }
 

@@ -89,10 +89,10 @@ function M.raised(fn, ...)
 end
 
 --- Runs a Lua program in a process of its own, this rock on its path; returns its output and
--- whether it succeeded. `prefix` is a command to run it with, `path` more for LUA_PATH.
-function M.run(arguments, prefix, path)
+-- whether it succeeded. `prefix` is a command to run it with.
+function M.run(arguments, prefix)
   local command = ("%s env LUA_PATH='%s' LUA_CPATH='%s' %s %s 2>&1"):format(
-    prefix or "", package.path .. (path or ""), package.cpath, M.lua, arguments)
+    prefix or "", package.path, package.cpath, M.lua, arguments)
   local pipe = assert(io.popen(command))
   local output = pipe:read("a")
   return output, (pipe:close())
