@@ -18,8 +18,8 @@ describe("the redis publisher", function()
 
   setup(function()
     port = server.port()
-    instance = server.new(("redis-server --port %d --bind 127.0.0.1 --save '' --appendonly yes "
-      .. "--appendfsync always"):format(port), port)
+    instance = server.new(("redis-server --port %d --bind 127.0.0.1 --dir $DIRECTORY --save '' "
+      .. "--appendonly yes --appendfsync always"):format(port), port)
     instance:start()
   end)
 

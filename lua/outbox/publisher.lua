@@ -10,6 +10,8 @@ local route = require("outbox.publishers.route")
 -- `OPTIONS`; and `new(target, options)`.
 local DESTINATIONS = {
   file = "file",
+  http = "http",
+  https = "http",
   redis = "redis",
   stdout = "file",
 }

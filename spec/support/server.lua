@@ -38,8 +38,9 @@ Server.__index = Server
 
 --- Starts it, again after a kill; returns once it answers.
 function Server:start()
-  local shell <close> = assert(io.popen(("cd %s && exec %s >>log 2>&1 </dev/null & echo $!")
-    :format(self.directory, self.command)))
+  local shell <close> = assert(io.popen(
+    ("DIRECTORY=%s; exec %s >>$DIRECTORY/log 2>&1 </dev/null & echo $!")
+      :format(self.directory, self.command)))
   self.pid = math.tointeger(tonumber(shell:read("l")))
   wait(self, true)
 end
@@ -51,7 +52,7 @@ function Server:kill(signal)
   wait(self, false)
 end
 
---- A server: a command that listens on the port. It runs in a directory of its own.
+--- A server: a command that listens on the port. It has a directory of its own, `$DIRECTORY`.
 function M.new(command, port)
   local directory = os.tmpname()
   os.remove(directory)

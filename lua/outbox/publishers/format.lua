@@ -5,6 +5,7 @@ local need = require("outbox.need")
 
 -- An instance of our own: whatever the application sets on the shared one stays its own.
 local json = need("cjson", "JSON needs lua-cjson", "lua-cjson").new()
+json.decode_invalid_numbers(false)
 
 local M = {}
 
@@ -32,6 +33,20 @@ function M.time(seconds)
 end
 
 M.encode = json.encode
+
+function M.is_json(text)
+  return utf8.len(text) and pcall(json.decode, text)
+end
+
+--- Puts the namespace in where a name has "{namespace}"; where it is empty, what parts it from the
+-- rest goes too: "outbox" is left of "outbox:{namespace}". A name is never empty.
+function M.expand(name, namespace)
+  local pattern = namespace == "" and "[:./]?{namespace}" or "{namespace}"
+  local expanded = name:gsub(pattern, function()
+    return namespace
+  end)
+  return expanded ~= "" and expanded or "outbox"
+end
 
 local function add(fields, name, value, encode)
   if value and utf8.len(value) then

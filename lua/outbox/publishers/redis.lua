@@ -4,9 +4,9 @@
 -- `namespace`, `key`, `payload`, `headers` (a JSON object), `created_at` (RFC 3339); what a message
 -- does not have is left out. A message can be added twice: tell by its `id`.
 --
--- Options: `stream`, default "outbox:{namespace}", where the namespace is put in; with an empty one
--- the colon before it goes too, and "outbox" is left. `maxlen`: about how many entries to keep in a
--- stream. `timeout`, default 5 s, of connecting and of each answer.
+-- Options: `stream`, default "outbox:{namespace}", where the namespace is put in, and "outbox" is
+-- left of it if that is empty; `maxlen`: about how many entries to keep in a stream; `timeout`,
+-- default 5 s, of connecting and of each answer.
 --
 -- A message that is too large for the server, or whose stream is something else there, has failed.
 -- Any other error, such as `OOM` or `READONLY`, is the server's state: no message is charged.
@@ -74,13 +74,6 @@ local function is_open(self)
   return state == "timeout"
 end
 
-local function stream_of(self, namespace)
-  local pattern = namespace == "" and ":?{namespace}" or "{namespace}"
-  return (self.options.stream:gsub(pattern, function()
-    return namespace
-  end))
-end
-
 local function arguments(self, message, stream)
   local list = { stream }
   if self.options.maxlen then
@@ -114,7 +107,7 @@ local function publish(self, messages, namespace)
   if not self.client then
     connect(self)
   end
-  local stream = stream_of(self, namespace)
+  local stream = format.expand(self.options.stream, namespace)
   local replies = self.client:pipeline(function(pipeline)
     for _, message in ipairs(messages) do
       pipeline:xadd(arguments(self, message, stream))
@@ -125,8 +118,9 @@ local function publish(self, messages, namespace)
     local reason = type(reply) == "table" and reply.error
     if reason and is_message_at_fault(reason) then
       failures[i] = reason
-    else
-      check(reply)
+    elseif reason then
+      failures[i] = { reason = reason, uncharged = true }
+      self:close() -- its name may stand for another server by now
     end
   end
   return failures
