@@ -30,6 +30,7 @@ build = {
     ["outbox.options"] = "lua/outbox/options.lua",
     ["outbox.publisher"] = "lua/outbox/publisher.lua",
     ["outbox.publishers.cloudevents"] = "lua/outbox/publishers/cloudevents.lua",
+    ["outbox.publishers.exec"] = "lua/outbox/publishers/exec.lua",
     ["outbox.publishers.file"] = "lua/outbox/publishers/file.lua",
     ["outbox.publishers.format"] = "lua/outbox/publishers/format.lua",
     ["outbox.publishers.http"] = "lua/outbox/publishers/http.lua",

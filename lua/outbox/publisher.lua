@@ -9,6 +9,7 @@ local route = require("outbox.publishers.route")
 -- The module of each scheme: `parse(scheme, rest)`, which returns a target, or nil and the reason;
 -- `OPTIONS`; and `new(target, options)`.
 local DESTINATIONS = {
+  exec = "exec",
   file = "file",
   http = "http",
   https = "http",

@@ -34,8 +34,12 @@ end
 
 M.encode = json.encode
 
-function M.is_json(text)
-  return utf8.len(text) and pcall(json.decode, text)
+--- Whether it is JSON, and what it says.
+function M.decode(text)
+  if utf8.len(text) then
+    return pcall(json.decode, text)
+  end
+  return false
 end
 
 --- Puts the namespace in where a name has "{namespace}"; where it is empty, what parts it from the
