@@ -26,6 +26,7 @@ build = {
     ["outbox.headers"] = "lua/outbox/headers.lua",
     ["outbox.processor"] = "lua/outbox/processor.lua",
     ["outbox.delivery"] = "lua/outbox/delivery.lua",
+    ["outbox.inbox"] = "lua/outbox/inbox.lua",
     ["outbox.need"] = "lua/outbox/need.lua",
     ["outbox.options"] = "lua/outbox/options.lua",
     ["outbox.publisher"] = "lua/outbox/publisher.lua",

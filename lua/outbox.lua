@@ -40,4 +40,5 @@ return {
   LAPSED = core.LAPSED,
   processor = require("outbox.processor"),
   publisher = require("outbox.publisher"),
+  inbox = require("outbox.inbox"),
 }

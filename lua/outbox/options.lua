@@ -3,6 +3,7 @@
 -- What is known of an option: its `default`, or whether it is `required`, and `check(value)`, which
 -- returns whether the value is right, and what it must be.
 
+local core = require("outbox.core")
 local problem = require("outbox.problem")
 
 local M = {}
@@ -33,6 +34,11 @@ end
 
 function M.callback(value)
   return type(value) == "function", "a function"
+end
+
+function M.store(value)
+  local ok, attached = pcall(core.is_attached, value)
+  return ok and not attached, "what outbox.open returns"
 end
 
 --- What a processor takes for its publisher.

@@ -603,10 +603,7 @@ local RETRY = {
 }
 
 local OPTIONS = {
-  store = { required = true, check = function(value)
-    local ok, attached = pcall(core.is_attached, value)
-    return ok and not attached, "what outbox.open returns"
-  end },
+  store = { required = true, check = option.store },
   publisher = { required = true, check = option.publisher },
   processor_id = { check = option.string },
   batch_size = { default = 20, check = integer },

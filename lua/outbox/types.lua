@@ -105,6 +105,7 @@
 ---@field wait fun(self: outbox.store, timeout: number): boolean, number?
 ---@field pollfd fun(self: outbox.store): integer?
 ---@field clock fun(self: outbox.store): outbox.clock
+---@field prefix fun(self: outbox.store): string
 ---@field ready_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
 ---@field delayed_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
 ---@field dead_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
@@ -163,6 +164,13 @@
 ---@field latency { count: integer, sum: number, max: number }
 ---@field last_delivered_at? number
 
+---@class outbox.inbox_options
+---@field store outbox.store
+---@field retention? number seconds, default a week
+
+---@class outbox.inbox
+---@field once fun(self, id: string, fn: fun(txn: outbox.transaction): ...): boolean, ...
+
 ---@class outbox.testing.clock: outbox.clock
 ---@field time number
 ---@field advance fun(seconds: number)
@@ -176,6 +184,7 @@
 ---@field LAPSED string last_error of an entry that its processor died with
 ---@field processor fun(options: outbox.processor_options): outbox.processor
 ---@field publisher fun(destination: outbox.destination, options?: table): outbox.publisher
+---@field inbox fun(options: outbox.inbox_options): outbox.inbox
 ---@field install fun()
 ---@field attach fun(connection: userdata|function, options?: outbox.attach_options): outbox.store
 ---@field open fun(path: string, options?: outbox.options): outbox.store
