@@ -1,5 +1,7 @@
 local cjson = require("cjson")
 local outbox = require("outbox")
+local process = require("process")
+local socket = require("socket")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
@@ -254,5 +256,57 @@ describe("the route publisher", function()
       local route <close> = outbox.publisher(routes) -- luacheck: no unused
     end
     assert.equal(2, closed)
+  end)
+end)
+
+describe("docs/writing-a-publisher.md", function()
+  local page = read("docs/writing-a-publisher.md")
+
+  it("shows a publisher that does what it says", function()
+    local listener = assert(socket.bind("127.0.0.1", 0))
+    local _, port = listener:getsockname()
+    local received = support.path()
+    local pid = process.fork(function() -- before a store is open
+      local answers = { bad = "never", busy = "not now" }
+      local log <close> = assert(io.open(received, "w"))
+      local connection = listener:accept()
+      for line in function() return (connection:receive("*l")) end do
+        log:write(line, "\n")
+        connection:send((answers[line:match("%S+$")] or "ok") .. "\n")
+      end
+    end)
+    listener:close()
+    local store <close> = support.store({ id_generator = testing.ids() })
+    store:publish({ namespace = "n", payload = "a" }, { namespace = "n", payload = "bad" },
+      { namespace = "n", key = "k", payload = "busy" },
+      { namespace = "n", key = "k", payload = "b" }, { namespace = "n", payload = "c" })
+    local made
+    local environment = setmetatable({ store = store, outbox = { processor = function(options)
+      made = options.publisher
+      return outbox.processor(options)
+    end } }, { __index = _G })
+    local snippet = page:match("\n```lua\n(.-)\n```"):gsub("7000", port)
+      :gsub("localhost", "127.0.0.1"):gsub(":run%(%)", ":pump()")
+    assert(load(snippet, "=docs/writing-a-publisher.md", "t", environment))()
+    assert.outbox(store).has_dead_entry({ id = "id-2", last_error = "never" })
+    assert.outbox(store).has_entry({ id = "id-3", attempts = 1, last_error = "not now" })
+    assert.outbox(store).has_entry({ id = "id-4", attempts = 0 })
+    made.connection:close()
+    assert.equal(0, (process.wait(pid)))
+    assert.equal("n id-1 a\nn id-2 bad\nn k busy\nn id-5 c\n", read(received))
+    local problem = support.raised(made.publish, made, { message("1") }, "n")
+    assert.matches("closed", problem)
+    problem = support.raised(made.publish, made, { message("1") }, "n")
+    assert.matches("connection refused", problem)
+    support.remove()
+  end)
+
+  it("names files that are there, and every scheme", function()
+    for name in page:gmatch("%(%.%./([%w_./]+)%)") do
+      assert.is_truthy(io.open(name), name)
+    end
+    for scheme in support.raised(outbox.publisher, "no:"):match("one of ([%w, ]+)"):gmatch("%w+") do
+      assert.matches("`" .. scheme .. ":", page, 1, true)
+    end
   end)
 end)
