@@ -54,4 +54,6 @@ return {
   blob = core.blob,
   LAPSED = core.LAPSED,
   processor = require("outbox.processor"),
+  publisher = require("outbox.publisher"),
+  inbox = require("outbox.inbox"),
 }

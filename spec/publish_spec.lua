@@ -398,7 +398,7 @@ end)
 describe("headers without lua-cjson", function()
   it("name the rock to install, and nothing else needs it", function()
     local program = [[-e '
-      package.preload.cjson = function() error("not here") end
+      package.preload.cjson = function() error("module \x27cjson\x27 not found") end
       local outbox = require("outbox")
       local store = outbox.open(":memory:")
       store:migrate()

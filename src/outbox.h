@@ -209,6 +209,9 @@ int outbox_migrate(outbox_store *store);
 */
 struct sqlite3 *outbox_connection(outbox_store *store);
 
+/* The prefix of the tables' names, for tables beside them. Lasts as long as the store. */
+const char *outbox_prefix(const outbox_store *store);
+
 /*
 ** Makes a store of a connection that somebody else has opened, for messages in the transactions of
 ** an application that has its own way to SQLite. Every operation takes part in the transaction that

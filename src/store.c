@@ -179,6 +179,10 @@ int outbox_open(outbox_store **out, const char *path, const outbox_options *opti
   return code;
 }
 
+const char *outbox_prefix(const outbox_store *store) {
+  return store->prefix;
+}
+
 struct sqlite3 *outbox_connection(outbox_store *store) {
   return store->pid == getpid() ? store->db : NULL;
 }

@@ -127,20 +127,22 @@ end
 
 --- What the answer means ----------------------------------------------------------------------
 
--- What a publisher says of a failure: the reason's text, whether it is permanent, and the delay.
+-- What a publisher says of a failure: the reason's text, whether it is permanent, the delay, and
+-- whether nothing is held against the message.
 local function read_failure(failure)
   local reason, permanent, delay = failure.reason, failure.permanent, failure.retry_after
-  if reason == nil and permanent == nil and delay == nil then
+  local uncharged = failure.uncharged
+  if reason == nil and permanent == nil and delay == nil and uncharged == nil then
     return text(failure)
   end
-  return text(reason), permanent, tonumber(delay)
+  return text(reason), permanent, tonumber(delay), uncharged and not permanent
 end
 
 local function understand(failure)
   if type(failure) == "table" then
-    local ok, reason, permanent, delay = pcall(read_failure, failure)
+    local ok, reason, permanent, delay, uncharged = pcall(read_failure, failure)
     if ok then
-      return reason, permanent, delay
+      return reason, permanent, delay, uncharged
     end
   end
   return text(failure)
@@ -220,6 +222,11 @@ local function note_failures(self, outcome, call, failures)
       end
     elseif failure == nil or failure == false then
       note_delivered(self, outcome, i)
+    elseif select(4, understand(failure)) then
+      outcome.rewind = true -- it is handed out again
+      if line then
+        waiting[line] = true
+      end
     else
       self.suspects[batch.ids[i]] = nil
       if fail(self, outcome, i, failure) and line then
@@ -230,13 +237,18 @@ local function note_failures(self, outcome, call, failures)
   return next(waiting) == nil
 end
 
--- A call that told what became of each message. Returns whether none is to be retried.
+-- A call that told what became of each message. Returns whether none is to be retried; or nil and
+-- what is as good as raised, where nothing got through and nothing is held against any message.
 local function note_answer(self, outcome, call, failures)
   local namespace, before, whole = call.namespace, #outcome.delivered, true
+  local settled = before + #outcome.retried + #outcome.dead
   if failures then
     whole = note_failures(self, outcome, call, failures)
   else
     note_all_delivered(self, outcome, call)
+  end
+  if #outcome.delivered + #outcome.retried + #outcome.dead == settled then
+    return nil, problem.new("publisher", (understand(failures[1])), failures[1])
   end
   if #outcome.delivered > before then
     self.successes[namespace] = (self.successes[namespace] or 0) + 1
@@ -319,10 +331,11 @@ function M.deliver(self, batch)
     for _, call in ipairs(batch.calls) do
       local failures, raised = publish(self, batch, call)
       local whole = false
+      if not raised then
+        whole, raised = note_answer(self, outcome, call, failures)
+      end
       if raised then
         note_raised(self, outcome, call, raised)
-      else
-        whole = note_answer(self, outcome, call, failures)
       end
       if strict and not whole then
         outcome.rewind = true

@@ -2,10 +2,9 @@
 -- Loaded, with lua-cjson, when the first message or entry with headers comes by.
 -- @module outbox.headers
 
-local ok, cjson = pcall(require, "cjson")
-if not ok then
-  error("headers need lua-cjson: luarocks install lua-cjson", 0)
-end
+local need = require("outbox.need")
+
+local cjson = need("cjson", "headers need lua-cjson", "lua-cjson")
 -- An instance of our own: whatever the application sets on the shared one stays its own.
 local json = cjson.new()
 

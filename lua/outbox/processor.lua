@@ -8,6 +8,7 @@
 
 local core = require("outbox.core")
 local delivery = require("outbox.delivery")
+local option = require("outbox.options")
 local problem = require("outbox.problem")
 
 local max, min, random = math.max, math.min, math.random
@@ -592,96 +593,46 @@ end
 
 local ORDERINGS = { key = true, none = true, strict = true }
 
-local function is_number(least, what)
-  return function(value)
-    local ok = type(value) == "number" and value >= least and value < math.huge
-    return ok, ("%s, at least %g"):format(what, least)
-  end
-end
-
-local function is_integer(value)
-  return math.type(value) == "integer" and value >= 1 and value <= 100000,
-    "an integer from 1 to 100000"
-end
-
-local function is_function(value)
-  return type(value) == "function", "a function"
-end
-
-local seconds = is_number(0.001, "a number of seconds")
+local seconds, integer = option.seconds, option.integer(100000)
 
 local RETRY = {
   base = { default = 1, check = seconds },
-  factor = { default = 2, check = is_number(1, "a number") },
+  factor = { default = 2, check = option.number(1, "a number") },
   cap = { default = 300, check = seconds },
-  max_attempts = { default = 10, check = is_integer },
+  max_attempts = { default = 10, check = integer },
 }
 
 local OPTIONS = {
-  store = { required = true, check = function(value)
-    local ok, attached = pcall(core.is_attached, value)
-    return ok and not attached, "what outbox.open returns"
-  end },
-  publisher = { required = true, check = function(value)
-    return type(value) == "function"
-      or type(value) == "table" and type(value.publish) == "function",
-      "a function or a table with a function 'publish'"
-  end },
-  processor_id = { check = function(value)
-    return type(value) == "string", "a string"
-  end },
-  batch_size = { default = 20, check = is_integer },
+  store = { required = true, check = option.store },
+  publisher = { required = true, check = option.publisher },
+  processor_id = { check = option.string },
+  batch_size = { default = 20, check = integer },
   claim_duration = { default = 2, check = seconds },
   publish_timeout = { default = 60, check = seconds },
   process_interval = { default = 10, check = seconds },
   ordering = { default = "key", check = function(value)
     return ORDERINGS[value] ~= nil, '"key", "none" or "strict"'
   end },
-  limit = { check = is_integer },
+  limit = { check = integer },
   retry = { default = {}, check = function(value)
     return type(value) == "table", "a table"
   end },
-  on_delivered = { check = is_function },
-  on_retry = { check = is_function },
-  on_dead = { check = is_function },
-  on_batch = { check = is_function },
-  on_error = { default = complain, check = is_function },
+  on_delivered = { check = option.callback },
+  on_retry = { check = option.callback },
+  on_dead = { check = option.callback },
+  on_batch = { check = option.callback },
+  on_error = { default = complain, check = option.callback },
 }
-
--- The options with their defaults; adds what is wrong with them to the list.
-local function check(known, given, prefix, wrong)
-  local options = {}
-  for name in pairs(given) do
-    if not known[name] then
-      wrong[#wrong + 1] = ("unknown option '%s%s'"):format(prefix, problem.text(name))
-    end
-  end
-  for name, option in pairs(known) do
-    local value = given[name]
-    if value == nil then
-      options[name] = option.default
-      if option.required then
-        wrong[#wrong + 1] = ("%s%s is missing"):format(prefix, name)
-      end
-    else
-      local ok, wanted = option.check(value)
-      options[name] = value
-      if not ok then
-        wrong[#wrong + 1] = ("%s%s must be %s"):format(prefix, name, wanted)
-      end
-    end
-  end
-  return options
-end
 
 --- Makes a processor. All that is wrong with the options is told in one error.
 --
 -- The publisher is a function `(messages, namespace)`, or a table with it as a method `publish`. It
 -- gets entries of one namespace, in order, and returns nothing or true when all were delivered, or
 -- a table `{[i] = reason}` of those that failed; a reason is any value, or a table with `reason`
--- and `permanent = true` (straight to the dead letters) or `retry_after` (seconds). When it raises,
--- or returns false or `nil, reason`, nothing is held against any message: the destination may be
--- down. It may yield, where the loop around it can.
+-- and `permanent = true` (straight to the dead letters), `retry_after` (seconds), or
+-- `uncharged = true` (it was not sent, or it is not its fault: it is handed out again). When it
+-- raises, or returns false or `nil, reason`, or all failed uncharged, nothing is held against any
+-- message: the destination may be down. It may yield, where the loop around it can.
 -- @function outbox.processor
 -- @tparam table options `store`, of which each processor needs its own, and `publisher`;
 -- `processor_id`, unique among those that are alive, default made of host, process and chance;
@@ -702,15 +653,12 @@ local function new(options)
   end
   local wrong = {}
   local retry = type(options.retry) == "table" and options.retry or {}
-  options = check(OPTIONS, options, "", wrong)
-  options.retry = check(RETRY, retry, "retry.", wrong)
+  options = option.check(OPTIONS, options, "", wrong)
+  options.retry = option.check(RETRY, retry, "retry.", wrong)
   if options.limit and options.ordering ~= "none" then
     wrong[#wrong + 1] = 'limit needs ordering = "none"'
   end
-  if #wrong > 0 then
-    table.sort(wrong)
-    error("bad argument #1 to 'processor' (" .. table.concat(wrong, "; ") .. ")", 2)
-  end
+  option.refuse(wrong, "argument #1 to 'processor'")
   options.processor_id = options.processor_id
     or ("%s-%s"):format(core.process_name(), core.uuid_v4():sub(1, 8))
   local clock, publisher = options.store:clock(), options.publisher

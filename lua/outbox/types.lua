@@ -105,6 +105,7 @@
 ---@field wait fun(self: outbox.store, timeout: number): boolean, number?
 ---@field pollfd fun(self: outbox.store): integer?
 ---@field clock fun(self: outbox.store): outbox.clock
+---@field prefix fun(self: outbox.store): string
 ---@field ready_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
 ---@field delayed_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
 ---@field dead_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
@@ -115,6 +116,12 @@
 
 ---@alias outbox.failures nil|boolean|table<integer, any>
 ---@alias outbox.publish fun(messages: outbox.entry[], namespace: string): outbox.failures, any
+
+---@class outbox.publisher made by outbox.publisher
+---@field publish fun(self: outbox.publisher, messages: outbox.entry[], namespace: string): ...
+---@field close fun(self: outbox.publisher)
+
+---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
 
 ---@class outbox.retry
 ---@field base? number seconds, default 1
@@ -157,6 +164,13 @@
 ---@field latency { count: integer, sum: number, max: number }
 ---@field last_delivered_at? number
 
+---@class outbox.inbox_options
+---@field store outbox.store
+---@field retention? number seconds, default a week
+
+---@class outbox.inbox
+---@field once fun(self, id: string, fn: fun(txn: outbox.transaction): ...): boolean, ...
+
 ---@class outbox.testing.clock: outbox.clock
 ---@field time number
 ---@field advance fun(seconds: number)
@@ -169,6 +183,8 @@
 ---@field _VERSION string
 ---@field LAPSED string last_error of an entry that its processor died with
 ---@field processor fun(options: outbox.processor_options): outbox.processor
+---@field publisher fun(destination: outbox.destination, options?: table): outbox.publisher
+---@field inbox fun(options: outbox.inbox_options): outbox.inbox
 ---@field install fun()
 ---@field attach fun(connection: userdata|function, options?: outbox.attach_options): outbox.store
 ---@field open fun(path: string, options?: outbox.options): outbox.store

@@ -101,12 +101,16 @@ function M.raised(fn, ...)
   return problem
 end
 
---- Runs a Lua program in a process of its own, this rock on its path; returns its output and
--- whether it succeeded. `prefix` is a command to run it with, `path` more for LUA_PATH.
-function M.run(arguments, prefix, path)
-  local command = ("%s env LUA_PATH='%s' LUA_CPATH='%s' %s %s 2>&1"):format(
-    prefix or "", package.path .. (path or ""), package.cpath, M.lua, arguments)
-  local pipe = assert(io.popen(command))
+--- The command that runs a Lua program with this rock on its path.
+function M.command(arguments)
+  return ("env LUA_PATH='%s' LUA_CPATH='%s' %s %s"):format(package.path, package.cpath, M.lua,
+    arguments)
+end
+
+--- Runs a Lua program in a process of its own; returns its output and whether it succeeded.
+-- `prefix` is a command to run it with.
+function M.run(arguments, prefix)
+  local pipe = assert(io.popen(("%s %s 2>&1"):format(prefix or "", M.command(arguments))))
   local output = pipe:read("a")
   return output, (pipe:close())
 end

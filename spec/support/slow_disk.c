@@ -1,13 +1,26 @@
 /*
-** A disk that takes its time, for the specs: to be preloaded.
+** A disk that takes its time, for the specs: to be preloaded. With OUTBOX_SYNCED in the environment
+** it notes instead, in the file of that name, what was synchronized.
 */
 #define _DEFAULT_SOURCE
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
+static int note(const char *log, int fd) {
+  char link[64], path[4096] = "";
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  if (readlink(link, path, sizeof path - 1) < 0) return -1;
+  FILE *file = fopen(log, "a");
+  if (!file) return -1;
+  fprintf(file, "%s\n", path);
+  return fclose(file);
+}
+
 static int sync_slowly(int fd) {
-  (void)fd;
-  return usleep(300000);
+  const char *log = getenv("OUTBOX_SYNCED");
+  return log ? note(log, fd) : usleep(300000);
 }
 
 int fsync(int fd) {

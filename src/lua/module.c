@@ -180,15 +180,27 @@ static int columns(lua_State *L) {
   return fields;
 }
 
+/* --- Files ----------------------------------------------------------------------------------- */
+
+/***
+Has what was written to a file reach the disk.
+@function sync
+@tparam file file of Lua's io library
+@treturn boolean true; or nil, what went wrong and its number, as in that library
+*/
+static int sync_file(lua_State *L) {
+  luaL_Stream *stream = luaL_checkudata(L, 1, LUA_FILEHANDLE);
+  luaL_argcheck(L, stream->closef != NULL, 1, "closed file");
+  return luaL_fileresult(L, fflush(stream->f) == 0 && fsync(fileno(stream->f)) == 0, NULL);
+}
+
 /* --- Module ---------------------------------------------------------------------------------- */
 
 static const luaL_Reg CLOCK[] = {{"now", clock_now}, {"sleep", clock_sleep}, {NULL, NULL}};
 
-static const luaL_Reg FUNCTIONS[] = {{"uuid_v4", uuid_v4},
-                                     {"blob", blob},
-                                     {"process_name", process_name},
-                                     {"columns", columns},
-                                     {NULL, NULL}};
+static const luaL_Reg FUNCTIONS[] = {
+    {"uuid_v4", uuid_v4}, {"blob", blob},      {"process_name", process_name},
+    {"columns", columns}, {"sync", sync_file}, {NULL, NULL}};
 
 int luaopen_outbox_core(lua_State *L);
 

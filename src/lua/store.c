@@ -167,6 +167,16 @@ static int store_clock(lua_State *L) {
   return 1;
 }
 
+/***
+The prefix of the tables' names.
+@function store:prefix
+@treturn string
+*/
+static int store_prefix(lua_State *L) {
+  lua_pushstring(L, outbox_prefix(shim_check_store(L, 1)->store));
+  return 1;
+}
+
 /* --- Publishing ------------------------------------------------------------------------------ */
 
 static void check_first(lua_State *L) {
@@ -629,6 +639,7 @@ static const luaL_Reg METHODS[] = {{"publish", store_publish},
                                    {"purge_entries", store_purge_entries},
                                    {"stats", store_stats},
                                    {"clock", store_clock},
+                                   {"prefix", store_prefix},
                                    {"migrate", store_migrate},
                                    {"close", store_close},
                                    {NULL, NULL}};

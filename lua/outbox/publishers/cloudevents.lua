@@ -1,0 +1,89 @@
+-- Messages as CloudEvents 1.0, in the two forms that HTTP has for them.
+--
+-- The attributes: `id`; `time`, when it was published; `source` and `type`, options; `subject` and
+-- `partitionkey`, both the key; `datacontenttype`, the header content-type, else JSON, text or
+-- bytes by what the payload looks like. Other headers are attributes too, by their name without
+-- what no name may have: `traceparent` as it is, `X-Request-Id` as `xrequestid`. One called `type`,
+-- `source` or `subject`, with `ce-` before it or without, is that attribute.
+
+local format = require("outbox.publishers.format")
+
+local M = {}
+
+local CONTENT_TYPE = "^[%g ]+$" -- what a header can hold
+
+--- What a header can hold: space, quotes, percent and all that is not ASCII as %XX.
+function M.encode(value)
+  return (value:gsub("[^!#$&-~]", function(byte)
+    return ("%%%02X"):format(byte:byte())
+  end))
+end
+
+local function looks_like(payload)
+  if payload:find("^%s*[{[]") and format.decode(payload) then
+    return "application/json"
+  end
+  return utf8.len(payload) and "text/plain; charset=utf-8" or "application/octet-stream"
+end
+
+local function attributes(message, namespace, options)
+  local list = {
+    source = format.expand(options.source, M.encode(namespace)), -- a URI
+    type = format.expand(options.type, namespace),
+  }
+  local headers = type(message.headers) == "table" and message.headers or {}
+  for name, value in pairs(headers) do
+    local attribute = name:lower():gsub("^ce%-", ""):gsub("[^a-z0-9]", "")
+    if attribute == "contenttype" then
+      attribute = "datacontenttype"
+    end
+    if attribute ~= "" and attribute ~= "data" and type(value) == "string" and value ~= "" then
+      list[attribute] = value
+    end
+  end
+  if message.key and message.key ~= "" then
+    list.subject, list.partitionkey = message.key, message.key
+  end
+  list.specversion, list.id, list.time = "1.0", message.id, format.time(message.created_at)
+  local content_type = list.datacontenttype
+  if not content_type or not content_type:find(CONTENT_TYPE) then
+    list.datacontenttype = message.payload and looks_like(message.payload)
+  end
+  return list
+end
+
+--- Binary mode: puts the attributes into headers by a function (name, value); returns the body.
+function M.binary(message, namespace, options, set)
+  for name, value in pairs(attributes(message, namespace, options)) do
+    if name == "datacontenttype" then
+      set("content-type", value)
+    else
+      set("ce-" .. name, M.encode(value))
+    end
+  end
+  return message.payload or ""
+end
+
+--- One event as JSON.
+function M.json(message, namespace, options)
+  local list, payload = attributes(message, namespace, options), message.payload
+  for name, value in pairs(list) do
+    if not utf8.len(value) then
+      list[name] = M.encode(value)
+    end
+  end
+  local event = format.encode(list)
+  if not payload then
+    return event
+  end
+  local media_type, data = list.datacontenttype:match("^[^;]*"):lower(), nil
+  if media_type:find("[/+]json%s*$") then
+    data = format.decode(payload) and payload
+  elseif utf8.len(payload) then
+    data = format.encode(payload)
+  end
+  local member = data and '"data":' .. data or '"data_base64":"' .. format.base64(payload) .. '"'
+  return event:sub(1, -2) .. "," .. member .. "}"
+end
+
+return M

@@ -1,0 +1,205 @@
+--- A program of any language, through luv: `exec:COMMAND`, run by `/bin/sh`.
+--
+-- It is started with the first batch and kept. It reads a line of JSON for each message, as
+-- `outbox.publishers.file` writes it, and answers each with a line of its own, in the same order:
+--
+--    ok
+--    error REASON
+--    {"reason": "no such order", "permanent": true, "retry_after": 30}
+--
+-- where the last is a failure, too, with what a publisher may say of one. It must not wait for more
+-- messages before it answers, and must flush its output. It ends when its standard input does; what
+-- it writes to standard error is shown.
+--
+-- Option `timeout`, default 30 s, of each answer. When the program ends, does not answer in time,
+-- or answers something else, it is killed, with what it has started, and started again for the next
+-- batch; what it has not answered is held against no message.
+--
+-- In a running loop of luv, call `processor:step` in a coroutine: it yields until all is answered.
+-- @module outbox.publishers.exec
+
+local format = require("outbox.publishers.format")
+local need = require("outbox.need")
+local option = require("outbox.options")
+
+local uv = need("luv", "the exec publisher needs luv", "luv")
+
+local M = { OPTIONS = { timeout = { default = 30, check = option.seconds } } }
+
+local Exec = { __name = "outbox.publisher" }
+Exec.__index = Exec
+
+--- Waiting ------------------------------------------------------------------------------------
+
+-- Runs the loop until `wake`; where it runs already, yields to it.
+local function wait(self, call)
+  while not call.done do
+    if uv.loop_mode() then
+      self.coroutine = coroutine.running()
+      coroutine.yield()
+    else
+      uv.run("once")
+    end
+  end
+end
+
+local function wake(self, call)
+  local waiting = self.coroutine
+  call.done, self.coroutine = true, nil
+  if waiting and coroutine.status(waiting) == "suspended" then -- else somebody has closed it
+    assert(coroutine.resume(waiting))
+  end
+end
+
+--- The program --------------------------------------------------------------------------------
+
+-- Closes its input, so that it ends, and its output.
+local function release(self, child)
+  self.child = nil
+  child.stdin:close()
+  child.stdout:close()
+end
+
+-- Kills the program, and ends the call that waits for its answers.
+local function stop(self, child, reason)
+  if not child or self.child ~= child then
+    return -- it has ended already
+  end
+  release(self, child)
+  uv.kill(-child.pid, "sigkill")
+  local call = self.call
+  if call then
+    call.reason = reason
+    wake(self, call)
+  end
+end
+
+-- The failure that an answer tells of, nil for none; or nil and true if it is no answer.
+local function read_answer(line)
+  if line == "ok" then
+    return nil
+  end
+  local reason = line:match("^error%s*(.*)$")
+  if reason then
+    return reason
+  end
+  local is_json, failure = format.decode(line)
+  if not is_json or type(failure) ~= "table" then
+    return nil, true
+  end
+  return {
+    reason = type(failure.reason) == "string" and failure.reason or line,
+    permanent = failure.permanent == true, retry_after = tonumber(failure.retry_after),
+  }
+end
+
+local function note_answer(self, child, line)
+  local call = self.call
+  local failure, is_wrong = read_answer(line)
+  if not call or call.answered == call.count or is_wrong then
+    stop(self, child, ("the program answered '%s'"):format(line))
+    return
+  end
+  call.answered = call.answered + 1
+  call.failures[call.answered] = failure
+  if call.answered == call.count then
+    wake(self, call)
+  else
+    self.timer:again()
+  end
+end
+
+local function read(self, child, chunk)
+  local text, from = child.rest .. chunk, 1
+  local to = text:find("\n", 1, true)
+  while to and self.child == child do
+    note_answer(self, child, (text:sub(from, to - 1):gsub("\r$", "")))
+    from, to = to + 1, text:find("\n", to + 1, true)
+  end
+  child.rest = text:sub(from)
+end
+
+local function start(self)
+  local child = { stdin = uv.new_pipe(false), stdout = uv.new_pipe(false), rest = "" }
+  local process, pid = uv.spawn("/bin/sh", {
+    args = { "-c", self.command }, stdio = { child.stdin, child.stdout, 2 }, detached = true,
+  }, function(code, signal)
+    child.process:close()
+    local how = signal ~= 0 and "was killed by signal " .. signal or "ended with status " .. code
+    stop(self, child, "the program " .. how)
+  end)
+  child.process, child.pid = assert(process, pid), pid
+  child.stdout:read_start(function(_, chunk)
+    if chunk then
+      read(self, child, chunk)
+    end
+  end)
+  process:unref() -- neither is to keep the loop of an application going
+  child.stdout:unref()
+  self.child = child
+end
+
+--- The publisher ------------------------------------------------------------------------------
+
+local function open(self)
+  self.timer, self.sigpipe = uv.new_timer(), uv.new_signal()
+  self.sigpipe:start("sigpipe", function() end) -- would end this process where the program has
+  self.sigpipe:unref()
+end
+
+function Exec:publish(messages)
+  if uv.loop_mode() and not coroutine.isyieldable() then
+    return nil, "the exec publisher, in a loop of luv, must be called in a coroutine"
+  end
+  if self.call then -- which was cut off: the answers to it are still to come
+    stop(self, self.child, "the program is used by another call")
+  end
+  if not self.timer then
+    open(self)
+  end
+  self.timer:start(self.timeout, self.timeout, function()
+    stop(self, self.child, "the program has not answered in time")
+  end)
+  if not uv.loop_mode() then
+    uv.run("nowait") -- it may have ended meanwhile
+  end
+  if not self.child then
+    start(self)
+  end
+  local call = { count = #messages, answered = 0, failures = {} }
+  self.call = call
+  self.child.stdin:write(format.lines(messages))
+  wait(self, call)
+  self.timer:stop()
+  self.call = nil
+  for i = call.answered + 1, call.count do
+    call.failures[i] = { reason = call.reason, uncharged = true }
+  end
+  return call.failures
+end
+
+function Exec:close()
+  if self.child then
+    release(self, self.child)
+  end
+  if self.timer then
+    self.timer:close()
+    self.sigpipe:close()
+    self.timer = nil
+  end
+  if not uv.loop_mode() then
+    uv.run("nowait") -- luv crashes when the program ends while a handle is still being closed
+  end
+end
+
+Exec.__close = Exec.close
+
+function M.parse(_, rest)
+  return rest:find("%S") and rest or nil, "the command after 'exec:' is missing"
+end
+
+function M.new(command, options)
+  return setmetatable({ command = command, timeout = math.ceil(options.timeout * 1000) }, Exec)
+end
+
+return M

@@ -1,0 +1,349 @@
+--- Webhooks: CloudEvents 1.0 over HTTP, through lua-http: `http://host/path`, `https://...`.
+--
+-- `mode`: "binary", the default, a request for each message, the payload as its body and all else
+-- in headers; or "batched", one for all messages of a batch, as a JSON array. How a message becomes
+-- an event stands in `outbox.publishers.cloudevents`. A binary request has an `Idempotency-Key`,
+-- too: the id.
+--
+-- Other options: `source`, default "/outbox"; `type`, default "outbox.{namespace}"; `headers`, a
+-- table of more, such as `authorization`; `secret`, "whsec_..." as of Standard Webhooks, signs each
+-- request (`webhook-id`, `webhook-timestamp`, `webhook-signature`); `timeout`, default 10 s, of
+-- each request; `concurrency`, default 8 requests at a time, those of one key one after the other;
+-- `ca_file`, whose certificates alone are trusted; `verify = false` trusts anybody.
+--
+-- 2xx: delivered. Other 4xx than 408, 425 and 429: a dead letter; of a batch it is found out by
+-- halves which message it is. 408, 425, 3xx (no redirect is followed): tried again. 429, 5xx, no
+-- answer: the destination is down, and no message is charged; unless others got through, when a 5xx
+-- is the message's own. `Retry-After` is minded.
+-- @module outbox.publishers.http
+
+local core = require("outbox.core")
+local cloudevents = require("outbox.publishers.cloudevents")
+local format = require("outbox.publishers.format")
+local need = require("outbox.need")
+local option = require("outbox.options")
+
+local request = need("http.request", "the http publisher needs lua-http", "http")
+local basexx = require("basexx")
+local client = require("http.client")
+local cqueues = require("cqueues")
+local errno = require("cqueues.errno")
+local hmac = require("openssl.hmac")
+local digest = require("openssl.digest")
+local patterns = require("lpeg_patterns.http")
+local phrases = require("http.h1_reason_phrases")
+local ssl_context = require("openssl.ssl.context")
+local tls = require("http.tls")
+local x509_store = require("openssl.x509.store")
+
+local EXCERPT = 200 -- bytes of an answer's body that are shown
+local LONGEST_PAUSE = 3600
+local UNSENT = { reason = "not sent, as another before it failed", uncharged = true, down = true }
+
+local MODES = { binary = true, batched = true }
+
+-- The key of a Standard Webhooks secret: 24 to 64 bytes.
+local function key_of(secret)
+  local digits = type(secret) == "string" and secret:match("^whsec_([%w+/]+)=*$")
+  local key = digits and basexx.from_base64(digits)
+  return key and #key >= 24 and #key <= 64 and key
+end
+
+local function are_headers(value)
+  local ok = type(value) == "table"
+  for name, text in pairs(ok and value or {}) do
+    ok = ok and type(name) == "string" and name:find("^[%w_-]+$") and type(text) == "string"
+      and text:find("^[%g ]*$")
+  end
+  return ok, "a table of strings"
+end
+
+local M = {
+  OPTIONS = {
+    mode = { default = "binary", check = function(value)
+      return MODES[value] ~= nil, '"binary" or "batched"'
+    end },
+    source = { default = "/outbox", check = option.string },
+    type = { default = "outbox.{namespace}", check = option.string },
+    headers = { default = {}, check = are_headers },
+    secret = { check = function(value)
+      return key_of(value), '"whsec_" and 24 to 64 bytes in base64'
+    end },
+    timeout = { default = 10, check = option.seconds },
+    concurrency = { default = 8, check = option.integer(1000) },
+    ca_file = { check = function(value)
+      local file <close> = type(value) == "string" and io.open(value) or nil
+      return file ~= nil, "a file that can be read"
+    end },
+    verify = { default = true, check = option.boolean },
+  },
+}
+
+local Http = { __name = "outbox.publisher" }
+Http.__index = Http
+
+--- One request --------------------------------------------------------------------------------
+
+-- A connection: one that is still open, and silent as it should be, or a new one.
+local function take(self, seconds)
+  while self.idle[1] do
+    local connection = table.remove(self.idle)
+    local _, _, why = connection.socket:fill(1, 0)
+    if why == errno.ETIMEDOUT then
+      return connection
+    end
+    connection:close()
+  end
+  return client.connect({
+    host = self.target.host, port = self.target.port, tls = self.target.tls, ctx = self.context,
+    version = 1.1,
+  }, seconds)
+end
+
+-- Sends a request. Returns the answer's headers and the beginning of its body, or nil and why there
+-- was none. A server may answer before it has read all.
+local function exchange(self, headers, body)
+  local deadline = cqueues.monotime() + self.options.timeout
+  local function left()
+    return math.max(deadline - cqueues.monotime(), 0)
+  end
+  local connection, reason = take(self, left())
+  if not connection then
+    return nil, reason
+  end
+  local stream = connection:new_stream()
+  local sent, answer, excerpt, more
+  sent, reason = stream:write_headers(headers, body == "", left())
+  if sent and body ~= "" then
+    sent, reason = stream:write_chunk(body, true, left())
+  end
+  repeat
+    local why
+    answer, why = stream:get_headers(left())
+    reason = reason or why
+  until not answer or answer:get(":status"):sub(1, 1) ~= "1"
+  if answer then
+    excerpt = stream:get_body_chars(EXCERPT, left())
+    more, reason = stream:get_next_chunk(left())
+  end
+  if sent and answer and not more and not reason then
+    self.idle[#self.idle + 1] = connection
+  else
+    connection:close()
+  end
+  if answer then
+    return answer, excerpt
+  end
+  return nil, reason or "the connection was closed"
+end
+
+-- Seconds since some epoch, the same for all dates that are compared.
+local function seconds_of(date)
+  date.isdst = false
+  return os.time(date)
+end
+
+-- How long the server asks to wait: seconds, or a date, compared with the server's own clock.
+local function retry_after(answer)
+  local after = (patterns.Retry_After * -1):match(answer:get("retry-after") or "")
+  if type(after) == "table" then
+    local now = (patterns.Date * -1):match(answer:get("date") or "") or os.date("!*t")
+    after = seconds_of(after) - seconds_of(now)
+  end
+  return after
+end
+
+-- What an answer means: nil where it was accepted, else a failure; `down` where it may be that
+-- nothing can be delivered now.
+local function judge(answer, excerpt)
+  local status = answer:get(":status")
+  if status:sub(1, 1) == "2" then
+    return nil
+  end
+  local failure = {
+    reason = ("%s %s %s"):format(status, phrases[status] or "", excerpt or ""):gsub("%s+$", ""),
+    retry_after = retry_after(answer),
+  }
+  if status == "429" or status:sub(1, 1) == "5" then
+    failure.down, failure.uncharged = true, status == "429" or status == "503"
+  elseif status:sub(1, 1) == "4" and status ~= "408" and status ~= "425" then
+    failure.permanent = true
+  end
+  return failure
+end
+
+local function sign(self, headers, id, body)
+  local timestamp = ("%d"):format(os.time())
+  id = id:gsub("%.", "%%2E") -- a dot would leave open where the id ends
+  local signature = hmac.new(self.key, "sha256"):final(id .. "." .. timestamp .. "." .. body)
+  headers:upsert("webhook-id", id)
+  headers:upsert("webhook-timestamp", timestamp)
+  headers:upsert("webhook-signature", "v1," .. format.base64(signature))
+end
+
+-- Sends what has been prepared; returns nil or a failure.
+local function send(self, headers, id, body)
+  headers:upsert("content-length", ("%d"):format(#body))
+  if self.key then
+    sign(self, headers, id, body)
+  end
+  for name, value in pairs(self.options.headers) do
+    headers:upsert(name:lower(), value)
+  end
+  local ok, answer, detail = pcall(exchange, self, headers, body)
+  if ok and answer then
+    return judge(answer, detail)
+  end
+  local reason = ("%s:%s: %s"):format(self.target.host, self.target.port, ok and detail or answer)
+  return { reason = reason, uncharged = true, down = true }
+end
+
+--- Binary mode --------------------------------------------------------------------------------
+
+local function send_one(self, message, namespace)
+  local headers, id = self.target.headers:clone(), cloudevents.encode(message.id)
+  local body = cloudevents.binary(message, namespace, self.options, function(name, value)
+    headers:upsert(name, value)
+  end)
+  headers:upsert("idempotency-key", id)
+  return send(self, headers, id, body)
+end
+
+-- The messages, by index, that must go one after the other: those of a key.
+local function lines_of(messages)
+  local lines, by_key = {}, {}
+  for i, message in ipairs(messages) do
+    local line = message.key and by_key[message.key]
+    if not line then
+      line = {}
+      lines[#lines + 1] = line
+      if message.key then
+        by_key[message.key] = line
+      end
+    end
+    line[#line + 1] = i
+  end
+  return lines
+end
+
+local function send_each(self, messages, namespace, failures)
+  local lines, taken, stopped = lines_of(messages), 0, false
+  local function send_line(line)
+    local blocked = false
+    for _, i in ipairs(line) do
+      if stopped or blocked then
+        failures[i] = UNSENT
+      else
+        local failure = send_one(self, messages[i], namespace)
+        failures[i] = failure
+        blocked = failure and not failure.permanent
+        stopped = stopped or failure and failure.uncharged
+      end
+    end
+  end
+  return math.min(self.options.concurrency, #lines), function()
+    while taken < #lines do
+      taken = taken + 1
+      send_line(lines[taken])
+    end
+  end
+end
+
+--- Batched mode -------------------------------------------------------------------------------
+
+-- Sends a part of the batch. What is refused for good is halved until it is found out what is to
+-- blame. Returns whether it may go on.
+local function send_part(self, events, ids, failures, first, last)
+  local headers = self.target.headers:clone()
+  headers:upsert("content-type", "application/cloudevents-batch+json; charset=UTF-8")
+  local id = basexx.to_hex(digest.new("sha256"):final(table.concat(ids, "\n", first, last)))
+  local failure = send(self, headers, id, "[" .. table.concat(events, ",", first, last) .. "]")
+  if failure and failure.permanent and first < last then
+    local middle = (first + last) // 2
+    return send_part(self, events, ids, failures, first, middle)
+      and send_part(self, events, ids, failures, middle + 1, last)
+  elseif failure and first < last then
+    failure.uncharged, failure.down = true, true -- it says nothing of any one
+  end
+  for i = first, last do
+    failures[i] = failure
+  end
+  return not failure or failure.permanent
+end
+
+local function send_batch(self, messages, namespace, failures)
+  local events, ids = {}, {}
+  for i, message in ipairs(messages) do
+    events[i], ids[i] = cloudevents.json(message, namespace, self.options), message.id
+    failures[i] = UNSENT
+  end
+  return 1, function()
+    send_part(self, events, ids, failures, 1, #messages)
+  end
+end
+
+--- The publisher ------------------------------------------------------------------------------
+
+-- The failures; or nil and a reason, where nothing shows that the destination is up.
+local function conclude(self, failures, count)
+  local pause = 0
+  for i = 1, count do
+    local failure = failures[i]
+    if not failure or not failure.down then
+      return failures
+    end
+    pause = math.max(pause, failure.retry_after or 0)
+  end
+  self.resume_at = cqueues.monotime() + math.min(pause, LONGEST_PAUSE)
+  self.reason = failures[1].reason
+  return nil, self.reason
+end
+
+function Http:publish(messages, namespace)
+  if cqueues.monotime() < self.resume_at then
+    return nil, self.reason
+  end
+  local failures, loop = {}, cqueues.new()
+  local prepare = self.options.mode == "batched" and send_batch or send_each
+  local workers, work = prepare(self, messages, namespace, failures)
+  for _ = 1, workers do
+    loop:wrap(work)
+  end
+  assert(loop:loop()) -- in a loop of cqueues it yields to that
+  return conclude(self, failures, #messages)
+end
+
+function Http:close()
+  for _, connection in ipairs(self.idle) do
+    connection:close()
+  end
+  self.idle = {}
+end
+
+Http.__close = Http.close
+
+function M.parse(scheme, rest)
+  local ok, target = pcall(request.new_from_uri, scheme .. ":" .. rest)
+  return ok and target or nil, "a URL such as https://host/path expected"
+end
+
+function M.new(target, options)
+  target.headers:upsert(":method", "POST")
+  target.headers:upsert("user-agent", "outbox/" .. core._VERSION)
+  local context
+  if target.tls then
+    context = tls.new_client_context()
+    if options.ca_file then
+      context:setStore(x509_store.new():add(options.ca_file))
+    end
+    if not options.verify then
+      context:setVerify(ssl_context.VERIFY_NONE)
+    end
+  end
+  return setmetatable({
+    target = target, options = options, context = context, idle = {}, resume_at = 0,
+    key = options.secret and key_of(options.secret),
+  }, Http)
+end
+
+return M

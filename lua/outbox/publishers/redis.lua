@@ -1,0 +1,177 @@
+--- Redis Streams, through lua-redis: `redis://[user:password@]host[:port][/db]`.
+--
+-- Each message is added to a stream (`XADD`), all of a batch in one round trip. Its fields: `id`,
+-- `namespace`, `key`, `payload`, `headers` (a JSON object), `created_at` (RFC 3339); what a message
+-- does not have is left out. A message can be added twice: tell by its `id`.
+--
+-- Options: `stream`, default "outbox:{namespace}", where the namespace is put in, and "outbox" is
+-- left of it if that is empty; `maxlen`: about how many entries to keep in a stream; `timeout`,
+-- default 5 s, of connecting and of each answer.
+--
+-- A message that is too large for the server, or whose stream is something else there, has failed.
+-- Any other error, such as `OOM` or `READONLY`, is the server's state: no message is charged.
+-- @module outbox.publishers.redis
+
+local format = require("outbox.publishers.format")
+local need = require("outbox.need")
+local option = require("outbox.options")
+
+local redis = need("redis", "the redis publisher needs lua-redis", "redis-lua")
+
+local M = {
+  OPTIONS = {
+    stream = { default = "outbox:{namespace}", check = option.string },
+    maxlen = { check = option.integer(math.maxinteger) },
+    timeout = { default = 5, check = option.seconds },
+  },
+}
+
+local Redis = { __name = "outbox.publisher" }
+Redis.__index = Redis
+
+-- In a pipeline lua-redis wants a parser of every command, where Lua is 5.3 or newer.
+local xadd = redis.command("XADD", function(reply)
+  return reply
+end)
+
+-- lua-redis stops reading at the first error, and the answers after it are left on the way. So an
+-- error that the server replies with becomes a value.
+local function on_error(message)
+  local reply = tostring(message):match("^redis error: (.*)")
+  if reply then
+    return { error = reply }
+  end
+  error(message, 0)
+end
+
+local function check(reply)
+  if type(reply) == "table" and reply.error then
+    error(reply.error, 0)
+  end
+  return reply
+end
+
+local function connect(self)
+  local target = self.target
+  local client = redis.connect({
+    host = target.host, port = target.port, timeout = self.options.timeout,
+  })
+  self.client = client
+  client.error, client.xadd = on_error, xadd
+  if target.password then
+    check(client:auth(table.unpack({ target.user or target.password,
+      target.user and target.password })))
+  end
+  check(client:select(target.db)) -- what is wrong with the connection shows here at the latest
+end
+
+-- A server closes what has been idle for long.
+local function is_open(self)
+  local socket = self.client.network.socket
+  socket:settimeout(0, "t")
+  local _, state = socket:receive(1)
+  socket:settimeout(self.options.timeout, "t")
+  return state == "timeout"
+end
+
+local function arguments(self, message, stream)
+  local list = { stream }
+  if self.options.maxlen then
+    table.move({ "MAXLEN", "~", self.options.maxlen }, 1, 3, 2, list)
+  end
+  list[#list + 1] = "*"
+  local function add(name, value)
+    if value then
+      list[#list + 1] = name
+      list[#list + 1] = value
+    end
+  end
+  local headers = message.headers
+  add("id", message.id)
+  add("namespace", message.namespace)
+  add("key", message.key)
+  add("payload", message.payload)
+  add("headers", type(headers) == "table" and format.encode(headers) or headers)
+  add("created_at", format.time(message.created_at))
+  return list
+end
+
+local function is_message_at_fault(reply)
+  return reply:find("^WRONGTYPE ") or reply:find("^ERR Elements are too large")
+end
+
+local function publish(self, messages, namespace)
+  if self.client and not is_open(self) then
+    self:close()
+  end
+  if not self.client then
+    connect(self)
+  end
+  local stream = format.expand(self.options.stream, namespace)
+  local replies = self.client:pipeline(function(pipeline)
+    for _, message in ipairs(messages) do
+      pipeline:xadd(arguments(self, message, stream))
+    end
+  end)
+  local failures = {}
+  for i, reply in ipairs(replies) do
+    local reason = type(reply) == "table" and reply.error
+    if reason and is_message_at_fault(reason) then
+      failures[i] = reason
+    elseif reason then
+      failures[i] = { reason = reason, uncharged = true }
+      self:close() -- its name may stand for another server by now
+    end
+  end
+  return failures
+end
+
+function Redis:publish(messages, namespace)
+  local ok, answer = pcall(publish, self, messages, namespace)
+  if ok then
+    return answer
+  end
+  self:close()
+  return nil, (tostring(answer):gsub("^%S+:%d+: ", "")) -- where in lua-redis is of no interest
+end
+
+function Redis:close()
+  if self.client then
+    self.client.network.socket:close()
+    self.client = nil
+  end
+end
+
+Redis.__close = Redis.close
+
+local function decode(text)
+  return (text:gsub("%%(%x%x)", function(digits)
+    return string.char(tonumber(digits, 16))
+  end))
+end
+
+function M.parse(_, rest)
+  local authority, db = rest:match("^//([^/?#]+)/?(%d*)$")
+  if not authority then
+    return nil, "redis://[user:password@]host[:port][/db] expected"
+  end
+  local login, address = authority:match("^(.*)@(.-)$")
+  local host, port = (address or authority):match("^%[(.+)%]:?(%d*)$")
+  if not host then
+    host, port = (address or authority):match("^([^:]+):?(%d*)$")
+  end
+  local user, password = (login or ""):match("^(.-):(.*)$")
+  if not host or login and not password then
+    return nil, "redis://[user:password@]host[:port][/db] expected"
+  end
+  return {
+    host = host, port = tonumber(port) or 6379, db = tonumber(db) or 0,
+    user = user and user ~= "" and decode(user) or nil, password = password and decode(password),
+  }
+end
+
+function M.new(target, options)
+  return setmetatable({ target = target, options = options }, Redis)
+end
+
+return M

@@ -1,0 +1,312 @@
+local cjson = require("cjson")
+local outbox = require("outbox")
+local process = require("process")
+local socket = require("socket")
+local support = require("spec.support")
+local testing = require("outbox.testing")
+
+local function read(path)
+  local file <close> = assert(io.open(path))
+  return file:read("a")
+end
+
+local function write(path, text)
+  local file <close> = assert(io.open(path, "w"))
+  file:write(text)
+end
+
+-- The messages of a file, a line each.
+local function lines(text)
+  local list = {}
+  for line in text:gmatch("(.-)\n") do
+    list[#list + 1] = cjson.decode(line)
+  end
+  return list
+end
+
+local function message(id)
+  return { id = id, namespace = "", created_at = 1, attempts = 0 }
+end
+
+describe("outbox.publisher", function()
+  after_each(support.remove)
+
+  it("refuses what it cannot make, with all that is wrong in one error", function()
+    local function refused(expected, ...)
+      local problem = support.raised(outbox.publisher, ...)
+      for _, part in ipairs(expected) do
+        assert.matches(part, problem, 1, true)
+      end
+    end
+    refused({ "unknown scheme 'gopher', not one of ", "file, " }, "gopher://host")
+    refused({ "unknown scheme ''" }, "/var/log/events")
+    refused({ "the path after 'file:' is missing", "unknown option 'synk'" }, "file:",
+      { synk = true })
+    refused({ "nothing may follow 'stdout:'" }, "stdout:x")
+    refused({ "a URL or a table of routes expected, got nil" })
+    refused({ "#2 to 'publisher' (table expected, got string)" }, "stdout:", "x")
+    refused({ "there is no route" }, {})
+    refused({ "route 'a': unknown scheme 'b'", "route '*': the path after 'file:' is missing",
+      "route 'c': a URL, a function or a table", "route '1': a namespace must be a string",
+      "options belong to a destination" },
+      { a = "b:", ["*"] = "file:", c = {}, "stdout:" }, { path = "x" })
+  end)
+
+  it("loads a destination only when it is used", function()
+    local output = support.run([[-e '
+      local outbox = require("outbox")
+      print(package.loaded["outbox.publishers.file"], package.loaded.cjson)
+      outbox.publisher("stdout:")
+      print(type(package.loaded["outbox.publishers.file"]))']])
+    assert.equal("nil\tnil\ntable\n", output)
+  end)
+
+  it("names the rock that a destination needs", function()
+    local output = support.run([[-e '
+      package.preload.cjson = function() error("module \x27cjson\x27 not found") end
+      print(pcall(require("outbox").publisher, "stdout:"))']])
+    assert.equal("false\tJSON needs lua-cjson: luarocks install lua-cjson\n", output)
+  end)
+end)
+
+describe("the file publisher", function()
+  local path, store
+
+  before_each(function()
+    path = support.path()
+    store = support.store({ clock = testing.clock(1700000000.123456) })
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  local errors
+  local function processor(publisher, options)
+    errors = {}
+    options = options or {}
+    options.store, options.publisher = store, publisher
+    function options.on_error(problem)
+      errors[#errors + 1] = tostring(problem)
+    end
+    return outbox.processor(options)
+  end
+
+  it("appends a line of JSON for each message", function()
+    store:publish(
+      { id = "1", namespace = "orders", key = "k", payload = 'a "line"\nand\0one',
+        headers = { ["content-type"] = "text/plain" } },
+      { id = "2", namespace = "orders" })
+    local publisher <close> = outbox.publisher("file:" .. path)
+    processor(publisher):pump()
+    assert.equal([[{"id":"1","namespace":"orders","key":"k","payload":"a \"line\"\nand\u0000one",]]
+      .. [["headers":{"content-type":"text\/plain"},]]
+      .. [["created_at":"2023-11-14T22:13:20.123456Z","attempts":0}]] .. "\n"
+      .. [[{"id":"2","namespace":"orders","created_at":"2023-11-14T22:13:20.123456Z",]]
+      .. [["attempts":0}]] .. "\n", read(path))
+  end)
+
+  it("writes bytes that are not UTF-8 as base64", function()
+    local bytes, expected = "", { "", "/w==", "//4=", "//79", "//79/A==" }
+    local list = {}
+    for i = 0, 4 do
+      list[i + 1] = { id = "id " .. i, namespace = "n\xff", key = "", payload = bytes }
+      bytes = bytes .. string.char(255 - i)
+    end
+    store:publish(table.unpack(list))
+    store:publish({ id = "headers", headers = { name = "\xff" } })
+    processor(outbox.publisher("file:" .. path)):pump()
+    local found = lines(read(path))
+    assert.equal("", found[1].payload)
+    assert.equal("", found[1].key)
+    assert.equal("bv8=", found[1].namespace_base64)
+    assert.same({ select(2, table.unpack(expected)) }, support.pluck(
+      { table.unpack(found, 2, 5) }, "payload_base64"))
+    assert.is_nil(found[2].payload)
+    assert.equal("eyJuYW1lIjoi/yJ9", found[6].headers_base64)
+  end)
+
+  it("passes headers on as text where lua-cjson cannot read them", function()
+    support.sql(store, [[INSERT INTO outbox_entries (headers) VALUES ('{"a": "\ud800"}')]])
+    processor(outbox.publisher("file:" .. path)):pump()
+    assert.equal([[{"a": "\ud800"}]], lines(read(path))[1].headers)
+  end)
+
+  it("ends a line that a crash has left unfinished", function()
+    write(path, '{"id":"0"}\n{"id":"torn')
+    local publisher = outbox.publisher("file:" .. path)
+    publisher:publish({ message("1") }, "")
+    publisher:publish({ message("2"), message("3") }, "")
+    local found = read(path)
+    assert.matches('^{"id":"0"}\n{"id":"torn\n{"id":"1",', found)
+    assert.same({ "1", "2", "3" }, support.pluck(lines(found:match("torn\n(.*)")), "id"))
+  end)
+
+  it("has each batch, and the name of a new file, on the disk before it is delivered", function()
+    local log, directory = support.path(), support.path()
+    os.remove(directory)
+    assert(os.execute("mkdir " .. directory))
+    local output, ok = support.run(([[-e '
+      local publisher = require("outbox").publisher("file:%s/new")
+      for id = 1, 2 do
+        publisher:publish({ { id = "x", namespace = "", created_at = 1, attempts = 0 } }, "")
+      end']]):format(directory),
+      ('env LD_PRELOAD="$LD_PRELOAD build/slow_disk.so" OUTBOX_SYNCED=%s'):format(log))
+    assert.is_true(ok, output)
+    assert.equal(("%s/new\n%s\n%s/new\n"):gsub("%%s", directory), read(log))
+    os.remove(directory .. "/new")
+  end)
+
+  it("follows a file that is moved away", function()
+    local publisher, moved = outbox.publisher("file:" .. path), support.path()
+    publisher:publish({ message("1") }, "")
+    assert(os.rename(path, moved))
+    publisher:publish({ message("2") }, "")
+    assert.same({ "1" }, support.pluck(lines(read(moved)), "id"))
+    assert.same({ "2" }, support.pluck(lines(read(path)), "id"))
+  end)
+
+  it("that cannot write charges no message, and delivers once it can", function()
+    os.remove(path)
+    store:publish({ id = "1" }, { id = "2" })
+    local p = processor(outbox.publisher("file:" .. path .. "/events"))
+    p:pump()
+    assert.matches("events: No such file or directory", errors[1], 1, true)
+    assert.outbox(store).has_entry({ id = "1", attempts = 0 })
+    assert.outbox(store).has_entry({ id = "2", attempts = 0 })
+    assert(os.execute("mkdir " .. path))
+    store:clock().advance(60)
+    p:pump()
+    assert.outbox(store).is_empty()
+    assert.equal(2, #lines(read(path .. "/events")))
+    os.remove(path .. "/events")
+  end)
+
+  it("does not take for delivered what the disk has no room for, or does not keep", function()
+    local publisher = outbox.publisher("file:/dev/full")
+    assert.same({ nil, "/dev/full: No space left on device" },
+      { publisher:publish({ message("1") }, "") })
+    os.remove(path)
+    assert(os.execute("mkfifo " .. path))
+    publisher = outbox.publisher("file:" .. path)
+    assert.same({ nil, path .. ": Invalid argument" }, { publisher:publish({ message("1") }, "") })
+  end)
+end)
+
+describe("the stdout publisher", function()
+  local program = [[-e '
+    local outbox = require("outbox")
+    local publisher <close> = outbox.publisher("stdout:")
+    local message = { id = "1", namespace = "n", created_at = 1, attempts = 0 }
+    local answer, reason = publisher:publish({ message }, "n")
+    io.stderr:write(tostring(answer), " ", tostring(reason), "\n")
+    os.exit(true, false)' ]]
+
+  it("writes lines, and does not keep them back", function()
+    assert.matches('^{"id":"1",.*}\ntrue nil\n$', (support.run(program)))
+  end)
+
+  it("says what went wrong", function()
+    assert.equal("nil No space left on device\n", support.run(program .. "2>&1 >/dev/full; exec"))
+  end)
+end)
+
+describe("the route publisher", function()
+  it("hands each namespace to its own publisher, and the others to that of *", function()
+    local a, others, called = testing.publisher(), testing.publisher(), {}
+    local route = outbox.publisher({ a = a, b = function(messages, namespace)
+      called[#called + 1] = { messages, namespace }
+      return false
+    end, ["*"] = others })
+    others:fail("4", "refused")
+    assert.is_nil(route:publish({ message("1") }, "a"))
+    assert.is_false(route:publish({ message("2") }, "b"))
+    assert.is_nil(route:publish({ message("3") }, ""))
+    assert.same({ "refused" }, route:publish({ message("4") }, "c"))
+    assert.same({ "1" }, support.pluck(a.messages, "id"))
+    assert.same({ { { message("2") }, "b" } }, called)
+    assert.same({ "", "c" }, support.pluck(others.calls, "namespace"))
+  end)
+
+  it("has messages without a route wait, uncharged", function()
+    local store <close> = support.store()
+    store:publish({ namespace = "a" }, { namespace = "b" })
+    local problems = {}
+    outbox.processor({ store = store, publisher = outbox.publisher({ b = testing.publisher() }),
+      on_error = function(problem)
+        problems[#problems + 1] = problem.message
+      end }):pump()
+    assert.outbox(store).has_entry({ namespace = "a", attempts = 0 })
+    assert.outbox(store).has_entries(1)
+    assert.equal("there is no route for namespace 'a'", problems[1])
+    support.remove()
+  end)
+
+  it("closes all that it routes to", function()
+    local closed = 0
+    local function publisher()
+      return { publish = function() end, close = function()
+        closed = closed + 1
+      end }
+    end
+    local routes = { a = publisher(), b = publisher(), c = testing.publisher(),
+      d = function() end, e = "stdout:" }
+    do
+      local route <close> = outbox.publisher(routes) -- luacheck: no unused
+    end
+    assert.equal(2, closed)
+  end)
+end)
+
+describe("docs/writing-a-publisher.md", function()
+  local page = read("docs/writing-a-publisher.md")
+
+  it("shows a publisher that does what it says", function()
+    local listener = assert(socket.bind("127.0.0.1", 0))
+    local _, port = listener:getsockname()
+    local received = support.path()
+    local pid = process.fork(function() -- before a store is open
+      local answers = { bad = "never", busy = "not now" }
+      local log <close> = assert(io.open(received, "w"))
+      local connection = listener:accept()
+      for line in function() return (connection:receive("*l")) end do
+        log:write(line, "\n")
+        connection:send((answers[line:match("%S+$")] or "ok") .. "\n")
+      end
+    end)
+    listener:close()
+    local store <close> = support.store({ id_generator = testing.ids() })
+    store:publish({ namespace = "n", payload = "a" }, { namespace = "n", payload = "bad" },
+      { namespace = "n", key = "k", payload = "busy" },
+      { namespace = "n", key = "k", payload = "b" }, { namespace = "n", payload = "c" })
+    local made
+    local environment = setmetatable({ store = store, outbox = { processor = function(options)
+      made = options.publisher
+      return outbox.processor(options)
+    end } }, { __index = _G })
+    local snippet = page:match("\n```lua\n(.-)\n```"):gsub("7000", port)
+      :gsub("localhost", "127.0.0.1"):gsub(":run%(%)", ":pump()")
+    assert(load(snippet, "=docs/writing-a-publisher.md", "t", environment))()
+    assert.outbox(store).has_dead_entry({ id = "id-2", last_error = "never" })
+    assert.outbox(store).has_entry({ id = "id-3", attempts = 1, last_error = "not now" })
+    assert.outbox(store).has_entry({ id = "id-4", attempts = 0 })
+    made.connection:close()
+    assert.equal(0, (process.wait(pid)))
+    assert.equal("n id-1 a\nn id-2 bad\nn k busy\nn id-5 c\n", read(received))
+    local problem = support.raised(made.publish, made, { message("1") }, "n")
+    assert.matches("closed", problem)
+    problem = support.raised(made.publish, made, { message("1") }, "n")
+    assert.matches("connection refused", problem)
+    support.remove()
+  end)
+
+  it("names files that are there, and every scheme", function()
+    for name in page:gmatch("%(%.%./([%w_./]+)%)") do
+      assert.is_truthy(io.open(name), name)
+    end
+    for scheme in support.raised(outbox.publisher, "no:"):match("one of ([%w, ]+)"):gmatch("%w+") do
+      assert.matches("`" .. scheme .. ":", page, 1, true)
+    end
+  end)
+end)

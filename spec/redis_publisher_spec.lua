@@ -1,0 +1,277 @@
+local cjson = require("cjson")
+local outbox = require("outbox")
+local process = require("process")
+local redis = require("redis")
+local server = require("spec.support.server")
+local support = require("spec.support")
+local testing = require("outbox.testing")
+
+describe("the redis publisher", function()
+  local port, instance, client, store
+
+  local function connect()
+    local connection = redis.connect("127.0.0.1", port)
+    connection.xrange, connection.acl = redis.command("XRANGE"), redis.command("ACL")
+    connection.xlen = redis.command("XLEN")
+    return connection
+  end
+
+  setup(function()
+    port = server.port()
+    instance = server.new(("redis-server --port %d --bind 127.0.0.1 --dir $DIRECTORY --save '' "
+      .. "--appendonly yes --appendfsync always"):format(port), port)
+    instance:start()
+  end)
+
+  teardown(server.stop)
+
+  before_each(function()
+    client = connect()
+    client:flushall()
+    store = support.store({ clock = testing.clock(1700000000.5), synchronous = "off" })
+  end)
+
+  after_each(function()
+    client.network.socket:close()
+    store:close()
+    support.remove()
+  end)
+
+  -- The entries of a stream, each with its fields by name.
+  local function entries(stream)
+    local list = {}
+    for i, entry in ipairs(client:xrange(stream, "-", "+")) do
+      list[i] = {}
+      for j = 1, #entry[2], 2 do
+        list[i][entry[2][j]] = entry[2][j + 1]
+      end
+    end
+    return list
+  end
+
+  local function url(login, db)
+    return ("redis://%s127.0.0.1:%d%s"):format(login or "", port, db or "")
+  end
+
+  local errors
+  local function processor(publisher, options)
+    errors = {}
+    options = options or {}
+    options.store, options.publisher = options.store or store, publisher
+    function options.on_error(problem)
+      errors[#errors + 1] = tostring(problem)
+    end
+    return outbox.processor(options)
+  end
+
+  -- Whatever is wrong is held against no message, and what is mended is delivered.
+  local function waits_for(expected, mend)
+    store:publish({ id = "a", key = "a" }, { id = "b", key = "b" })
+    local publisher <close> = outbox.publisher(url())
+    local p = processor(publisher)
+    p:pump()
+    assert.matches(expected, errors[1], 1, true)
+    assert.outbox(store).has_entry({ id = "a", attempts = 0 })
+    assert.outbox(store).has_entry({ id = "b", attempts = 0 })
+    mend()
+    store:clock().advance(60)
+    p:pump()
+    assert.outbox(store).is_empty()
+    assert.equal(2, client:xlen("outbox"))
+  end
+
+  it("adds each message to the stream of its namespace, in order", function()
+    store:publish({ id = "1", namespace = "orders", key = "k", payload = "\0\r\n\xff",
+      headers = { a = "b" } }, { id = "2", namespace = "orders" }, { id = "3" })
+    local publisher <close> = outbox.publisher(url())
+    assert.equal(3, processor(publisher):pump())
+    local orders = entries("outbox:orders")
+    assert.same({ a = "b" }, cjson.decode(orders[1].headers))
+    orders[1].headers = nil
+    assert.same({
+      { id = "1", namespace = "orders", key = "k", payload = "\0\r\n\xff",
+        created_at = "2023-11-14T22:13:20.500000Z" },
+      { id = "2", namespace = "orders", created_at = "2023-11-14T22:13:20.500000Z" },
+    }, orders)
+    assert.same({ { id = "3", namespace = "", created_at = "2023-11-14T22:13:20.500000Z" } },
+      entries("outbox"))
+  end)
+
+  it("adds to the stream that the option names, and keeps it short", function()
+    local messages = {}
+    for i = 1, 1000 do
+      messages[i] = { id = tostring(i), namespace = "a%1", created_at = 1 }
+    end
+    local publisher <close> = outbox.publisher(url(), { stream = "{namespace}:all", maxlen = 100 })
+    publisher:publish(messages, "a%1")
+    local length = client:xlen("a%1:all")
+    assert.is_true(length >= 100 and length < 1000, length)
+    local all = outbox.publisher(url(), { stream = "all" })
+    all:publish({ messages[1] }, "a%1")
+    all:publish({ messages[2] }, "")
+    all:close()
+    assert.equal(2, client:xlen("all"))
+  end)
+
+  it("logs in, and selects the database", function()
+    client:acl("SETUSER", "al:i@ce", "on", ">p:@/ %", "~*", "+@all")
+    local publisher <close> = outbox.publisher(url("al%3Ai%40ce:p%3A%40%2F %25@", "/3"))
+    assert.same({}, publisher:publish({ { id = "1", created_at = 1 } }, ""))
+    client:acl("DELUSER", "al:i@ce")
+    client:select(3)
+    assert.equal(1, client:xlen("outbox"))
+    client:config("SET", "requirepass", "secret")
+    local with_password <close> = outbox.publisher(url(":secret@", "/3"))
+    assert.same({}, with_password:publish({ { id = "2", created_at = 1 } }, ""))
+    local without <close> = outbox.publisher(url())
+    local _, reason = without:publish({ { id = "3", created_at = 1 } }, "")
+    client:config("SET", "requirepass", "")
+    assert.matches("NOAUTH", reason, 1, true)
+    local wrong <close> = outbox.publisher(url("nobody:x@"))
+    _, reason = wrong:publish({ { id = "3", created_at = 1 } }, "")
+    assert.matches("WRONGPASS", reason, 1, true)
+    assert.equal(2, client:xlen("outbox"))
+  end)
+
+  it("charges what the server refuses for the message's sake, and no other", function()
+    client:set("outbox:bad", "no stream")
+    store:publish({ id = "1", namespace = "bad" }, { id = "2", namespace = "bad" },
+      { id = "3", namespace = "good" })
+    local publisher <close> = outbox.publisher(url())
+    local p = processor(publisher)
+    assert.equal(1, p:pump())
+    assert.same({}, errors)
+    for id = 1, 2 do
+      assert.outbox(store).has_entry({ id = tostring(id), attempts = 1,
+        last_error = "WRONGTYPE Operation against a key holding the wrong kind of value" })
+    end
+    client:del("outbox:bad")
+    store:publish({ id = "4", namespace = "good" })
+    store:clock().advance(1)
+    assert.equal(3, p:pump())
+    assert.same({ "1", "2" }, support.pluck(entries("outbox:bad"), "id"))
+    assert.same({ "3", "4" }, support.pluck(entries("outbox:good"), "id"))
+  end)
+
+  it("waits while the server is full", function()
+    client:config("SET", "maxmemory", "1")
+    waits_for("OOM command not allowed", function()
+      client:config("SET", "maxmemory", "0")
+    end)
+  end)
+
+  it("waits while the server is a replica", function()
+    client:slaveof("127.0.0.1", "1")
+    waits_for("READONLY", function()
+      client:slaveof("NO", "ONE")
+    end)
+  end)
+
+  it("waits while the server may not be written to", function()
+    client:acl("SETUSER", "default", "resetkeys", "~other")
+    waits_for("NOPERM", function()
+      client:acl("SETUSER", "default", "allkeys")
+    end)
+  end)
+
+  it("waits while nobody listens", function()
+    local unused = server.port()
+    local publisher <close> = outbox.publisher("redis://127.0.0.1:" .. unused)
+    assert.same({ nil, ("could not connect to 127.0.0.1:%d [connection refused]"):format(unused) },
+      { publisher:publish({ { id = "1", created_at = 1 } }, "") })
+  end)
+
+  it("gives up on a server that does not answer, and hangs up", function()
+    local publisher <close> = outbox.publisher(url(), { timeout = 0.05 })
+    process.kill(instance.pid, 19) -- SIGSTOP
+    local answer, reason = publisher:publish({ { id = "1", created_at = 1 } }, "")
+    process.kill(instance.pid, 18) -- SIGCONT
+    assert.is_nil(answer)
+    assert.equal("connection error: timeout", reason)
+    local deadline = outbox.clock.now() + 30
+    repeat
+      assert.is_true(outbox.clock.now() < deadline, "it is still connected")
+      local _, connections = client:client("LIST"):gsub("\n", "")
+    until connections == 1
+    assert.same({}, publisher:publish({ { id = "2", created_at = 1 } }, ""))
+  end)
+
+  it("connects again where the server has closed the connection meanwhile", function()
+    local publisher <close> = outbox.publisher(url())
+    assert.same({}, publisher:publish({ { id = "1", created_at = 1 } }, ""))
+    client:client("KILL", "TYPE", "normal") -- but itself
+    assert.same({}, publisher:publish({ { id = "2", created_at = 1 } }, ""))
+    assert.same({ "1", "2" }, support.pluck(entries("outbox"), "id"))
+    publisher:close()
+    assert.same({}, publisher:publish({ { id = "3", created_at = 1 } }, ""))
+  end)
+
+  it("delivers 10,000 messages in order per key, though the server is killed on the way", function()
+    local path = support.path()
+    local gone = process.fork(function() -- kills it, while a batch is on its way or just after
+      local mine = connect()
+      repeat
+        outbox.clock.sleep(0.001)
+      until mine:xlen("outbox:n") >= 4000
+      process.kill(instance.pid)
+    end)
+    local full <close> = outbox.open(path, { synchronous = "off" })
+    full:migrate()
+    full:transaction(function(txn)
+      for i = 1, 10000 do
+        txn:publish({ id = tostring(i), namespace = "n", key = tostring(i % 7) })
+      end
+    end)
+    local publisher <close> = outbox.publisher(url())
+    local p
+    p = outbox.processor({
+      store = full, publisher = publisher, batch_size = 200, retry = { base = 0.01, cap = 0.05 },
+      on_error = function()
+        if gone then
+          assert.equal(0, (process.wait(gone)))
+          gone = nil
+          instance:start()
+        end
+      end,
+      on_batch = function()
+        if full:stats().ready + full:stats().delayed == 0 then
+          p:stop()
+        end
+      end,
+    })
+    p:run()
+    assert.is_nil(gone)
+    assert.same({ 10000, 0 }, { p:stats().delivered, p:stats().retried })
+    client = connect()
+    local last, count = {}, 0
+    for _, entry in ipairs(entries("outbox:n")) do
+      local number = math.tointeger(tonumber(entry.id))
+      local before = last[entry.key] or (number - 1) % 7 - 6
+      if number > before then -- else it was added before
+        assert.equal(before + 7, number)
+        last[entry.key], count = number, count + 1
+      end
+    end
+    assert.equal(10000, count)
+  end)
+
+  it("needs a URL and options that make sense", function()
+    local function refused(expected, ...)
+      assert.matches(expected, support.raised(outbox.publisher, ...), 1, true)
+    end
+    for _, wrong in ipairs({ "redis:", "redis:host", "redis://", "redis://user@host",
+      "redis://host/x", "redis://host:port", "redis://host?db=1", "redis://a:b:c" }) do
+      refused("redis://[user:password@]host[:port][/db] expected", wrong)
+    end
+    refused("(maxlen must be an integer from 1 to 9223372036854775807; stream must be a string; "
+      .. "timeout must be a number of seconds, at least 0.001; unknown option 'streem')",
+      "redis://host", { maxlen = 0, stream = 1, timeout = 0, streem = "x" })
+  end)
+
+  it("names the rock that it needs", function()
+    local output = support.run([[-e '
+      package.preload.redis = function() error("module \x27redis\x27 not found") end
+      print(pcall(require("outbox").publisher, "redis://x"))']])
+    assert.equal("false\tthe redis publisher needs lua-redis: luarocks install redis-lua\n", output)
+  end)
+end)
