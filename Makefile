@@ -45,7 +45,7 @@ bench-bindings bench-processor bench-wake: bench-%: build build/baseline
 ROCK_MAKE = log=$$(mktemp) && { $(LUAROCKS) make --tree $(@D) $(1) >$$log 2>&1 || \
   { cat $$log; exit 1; }; } && rm -rf $$log outbox src/*.o src/lua/*.o && touch $@
 
-$(TREE)/.built: $(CORE) src/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') outbox-scm-1.rockspec
+$(TREE)/.built: $(CORE) src/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') bin/outbox outbox-scm-1.rockspec
 	@$(call ROCK_MAKE)
 
 build/sanitized/.built: $(TREE)/.built
