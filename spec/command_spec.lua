@@ -830,8 +830,11 @@ describe("docs/command.md", function()
     assert.equal(13, count)
   end)
 
-  it("names every subcommand, metric and status", function()
+  it("names every subcommand, metric and status, and files that are there", function()
     local page, help = read("docs/command.md"), io.popen(COMMAND .. " --help"):read("a")
+    for name in page:gmatch("%]%(([%w_./-]+)") do
+      assert.is_truthy(name:find("^http") or io.open("docs/" .. name), name)
+    end
     for command in help:gmatch("\n   (%l+) +%u") do
       assert.matches("[ `]" .. command .. "[ `\n]", page)
     end
