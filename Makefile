@@ -69,7 +69,7 @@ QUIETLY = log=$$(mktemp) && { $(1) >$$log 2>&1 || { cat $$log; exit 1; }; } && r
 ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make --tree $(@D) $(1)) && \
   rm -rf outbox src/*.o src/lua/*.o && touch $@
 
-$(TREE)/.built: $(CORE) src/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') outbox-scm-1.rockspec
+$(TREE)/.built: $(CORE) src/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') bin/outbox outbox-scm-1.rockspec
 	@$(call ROCK_MAKE)
 
 build/sanitized/.built: $(TREE)/.built

@@ -20,9 +20,19 @@ external_dependencies = {
 }
 build = {
   type = "builtin",
+  install = { bin = { "bin/outbox" } },
   modules = {
     ["outbox"] = "lua/outbox.lua",
     ["outbox.attach"] = "lua/outbox/attach.lua",
+    ["outbox.command"] = "lua/outbox/command.lua",
+    ["outbox.command.database"] = "lua/outbox/command/database.lua",
+    ["outbox.command.entries"] = "lua/outbox/command/entries.lua",
+    ["outbox.command.format"] = "lua/outbox/command/format.lua",
+    ["outbox.command.log"] = "lua/outbox/command/log.lua",
+    ["outbox.command.publish"] = "lua/outbox/command/publish.lua",
+    ["outbox.command.relay"] = "lua/outbox/command/relay.lua",
+    ["outbox.command.stats"] = "lua/outbox/command/stats.lua",
+    ["outbox.command.top"] = "lua/outbox/command/top.lua",
     ["outbox.headers"] = "lua/outbox/headers.lua",
     ["outbox.processor"] = "lua/outbox/processor.lua",
     ["outbox.delivery"] = "lua/outbox/delivery.lua",
@@ -61,6 +71,7 @@ build = {
         "src/stats.c",
         "src/lua/module.c",
         "src/lua/open.c",
+        "src/lua/process.c",
         "src/lua/publish.c",
         "src/lua/reading.c",
         "src/lua/store.c",

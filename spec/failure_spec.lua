@@ -174,6 +174,7 @@ describe("a forked child", function()
           { store.retry_entry, store, "a", 1 },
           { store.bury_entry, store, "a" },
           { store.dead_entries, store },
+          { store.find_entries, store, "a" },
           { store.requeue_entries, store, "a" },
           { store.purge_entries, store, "a" },
           { store.stats, store },

@@ -135,6 +135,7 @@ describe("a closed store", function()
       retry_entry = { "id", 0 },
       bury_entry = { "id" },
       dead_entries = {},
+      find_entries = { "id" },
       requeue_entries = { "id" },
       purge_entries = { "id" },
       stats = {},
@@ -218,6 +219,12 @@ describe("a method", function()
     end)
     refused("after must be an integer", function()
       store:dead_entries({ after = "x" })
+    end)
+    refused("reverse must be a boolean", function()
+      store:dead_entries({ reverse = 1 })
+    end)
+    refused("bad argument #1 to 'find_entries' %(string expected, got number%)", function()
+      store:find_entries(1)
     end)
     refused("namespace must be a string", function()
       store:dead_entries({ namespace = 1 })

@@ -540,6 +540,17 @@ describe("a processor", function()
     assert.is_nil(p:step())
   end)
 
+  it("that steps misses nothing that comes after its very first step", function()
+    local p = processor()
+    local seconds = p:step()
+    local other <close> = outbox.open(path, { clock = clock })
+    other:publish({ key = "a" })
+    local descriptor = { pollfd = p:pollfd(), events = "r" }
+    assert.equal(descriptor, require("cqueues").poll(descriptor, math.min(seconds, 10)))
+    p:step()
+    assert.equal("a", publisher.messages[1].key)
+  end)
+
   describe("that loses its claim in mid-batch", function()
     local function lose(answer)
       publish("a", "b", "c")

@@ -204,6 +204,19 @@ describe("an entry", function()
       assert.same({}, store:dead_entries({ namespace = "none" }))
     end)
 
+    it("is read from the last to the first as well", function()
+      publish("a", "b", "c", "d")
+      for id in ("abd"):gmatch(".") do
+        store:bury_entry(id)
+      end
+      local page = store:dead_entries({ reverse = true, limit = 2 })
+      assert.same({ "d", "b" }, ids(page))
+      page = store:dead_entries({ reverse = true, limit = 2, after = page[2].seq })
+      assert.same({ "a" }, ids(page))
+      assert.same({ "c" }, ids(store:ready_entries({ reverse = true, namespace = "" })))
+      assert.same({}, store:delayed_entries({ reverse = true }))
+    end)
+
     it("is put back at the end, as new but for its id and its history", function()
       publish("a", "b", "c")
       store:bury_entry("b", "no")
@@ -237,6 +250,25 @@ describe("an entry", function()
     end)
   end)
 
+  it("is found by its id wherever it lies, at any time", function()
+    clock.time = 0
+    publish("ready", "delayed", "dead")
+    store:retry_entry("delayed", 0, "later")
+    store:bury_entry("dead", "never")
+    local found = store:find_entries("ready")
+    assert.same({ "ready", 1 }, { found[1].id, found[1].seq })
+    assert.same({}, { found[2], found[1].due_at, found[1].died_at })
+    found = store:find_entries("delayed")[1]
+    assert.same({ "later", 1, 0 }, { found.last_error, found.attempts, found.due_at })
+    assert.is_nil(found.died_at)
+    found = store:find_entries("dead")[1]
+    assert.same({ "never", { id = "dead" }, 0 }, { found.last_error, found.headers, found.died_at })
+    assert.is_nil(found.due_at)
+    assert.same({}, store:find_entries("unknown"))
+    support.sql(store, "INSERT INTO outbox_entries (id) VALUES ('dead')")
+    assert.equal(2, #store:find_entries("dead"))
+  end)
+
   it("goes back as a whole when the transaction does", function()
     publish("a", "b", "c")
     pcall(store.transaction, store, function()
@@ -255,19 +287,24 @@ describe("store:stats", function()
   it("counts what there is, and how long the first has waited", function()
     local clock = support.clock(1000)
     local store <close> = support.store({ clock = clock })
-    assert.same({ ready = 0, delayed = 0, dead = 0, leases = {} }, store:stats())
+    assert.same({ ready = 0, delayed = 0, dead = 0, retries = 0, last_seq = 0, leases = {} },
+      store:stats())
     store:publish({ id = "dead" }, { id = "later", deliver_at = 1100 })
     store:bury_entry("dead")
     clock.time = 1010
-    assert.same({ ready = 0, delayed = 1, dead = 1, due_at = 1100, leases = {} }, store:stats())
-    store:publish({}, {})
+    assert.same({ ready = 0, delayed = 1, dead = 1, retries = 0, last_seq = 1, due_at = 1100,
+      leases = {} }, store:stats())
+    store:publish({}, {}, { id = "retried" })
+    store:retry_entry("retried", 1200)
     store:claim_entries("p", 1020, { limit = 1 })
     store:claim_entries("q", 1030.5)
     clock.time = 1015.5
     assert.same({
       ready = 2,
-      delayed = 1,
+      delayed = 2,
       dead = 1,
+      retries = 1,
+      last_seq = 4,
       due_at = 1100,
       oldest_age = 5.5,
       leases = {

@@ -1,21 +1,31 @@
 /*
-** Listing what there is, page by page: for those who look after it.
+** Listing what there is, page by page, or by its id: for those who look after it.
 */
 #include "store.h"
 
+/* The last column is the state. */
+#define READY "SELECT " ENTRY_COLUMNS ", 0, 0, 0 FROM @entries"
+#define DELAYED "SELECT " ENTRY_COLUMNS ", 0, due_at, 1 FROM @delayed"
+#define DEAD "SELECT " ENTRY_COLUMNS ", died_at, 0, 2 FROM @dead"
+
 #define PAGE " WHERE seq > ?1 AND (?3 IS NULL OR namespace = ?3) ORDER BY seq LIMIT ?2"
+#define BACK " WHERE seq < ?1 AND (?3 IS NULL OR namespace = ?3) ORDER BY seq DESC LIMIT -?2"
 
-static const char SELECT_READY_SQL[] = "SELECT " ENTRY_COLUMNS ", 0, 0 FROM @entries" PAGE;
+/* Forwards and backwards, as the two statements are numbered. */
+static const char *const SELECT_READY_SQL[] = {READY PAGE, READY BACK};
+static const char *const SELECT_DELAYED_SQL[] = {DELAYED PAGE, DELAYED BACK};
+static const char *const SELECT_DEAD_SQL[] = {DEAD PAGE, DEAD BACK};
 
-static const char SELECT_DELAYED_SQL[] = "SELECT " ENTRY_COLUMNS ", 0, due_at FROM @delayed" PAGE;
+static const char FIND_ENTRIES_SQL[] =
+    READY " WHERE id = ?1 UNION ALL " DELAYED " WHERE id = ?1 UNION ALL " DEAD " WHERE id = ?1";
 
-static const char SELECT_DEAD_SQL[] = "SELECT " ENTRY_COLUMNS ", died_at, 0 FROM @dead" PAGE;
-
-static int list(outbox_store *store, enum statement which, const char *sql, outbox_bytes namespace,
-                int64_t after, int64_t limit) {
+static int list(outbox_store *store, enum statement which, const char *const *sql,
+                outbox_bytes namespace, int64_t after, int64_t limit) {
+  bool back = limit < 0;
   int code = outbox_enter(store);
   if (code != OUTBOX_OK) return code;
-  return outbox_query(store, which, sql, &store->reading, "iiT", after, limit, namespace);
+  return outbox_query(store, which + back, sql[back], &store->reading, "iiT", after, limit,
+                      namespace);
 }
 
 int outbox_ready_entries(outbox_store *store, outbox_bytes namespace, int64_t after,
@@ -30,4 +40,10 @@ int outbox_delayed_entries(outbox_store *store, outbox_bytes namespace, int64_t 
 
 int outbox_dead_entries(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit) {
   return list(store, SELECT_DEAD, SELECT_DEAD_SQL, namespace, after, limit);
+}
+
+int outbox_find_entries(outbox_store *store, outbox_bytes id) {
+  int code = outbox_enter(store);
+  if (code != OUTBOX_OK) return code;
+  return outbox_query(store, FIND_ENTRIES, FIND_ENTRIES_SQL, &store->reading, "T", id);
 }

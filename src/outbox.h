@@ -100,8 +100,12 @@ typedef struct outbox_message {
   char generated_id[OUTBOX_ID_SIZE]; /* room for the ID generator; `id` may point here */
 } outbox_message;
 
+/* Where an entry lies. */
+enum outbox_state { OUTBOX_READY, OUTBOX_DELAYED, OUTBOX_DEAD };
+
 /* What is read back. The bytes live until the next call on the store. */
 typedef struct outbox_entry {
+  enum outbox_state state;
   int64_t seq; /* place in the order of commits; a dead letter keeps the one it had */
   outbox_bytes id, namespace, key, payload, headers;
   int64_t created_at;
@@ -148,8 +152,10 @@ typedef struct outbox_selection {
 
 typedef struct outbox_counts {
   int64_t ready, delayed, dead; /* entries */
+  int64_t retries;              /* of the delayed, those that were ready before */
   int64_t oldest_age;           /* since the first ready entry was published; 0 without one */
   int64_t due_at;               /* when the next delayed entry falls due; 0 without one */
+  int64_t last_seq;             /* the highest seq ever given to a ready entry; 0 without one */
 } outbox_counts;
 
 /* When a commit waits for the disk: SQLite's PRAGMA synchronous. */
@@ -402,12 +408,19 @@ int outbox_pollfd(outbox_store *store);
 /*
 ** Each starts reading, in the order of seq, at most `limit` entries whose seq is above `after`, of
 ** one namespace or, where it has no value, of all: ready ones, delayed ones (whose seq is their
-** order among themselves) or dead letters. outbox_next gives them.
+** order among themselves) or dead letters. With a `limit` below 0, backwards: at most -limit
+** entries whose seq is below `after`, the last first. outbox_next gives them.
 */
 int outbox_ready_entries(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit);
 int outbox_delayed_entries(outbox_store *store, outbox_bytes namespace, int64_t after,
                            int64_t limit);
 int outbox_dead_entries(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit);
+
+/*
+** Starts reading what has an id, wherever it lies: outbox_next gives the ready entry, the delayed
+** one, the dead letter. More than one only where plain SQL has published an id twice.
+*/
+int outbox_find_entries(outbox_store *store, outbox_bytes id);
 
 /*
 ** Puts dead letters back at the end of the outbox, with the same id and no attempts counted. Ids
@@ -420,8 +433,12 @@ int outbox_requeue_entries(outbox_store *store, const outbox_bytes *ids, size_t 
 int outbox_purge_entries(outbox_store *store, const outbox_bytes *ids, size_t count,
                          int64_t *purged);
 
-/* Counts what waits. Unlike all the above, takes longer the more there is: it counts rows. An
-** entry that is delayed, or dead, has no part in the age. */
+/*
+** Counts what waits. Unlike all the above, takes longer the more there is: it counts rows. An entry
+** that is delayed, or dead, has no part in the age. What last_seq rises by from one count to the
+** next became ready meanwhile (published, fallen due or requeued); as far as ready + retries did
+** not rise with it, as much was delivered, or died.
+*/
 int outbox_count_entries(outbox_store *store, outbox_counts *counts);
 
 /* Starts reading the leases, live and lapsed, in the order of seq; outbox_next_lease gives them. */

@@ -222,6 +222,7 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
   entry->attempts = sqlite3_column_int64(row, 7);
   entry->last_error = outbox_column(row, 8);
   bool listed = !store->filter.active; /* else it is ready */
+  entry->state = listed ? (enum outbox_state)sqlite3_column_int(row, 11) : OUTBOX_READY;
   entry->died_at = listed ? sqlite3_column_int64(row, 9) : 0;
   entry->due_at = listed ? sqlite3_column_int64(row, 10) : 0;
   if (store->batch.open) code = outbox_remember(store, entry);

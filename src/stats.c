@@ -6,7 +6,8 @@
 static const char COUNT_ENTRIES_SQL[] =
     "SELECT (SELECT count(*) FROM @entries), (SELECT count(*) FROM @delayed),"
     " (SELECT count(*) FROM @dead), (SELECT created_at FROM @entries ORDER BY seq LIMIT 1),"
-    " (SELECT min(due_at) FROM @delayed)";
+    " (SELECT min(due_at) FROM @delayed), (SELECT count(position) FROM @delayed),"
+    " (SELECT max(seq) FROM main.sqlite_sequence WHERE name = '@entries' COLLATE NOCASE)";
 
 int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
   int64_t now;
@@ -22,6 +23,8 @@ int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
   counts->dead = sqlite3_column_int64(row, 2);
   counts->oldest_age = counts->ready > 0 ? now - sqlite3_column_int64(row, 3) : 0;
   counts->due_at = sqlite3_column_int64(row, 4);
+  counts->retries = sqlite3_column_int64(row, 5);
+  counts->last_seq = sqlite3_column_int64(row, 6);
   outbox_reset(store, row);
   return OUTBOX_OK;
 }

@@ -422,7 +422,7 @@ end
 local function finish(self)
   if self.outcome and not attempt(self, settle) then
     if self.failures < STOP_TRIES then
-      return self:left(self.paused)
+      return true
     end
     report(self, problem.new("lost", "stopped before it could delete what it has delivered"))
     self.outcome, self.claimed = nil, false -- the claim is left to lapse
@@ -432,28 +432,39 @@ local function finish(self)
   return nil
 end
 
-local function listen(self)
+local function look(self)
   local rung, again = self.store:wait(0)
   self.woken = self.woken or rung
   self.look_again = again
 end
 
+local function listen(self)
+  if rest(self) == 0 then
+    return
+  elseif self.paused or self.deaf then
+    pcall(self.store.wait, self.store, 0) -- lest the descriptor stays readable all that time
+  else
+    attempt(self, look)
+  end
+end
+
+-- Returns nil when it was told to stop, and all is settled.
 local function step(self)
   self.look_again = nil
   if self.stopping then
     return finish(self)
   end
-  if rest(self) > 0 then
-    if self.paused or self.deaf then
-      pcall(self.store.wait, self.store, 0) -- lest the descriptor stays readable all that time
-    else
-      attempt(self, listen)
-    end
-  end
+  listen(self)
   if rest(self) == 0 then
     self.paused = nil
     attempt(self, cycle)
+    listen(self) -- the descriptor tells only what came after it was first listened to
   end
+  return true
+end
+
+-- Seconds after which to step again, though the descriptor is silent.
+local function pause(self)
   return min(rest(self), self.look_again or math.huge)
 end
 
@@ -484,7 +495,7 @@ function Processor:step()
     return self.options.process_interval
   end
   local busy <close> = enter(self) -- luacheck: no unused
-  return step(self)
+  return step(self) and pause(self)
 end
 
 local function sleep(self, seconds)
@@ -507,7 +518,8 @@ end
 -- @raise `closed`, `forked`; other failures of the database are reported and tried again
 function Processor:run()
   local busy <close> = enter(self) -- luacheck: no unused
-  for seconds in step, self do
+  while step(self) do
+    local seconds = rest(self)
     if seconds > 0 then
       sleep(self, seconds)
     end
@@ -586,7 +598,7 @@ function Processor:timeout()
   if self.busy then
     return self.options.process_interval
   end
-  return min(rest(self), self.look_again or math.huge)
+  return pause(self)
 end
 
 --- Options ------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@
 ---@field ready integer
 ---@field delayed integer
 ---@field dead integer
+---@field retries integer of the delayed, those that were ready before
+---@field last_seq integer how many entries have ever become ready
 ---@field oldest_age? number seconds since the first ready entry was published
 ---@field due_at? number when the next delayed entry falls due, seconds since the epoch
 ---@field leases outbox.lease[]
@@ -76,6 +78,7 @@
 ---@field namespace? string
 ---@field limit? integer default 100
 ---@field after? integer the seq of the last entry of the page before
+---@field reverse? boolean from the last to the first
 
 ---@alias outbox.claimed boolean
 ---@alias outbox.claim_entries
@@ -109,6 +112,7 @@
 ---@field ready_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
 ---@field delayed_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
 ---@field dead_entries fun(self: outbox.store, options?: outbox.page): outbox.entry[]
+---@field find_entries fun(self: outbox.store, id: string): outbox.entry[]
 ---@field requeue_entries fun(self: outbox.store, ...: string): integer
 ---@field purge_entries fun(self: outbox.store, ...: string): integer
 ---@field stats fun(self: outbox.store): outbox.stats

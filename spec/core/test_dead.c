@@ -43,6 +43,21 @@ static void dead_letters_are_read_page_by_page(void **state) {
   assert_string_equal(dead_ids(f->store, ANY, 0, 100), "a b c e");
 }
 
+static void pages_are_read_backwards_too(void **state) {
+  fixture *f = *state;
+  publish(f->store, "a b c d e f");
+  bury_all(f->store, "b d e");
+  assert_string_equal(dead_ids(f->store, ANY, INT64_MAX, -2), "e d");
+  assert_string_equal(dead_ids(f->store, ANY, 4, -2), "b");
+  assert_string_equal(dead_ids(f->store, text("n"), INT64_MAX, -2), "");
+  assert_ok(f->store, outbox_ready_entries(f->store, text(""), 6, -2));
+  assert_string_equal(read_ids(f->store), "c a");
+  publish_at(f->store, "later", NOW + 2);
+  publish_at(f->store, "sooner", NOW + 1);
+  assert_ok(f->store, outbox_delayed_entries(f->store, ANY, INT64_MAX, -9));
+  assert_string_equal(read_ids(f->store), "sooner later");
+}
+
 static void dead_letters_are_read_by_namespace(void **state) {
   fixture *f = *state;
   outbox_message messages[] = {message("a"), message("b"), message("c"), message("d")};
@@ -118,6 +133,33 @@ static void a_purge_deletes_dead_letters_and_nothing_else(void **state) {
   assert_string_equal(ids_in(f->db, "delayed"), "delayed");
 }
 
+static void an_id_is_found_wherever_it_lies(void **state) {
+  fixture *f = *state;
+  static const char *const IDS[] = {"ready", "delayed", "dead", "twice"};
+  static const char *const FOUND[] = {"ready", "delayed", "dead", "twice twice"};
+  outbox_entry entry;
+  publish(f->store, "ready dead twice");
+  publish_at(f->store, "delayed", NOW + 1);
+  bury_all(f->store, "dead twice");
+  execute(f->db, "INSERT INTO outbox_entries (id) VALUES ('twice')"); /* SQL looks at one table */
+  for (int i = 0; i < 4; i++) {
+    assert_ok(f->store, outbox_find_entries(f->store, text(IDS[i])));
+    assert_string_equal(read_ids(f->store), FOUND[i]);
+  }
+  assert_ok(f->store, outbox_find_entries(f->store, text("delayed")));
+  assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
+  assert_int_equal(entry.state, OUTBOX_DELAYED);
+  assert_int_equal(entry.due_at, NOW + 1);
+  assert_ok(f->store, outbox_find_entries(f->store, text("twice")));
+  assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
+  assert_int_equal(entry.state, OUTBOX_READY); /* comes first */
+  assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
+  assert_int_equal(entry.state, OUTBOX_DEAD);
+  assert_int_equal(entry.died_at, NOW);
+  assert_ok(f->store, outbox_find_entries(f->store, text("unknown")));
+  assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_DONE);
+}
+
 /* --- Counts ---------------------------------------------------------------------------------- */
 
 static outbox_counts counts_of(fixture *f) {
@@ -133,6 +175,8 @@ static void an_empty_outbox_counts_nothing(void **state) {
   assert_int_equal(counts.dead, 0);
   assert_int_equal(counts.oldest_age, 0);
   assert_int_equal(counts.due_at, 0);
+  assert_int_equal(counts.retries, 0);
+  assert_int_equal(counts.last_seq, 0);
 }
 
 static void counts_tell_what_waits_where_and_how_long(void **state) {
@@ -163,18 +207,53 @@ static void what_is_delayed_or_dead_has_no_age(void **state) {
   assert_int_equal(counts_of(f).oldest_age, 0);
 }
 
+/* How many entries have ever become ready, and how many of them are gone. */
+static void assert_flow(fixture *f, int64_t came, int64_t went) {
+  outbox_counts counts = counts_of(f);
+  assert_int_equal(counts.last_seq, came);
+  assert_int_equal(counts.last_seq - counts.ready - counts.retries, went);
+}
+
+static void counts_tell_how_many_came_and_went(void **state) {
+  fixture *f = *state;
+  publish(f->store, "a b c d");
+  assert_flow(f, 4, 0);
+  publish_at(f->store, "later", NOW + 5 * SECOND);
+  assert_flow(f, 4, 0);
+  assert_true(retry(f->store, "a", NOW + SECOND));
+  assert_int_equal(counts_of(f).retries, 1);
+  assert_flow(f, 4, 0);
+  assert_true(bury(f->store, "b"));
+  assert_int_equal(delete_ids(f->store, "c"), 1);
+  assert_flow(f, 4, 2);
+  f->now = NOW + SECOND;
+  assert_true(claim(f->store, "p", f->now)); /* "a" comes back to its place */
+  assert_int_equal(counts_of(f).retries, 0);
+  assert_flow(f, 4, 2);
+  f->now = NOW + 5 * SECOND;
+  assert_true(claim(f->store, "p", f->now)); /* and "later" for the first time */
+  assert_flow(f, 5, 2);
+  assert_int_equal(requeue(f->store, "b"), 1);
+  assert_flow(f, 6, 2);
+  assert_int_equal(delete_ids(f->store, "a b d later"), 4);
+  assert_flow(f, 6, 6);
+}
+
 int test_dead(void) {
   const struct CMUnitTest tests[] = {
       TEST(dead_letters_are_read_page_by_page),
+      TEST(pages_are_read_backwards_too),
       TEST(dead_letters_are_read_by_namespace),
       TEST(a_dead_letter_is_not_claimed),
       TEST(what_is_requeued_comes_to_the_end_as_it_was_with_no_attempts),
       TEST(what_is_requeued_may_die_and_be_requeued_again),
       TEST(a_requeue_that_fails_for_one_puts_none_back),
       TEST(a_purge_deletes_dead_letters_and_nothing_else),
+      TEST(an_id_is_found_wherever_it_lies),
       TEST(an_empty_outbox_counts_nothing),
       TEST(counts_tell_what_waits_where_and_how_long),
       TEST(what_is_delayed_or_dead_has_no_age),
+      TEST(counts_tell_how_many_came_and_went),
   };
   return cmocka_run_group_tests_name("dead letters", tests, NULL, NULL);
 }

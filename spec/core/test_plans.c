@@ -32,6 +32,10 @@ static void run_every_operation(fixture *f) {
   assert_ok(f->store, outbox_dead_entries(f->store, text("n"), 0, 10));
   assert_ok(f->store, outbox_ready_entries(f->store, text("n"), 0, 10));
   assert_ok(f->store, outbox_delayed_entries(f->store, ANY, 0, 10));
+  assert_ok(f->store, outbox_ready_entries(f->store, ANY, INT64_MAX, -10));
+  assert_ok(f->store, outbox_delayed_entries(f->store, text("n"), INT64_MAX, -10));
+  assert_ok(f->store, outbox_dead_entries(f->store, ANY, INT64_MAX, -10));
+  assert_ok(f->store, outbox_find_entries(f->store, text("dead")));
   assert_ok(f->store, outbox_requeue_entries(f->store, &ids[0], 1, &count));
   assert_ok(f->store, outbox_purge_entries(f->store, &ids[1], 1, &count));
   assert_ok(f->store, outbox_count_entries(f->store, &counts));

@@ -46,6 +46,7 @@ static int try_everything(fixture *f) {
       outbox_retry_entry(s, a, NOW, a, &flag),
       outbox_bury_entry(s, a, a, &flag),
       outbox_dead_entries(s, a, 0, 1),
+      outbox_find_entries(s, a),
       outbox_requeue_entries(s, &a, 1, &n),
       outbox_purge_entries(s, &a, 1, &n),
       outbox_count_entries(s, &counts),

@@ -80,19 +80,6 @@ static int clock_sleep(lua_State *L) {
   return 0;
 }
 
-/***
-This process's name for people: the host's and its number.
-@function process_name
-@treturn string
-*/
-static int process_name(lua_State *L) {
-  char host[256];
-  if (gethostname(host, sizeof host) != 0) host[0] = '\0';
-  host[sizeof host - 1] = '\0';
-  lua_pushfstring(L, "%s-%d", host, (int)getpid());
-  return 1;
-}
-
 /* --- UUIDs ----------------------------------------------------------------------------------- */
 
 static int push_uuid(lua_State *L, outbox_id_generator *generator, void *context, int64_t now) {
@@ -199,8 +186,7 @@ static int sync_file(lua_State *L) {
 static const luaL_Reg CLOCK[] = {{"now", clock_now}, {"sleep", clock_sleep}, {NULL, NULL}};
 
 static const luaL_Reg FUNCTIONS[] = {
-    {"uuid_v4", uuid_v4}, {"blob", blob},      {"process_name", process_name},
-    {"columns", columns}, {"sync", sync_file}, {NULL, NULL}};
+    {"uuid_v4", uuid_v4}, {"blob", blob}, {"columns", columns}, {"sync", sync_file}, {NULL, NULL}};
 
 int luaopen_outbox_core(lua_State *L);
 
@@ -223,5 +209,6 @@ int luaopen_outbox_core(lua_State *L) {
   lua_setfield(L, -2, "_VERSION");
   shim_open_store(L);
   shim_open_transaction(L);
+  shim_open_process(L);
   return 1;
 }

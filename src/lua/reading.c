@@ -28,7 +28,7 @@ void shim_convert_headers(lua_State *L, const char *function) {
 typedef struct reading {
   outbox_store *store;
   int code;
-  enum shim_kind kind;
+  bool listed;  /* each comes with its place, and its time */
 } reading;
 
 /* The names of an entry's fields lie at the bottom of the stack: quicker than to look them up. */
@@ -90,9 +90,9 @@ static int read_entries(lua_State *L) {
     lua_pushinteger(L, entry.attempts);
     lua_rawset(L, -3);
     set_entry_bytes(L, ENTRY_LAST_ERROR, entry.last_error);
-    if (reading->kind != CLAIMED) {
-      if (reading->kind == DEAD) shim_set_seconds(L, "died_at", entry.died_at);
-      if (reading->kind == DELAYED) shim_set_seconds(L, "due_at", entry.due_at);
+    if (reading->listed) {
+      if (entry.state == OUTBOX_DEAD) shim_set_seconds(L, "died_at", entry.died_at);
+      if (entry.state == OUTBOX_DELAYED) shim_set_seconds(L, "due_at", entry.due_at);
       lua_pushinteger(L, entry.seq);
       lua_setfield(L, -2, "seq");
     }
@@ -118,17 +118,17 @@ int shim_read(lua_State *L, shim_store *self, lua_CFunction function, void *poin
 
 /* Pushes the array that `read` makes of the reading that was started with `code`. */
 static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
-                         enum shim_kind kind) {
+                         bool listed) {
   shim_check(L, self, code);
-  reading reading = {.store = self->store, .kind = kind};
+  reading reading = {.store = self->store, .listed = listed};
   int status = shim_read(L, self, read, &reading);
   outbox_finish(self->store);
   if (status != LUA_OK) lua_error(L);
   if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);
 }
 
-int shim_push_entries(lua_State *L, shim_store *self, int code, enum shim_kind kind) {
-  push_reading(L, self, code, read_entries, kind);
+int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed) {
+  push_reading(L, self, code, read_entries, listed);
   return 1;
 }
 
@@ -153,5 +153,5 @@ static int read_leases(lua_State *L) {
 }
 
 void shim_push_leases(lua_State *L, shim_store *self, int code) {
-  push_reading(L, self, code, read_leases, CLAIMED);
+  push_reading(L, self, code, read_leases, false);
 }

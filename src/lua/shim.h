@@ -96,9 +96,6 @@ bool shim_check_options(lua_State *L, int index, const char *const *names);
 int shim_opt_name(lua_State *L, int index, const char *option, const char *const *names,
                   int standard);
 
-/* What is read: a claim, or a list of what lies in one of the tables. */
-enum shim_kind { CLAIMED, READY, DELAYED, DEAD };
-
 /*
 ** Calls a function with a pointer that reads from the store, and leaves one value. Protected, for
 ** Lua may run out of memory. A finalizer that the collector runs meanwhile can neither use the
@@ -110,8 +107,11 @@ int shim_read(lua_State *L, shim_store *self, lua_CFunction function, void *poin
 /* Closes the store, and what is open on it. */
 void shim_close(shim_store *self);
 
-/* Pushes the array of what the core has begun to read, unless `code` is an error: entries ... */
-int shim_push_entries(lua_State *L, shim_store *self, int code, enum shim_kind kind);
+/*
+** Pushes the array of what the core has begun to read, unless `code` is an error: entries, with
+** their place and their time if they are `listed` and not claimed ...
+*/
+int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed);
 
 /* ... or leases. */
 void shim_push_leases(lua_State *L, shim_store *self, int code);
@@ -139,6 +139,7 @@ void shim_close_late(shim_store *self);
 /* Each adds its types' metatables to the registry and its functions to the module on the top. */
 void shim_make_store_type(lua_State *L);
 void shim_open_store(lua_State *L);
+void shim_open_process(lua_State *L);
 void shim_open_transaction(lua_State *L);
 
 #pragma GCC visibility pop

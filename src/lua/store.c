@@ -299,7 +299,7 @@ static int store_get_claimed_entries(lua_State *L) {
   shim_push_entries(L, self,
                     outbox_get_claimed_entries(self->store, processor_id, batch_size,
                                                selected ? &selection : NULL),
-                    CLAIMED);
+                    false);
   if (!selected) return 1;
   int64_t read_to = outbox_read_to(self->store);
   /* When it has nothing in hand, the claim already says so. */
@@ -476,31 +476,32 @@ static int store_pollfd(lua_State *L) {
 
 typedef int lister(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit);
 
-static int list(lua_State *L, lister *function, enum shim_kind kind) {
+static int list(lua_State *L, lister *function) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes namespace = {NULL, 0};
   int64_t after = INT64_MIN, limit = 100;
-  static const char *const OPTIONS[] = {"namespace", "limit", "after", NULL};
+  static const char *const OPTIONS[] = {"namespace", "limit", "after", "reverse", NULL};
   if (shim_check_options(L, 2, OPTIONS)) {
-    limit = opt_integer(L, 2, "limit", 1, limit);
-    after = opt_integer(L, 2, "after", INT64_MIN, after);
+    bool reverse = opt_boolean(L, 2, "reverse");
+    limit = opt_integer(L, 2, "limit", 1, limit) * (reverse ? -1 : 1);
+    after = opt_integer(L, 2, "after", INT64_MIN, reverse ? INT64_MAX : INT64_MIN);
     int type = lua_getfield(L, 2, "namespace");
     luaL_argcheck(L, type == LUA_TNIL || type == LUA_TSTRING, 2, "namespace must be a string");
     namespace = opt_bytes(L, -1);
   }
   shim_check_store(L, 1);
-  return shim_push_entries(L, self, function(self->store, namespace, after, limit), kind);
+  return shim_push_entries(L, self, function(self->store, namespace, after, limit), true);
 }
 
 /***
 Lists entries that are ready, a page at a time, claimed or not.
 @function store:ready_entries
 @tparam[opt] table options `namespace`: only those of one; `limit`: at most that many, default 100;
-`after`: the `seq` of the last one of the page before
+`after`: the `seq` of the last one of the page before; `reverse`: from the last to the first
 @treturn {outbox.entry,...} with their `seq` besides
 */
 static int store_ready_entries(lua_State *L) {
-  return list(L, outbox_ready_entries, READY);
+  return list(L, outbox_ready_entries);
 }
 
 /***
@@ -510,7 +511,7 @@ Lists entries that wait for their time: scheduled ones, and those to be retried.
 @treturn {outbox.entry,...} with `due_at` (seconds since the epoch) and `seq` besides
 */
 static int store_delayed_entries(lua_State *L) {
-  return list(L, outbox_delayed_entries, DELAYED);
+  return list(L, outbox_delayed_entries);
 }
 
 /***
@@ -520,7 +521,20 @@ Lists dead letters.
 @treturn {outbox.entry,...} with `died_at` (seconds since the epoch) and `seq` besides
 */
 static int store_dead_entries(lua_State *L) {
-  return list(L, outbox_dead_entries, DEAD);
+  return list(L, outbox_dead_entries);
+}
+
+/***
+Finds what has an id, wherever it lies: among the ready, the delayed or the dead.
+@function store:find_entries
+@tparam string id
+@treturn {outbox.entry,...} with `seq` besides, and `due_at` if it is delayed or `died_at` if it is
+dead; empty without one, and more than one only where plain SQL has published an id twice
+*/
+static int store_find_entries(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes id = shim_check_bytes(L, 2);
+  return shim_push_entries(L, self, outbox_find_entries(self->store, id), true);
 }
 
 /***
@@ -549,9 +563,11 @@ static int store_purge_entries(lua_State *L) {
 /***
 Counts what there is. The time that this takes grows with the number of entries.
 @function store:stats
-@treturn table `ready`, `delayed`, `dead`: numbers of entries; `oldest_age`: seconds since the first
-ready entry was published, nil without one; `due_at`: when the next delayed one falls due, seconds
-since the epoch, nil without one; `leases`: an array of `processor_id`, `deadline` and
+@treturn table `ready`, `delayed`, `dead`: numbers of entries; `retries`: of the delayed, those that
+were ready before; `oldest_age`: seconds since the first ready entry was published, nil without one;
+`due_at`: when the next delayed one falls due, seconds since the epoch, nil without one; `last_seq`:
+the highest `seq` that a ready entry ever had: how many have come, and all but `ready` and `retries`
+of them have gone; `leases`: an array of `processor_id`, `deadline` and
 `claimed_at` (seconds since the epoch), `first_seq`, `last_seq` and `batch`, the ranges of seq that
 are in hand ("1-20,25-25"), nil for none
 */
@@ -561,12 +577,16 @@ static int store_stats(lua_State *L) {
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self, outbox_count_entries(self->store, &counts));
-  lua_createtable(L, 0, 6);
+  lua_createtable(L, 0, 8);
   const struct {
     const char *name;
     int64_t count;
-  } NUMBERS[] = {{"ready", counts.ready}, {"delayed", counts.delayed}, {"dead", counts.dead}};
-  for (int i = 0; i < 3; i++) {
+  } NUMBERS[] = {{"ready", counts.ready},
+                 {"delayed", counts.delayed},
+                 {"dead", counts.dead},
+                 {"retries", counts.retries},
+                 {"last_seq", counts.last_seq}};
+  for (size_t i = 0; i < sizeof NUMBERS / sizeof *NUMBERS; i++) {
     lua_pushinteger(L, NUMBERS[i].count);
     lua_setfield(L, -2, NUMBERS[i].name);
   }
@@ -635,6 +655,7 @@ static const luaL_Reg METHODS[] = {{"publish", store_publish},
                                    {"ready_entries", store_ready_entries},
                                    {"delayed_entries", store_delayed_entries},
                                    {"dead_entries", store_dead_entries},
+                                   {"find_entries", store_find_entries},
                                    {"requeue_entries", store_requeue_entries},
                                    {"purge_entries", store_purge_entries},
                                    {"stats", store_stats},

@@ -1,0 +1,145 @@
+-- outbox top: what happens in an outbox, as it happens.
+
+local core = require("outbox.core")
+local database = require("outbox.command.database")
+local format = require("outbox.command.format")
+local outbox = require("outbox")
+
+local ERRORS = 20 -- of the last entries, so many are looked at for their errors
+
+-- Counts, and how much came and went a second since the sample before.
+local function take(store, before)
+  local sample = store:stats()
+  sample.time = outbox.clock.now()
+  if before and sample.time > before.time then
+    local came = sample.last_seq - before.last_seq
+    local grew = sample.ready + sample.retries - before.ready - before.retries
+    local seconds = sample.time - before.time
+    sample.came, sample.went = came / seconds, (came - grew) / seconds
+  end
+  return sample
+end
+
+local function rate(value)
+  return value and ("%.1f"):format(value) or "-"
+end
+
+--- Lines --------------------------------------------------------------------------------------
+
+local function print_line(_, _, sample)
+  format.write(("%s ready=%d delayed=%d dead=%d oldest=%s came=%s went=%s leases=%d\n"):format(
+    format.time(sample.time), sample.ready, sample.delayed, sample.dead,
+    sample.oldest_age and ("%.1f"):format(sample.oldest_age) or "-", rate(sample.came),
+    rate(sample.went), #sample.leases))
+end
+
+--- The screen ---------------------------------------------------------------------------------
+
+-- The errors of the last entries of a kind, each once, with how many have it.
+local function add_errors(rows, store, kind)
+  local counts, found = {}, {}
+  for _, entry in ipairs(store[kind .. "_entries"](store, { reverse = true, limit = ERRORS })) do
+    local reason = entry.last_error
+    if reason then
+      if not counts[reason] then
+        found[#found + 1] = reason
+      end
+      counts[reason] = (counts[reason] or 0) + 1
+    end
+  end
+  for _, reason in ipairs(found) do
+    rows[#rows + 1] = { kind, ("%d of the last"):format(counts[reason]), format.line(reason) }
+  end
+end
+
+local function screen(store, options, sample)
+  local now = sample.time
+  local lines = { ("outbox %s   %s"):format(format.line(options.database), format.time(now)), "" }
+  local function add(rows)
+    if rows[1] then
+      table.move(format.columns(rows), 1, #rows, #lines + 1, lines)
+      lines[#lines + 1] = ""
+    end
+  end
+  local function count(value)
+    return ("%10d"):format(value)
+  end
+  add({
+    { "ready", count(sample.ready),
+      sample.oldest_age and "oldest " .. format.span(sample.oldest_age) or "" },
+    { "delayed", count(sample.delayed), sample.due_at and ("%d retries, next due %s"):format(
+      sample.retries, format.from_now(sample.due_at, now)) or "" },
+    { "dead", count(sample.dead), "" },
+    { "came", ("%10s"):format(rate(sample.came)), "a second" },
+    { "went", ("%10s"):format(rate(sample.went)), "a second" },
+  })
+  local rows = {}
+  for _, lease in ipairs(sample.leases) do
+    rows[#rows + 1] = { "claim of " .. format.line(lease.processor_id),
+      "deadline " .. format.from_now(lease.deadline, now), "in hand " .. format.cell(lease.batch) }
+  end
+  add(rows)
+  rows = {}
+  add_errors(rows, store, "delayed")
+  add_errors(rows, store, "dead")
+  add(rows)
+  return lines
+end
+
+-- As much of the lines as the terminal has room for.
+local function draw(lines, columns, rows)
+  columns, rows = columns > 0 and columns or 80, rows > 0 and rows or 24
+  local parts = { "\27[H" }
+  for i = 1, math.min(#lines, rows - 1) do
+    local cut = utf8.offset(lines[i], columns + 1)
+    parts[#parts + 1] = lines[i]:sub(1, cut and cut - 1) .. "\27[K\n"
+  end
+  format.write(table.concat(parts), "\27[J")
+end
+
+local function print_screen(store, options, sample)
+  draw(screen(store, options, sample), core.terminal_size(io.stdout))
+end
+
+-- While the screen is drawn upon, there is no cursor.
+local Screen = {
+  __close = function()
+    io.stdout:write("\27[?25h")
+  end,
+}
+
+local function open_screen()
+  format.write("\27[?25l\27[2J")
+  return setmetatable({}, Screen)
+end
+
+local function top(options)
+  local store <close> = database.open(options)
+  local terminal = core.terminal_size(io.stdout) ~= nil
+  local show = terminal and print_screen or print_line
+  core.catch_signals()
+  local screen_open <close> = terminal and open_screen() or nil -- luacheck: no unused
+  local sample
+  local left = options.count or math.huge
+  repeat
+    sample = take(store, sample)
+    show(store, options, sample)
+    format.flush()
+    left = left - 1
+  until left == 0 or core.await_signal(options.interval)
+end
+
+return function(parser, convert)
+  local command = parser:command("top")
+    :summary("Watch what happens.")
+    :description("Watches an outbox: what waits, how much comes and goes a second, the claims, the "
+      .. "errors of the last entries that failed. On a terminal a screen, elsewhere a line each "
+      .. "time. Ends with Ctrl-C.")
+    :action(function(options)
+      options.run = top
+    end)
+  database.define(command)
+  command:option("--interval", "Seconds from one time to the next."):argname("SECONDS")
+    :default("1"):convert(convert.number)
+  command:option("--count", "End after so many times."):argname("COUNT"):convert(convert.count)
+end
