@@ -2,6 +2,7 @@
 # make test   every test; ends with `N passed, N failed`
 # make torture  the same and more at length; ends with a table of what was lost: nothing
 # make coverage  which lines of src/ and lua/ the tests run
+# make docs   the reference and the pages, as build/docs/index.html
 # make bench  the benchmarks, each figure beside its baseline; also bench-bindings, bench-processor,
 #             bench-wake
 # make        builds the rock into lua_modules; make extension  the loadable extension alone
@@ -53,6 +54,11 @@ coverage:
 	  LUA_PATH="lua/?.lua;;" LUA_CPATH="build/?.so;;"; \
 	  $(call QUIETLY,LUA_INIT="require 'coverage'" $(BUSTED) --ignore-lua --output=TAP)
 	@tools/coverage
+
+docs:
+	@tools/setup docs
+	@rm -rf build/docs && ldoc --quiet --fatalwarnings .
+	@echo build/docs/index.html
 
 bench: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/compare.lua
@@ -151,5 +157,5 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/lua/*.o
 
-.PHONY: build extension support demo test torture coverage bench bench-bindings bench-processor \
+.PHONY: build extension support docs demo test torture coverage bench bench-bindings bench-processor \
   bench-wake lint-lua lint-format lint-c format clean
