@@ -1,6 +1,6 @@
 /***
 Making stores: on a connection of their own, or on one that the application has.
-@submodule outbox.core
+@module outbox.opening
 */
 #include <sqlite3.h>
 #include <string.h>
