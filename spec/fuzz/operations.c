@@ -98,7 +98,7 @@ static bool has_lapsed(int owner) {
   return p->deadline < now || p->claimed_at > now + SKEW;
 }
 
-/* The ready entries in the order of seq, or the delayed ones in the order in which they fall due. */
+/* The ready entries in the order of seq, or the delayed ones in that in which they fall due. */
 static size_t sort(enum place place, unsigned list[IDS]) {
   size_t count = 0;
   for (unsigned id = 0; id < IDS; id++) {
