@@ -23,7 +23,7 @@ CORE = $(filter-out src/extension.c,$(wildcard src/*.c))
 HEADERS = $(wildcard src/*.h)
 SHIM = $(wildcard src/lua/*.c) $(wildcard src/lua/*.h)
 CORE_SPECS = $(wildcard spec/core/*.c)
-C_FILES = $(CORE) src/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/support/*.c bench/*.c)
+C_FILES = $(CORE) src/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
 LUA_FILES = $(shell find lua examples bench spec -name '*.lua')
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
 
@@ -118,6 +118,22 @@ build/coverage/lib/lua/5.4/outbox_sqlite.so: $(CORE) src/extension.c $(HEADERS)
 	$(CC) $(STRICT) $(COVERAGE) -shared -DOUTBOX_EXTENSION \
 	  $(filter-out src/handshake.c,$(CORE)) src/extension.c -o $@
 
+# The fuzz targets, with a driver of our own, and with libFuzzer. The shim is in one of them.
+FUZZ = build/fuzz_values build/fuzz_operations build/fuzz_damage
+fuzz: $(FUZZ)
+libfuzzer: $(FUZZ:build/fuzz_%=build/libfuzzer_%)
+
+FUZZED = $(STRICT) $(SANITIZE) -Isrc $(LUA_INCLUDES) $< $(CORE) \
+  $(if $(findstring values,$@),$(filter %.c,$(SHIM))) -o $@ -llua5.4 -lsqlite3 -lm
+
+build/fuzz_%: spec/fuzz/%.c spec/fuzz/driver.c spec/fuzz/fuzz.h $(CORE) $(HEADERS) $(SHIM)
+	@mkdir -p $(@D)
+	$(CC) spec/fuzz/driver.c $(FUZZED)
+
+build/libfuzzer_%: spec/fuzz/%.c spec/fuzz/fuzz.h $(CORE) $(HEADERS) $(SHIM)
+	@mkdir -p $(@D)
+	clang -fsanitize=fuzzer $(FUZZED)
+
 # What the specs need beside the rock.
 support: build/process.so build/slow_disk.so build/faults.so build/host build/starved
 
@@ -157,5 +173,5 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/lua/*.o
 
-.PHONY: build extension support docs demo test torture coverage bench bench-bindings bench-processor \
-  bench-wake lint-lua lint-format lint-c format clean
+.PHONY: build extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
+  bench-processor bench-wake lint-lua lint-format lint-c format clean

@@ -500,6 +500,7 @@ describe("a store on a function", function()
       local problem = support.raised(store.publish, store, {})
       assert.equal("error", problem.code)
       assert.matches(answer[2] or "", problem.message)
+      assert.equal(("outbox: %s (error)"):format(problem.message), tostring(problem))
     end
     assert.equal(36, #outbox.attach(function()
       return true
@@ -539,12 +540,16 @@ describe("a store on a function", function()
       assert.matches(message, support.raised(store.publish, store, {}, wrong), 1, true)
     end
     assert.matches("no value", support.raised(store.publish, store))
+    local careless = outbox.attach(run, { id_generator = function() end })
+    assert.matches("must return a string, not a nil",
+      support.raised(careless.publish, careless, { id = "a" }, {}))
     assert.equal(0, #seen)
     for message, options in pairs({
       ["unknown option 'synchronous'"] = { synchronous = "full" },
       ["plain identifier"] = { prefix = "a-b" },
       ["clock must be a function"] = { clock = 1 },
       ["id_generator must be a function"] = { id_generator = {} },
+      ["#2 to 'attach' (table expected, got string)"] = "outbox_",
     }) do
       assert.matches(message, support.raised(outbox.attach, run, options), 1, true)
     end

@@ -273,6 +273,36 @@ describe("ordering", function()
       assert.equal("a b", delivered())
       assert.same({ "c", "d", "e", "f" }, support.pluck(theirs.messages, "id"))
     end)
+
+    it("does not have processors wake each other when the destination is down", function()
+      publish("a b c d")
+      local second <close> = outbox.open(path, { clock = clock })
+      publisher:raise("down")
+      local one = processor({ ordering = "none", limit = 1 })
+      local other = processor({ store = second, ordering = "none", limit = 1 })
+      local watcher <close> = outbox.open(path)
+      local function version_after(rounds)
+        for _ = 1, rounds do
+          one:step()
+          other:step()
+        end
+        return support.sql(watcher, "PRAGMA data_version")[1].data_version
+      end
+      local bell = {
+        getfd = function()
+          return one:pollfd()
+        end,
+        dirty = function() end,
+      }
+      local function is_readable()
+        return #require("socket").select({ bell }, nil, 0) == 1
+      end
+      assert.equal(version_after(100), version_after(5))
+      watcher:publish({})
+      assert.is_true(is_readable())
+      one:step()
+      assert.is_false(is_readable())
+    end)
   end)
 
   describe("between processors", function()

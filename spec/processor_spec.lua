@@ -195,6 +195,7 @@ describe("a processor", function()
       end)
       assert.equal("waiting", pump())
       assert.equal(10, p:step()) -- at work already: nothing happens
+      assert.equal(10, p:timeout())
       assert.matches("at work", support.raised(p.pump, p))
       assert.equal("waiting", pump())
       assert.equal(2, pump())
@@ -629,6 +630,35 @@ describe("a processor", function()
       local stats = store:stats()
       assert.same({ 0, 1, 1 }, { stats.ready, stats.delayed, stats.dead })
     end)
+
+    it("among them on_error, by default the standard error, which sees its errors too", function()
+      local output, ok = support.run([[-e '
+        local outbox = require("outbox")
+        local store = outbox.open(":memory:")
+        store:migrate()
+        local function try(name, on_error)
+          store:publish({})
+          outbox.processor({ store = store, on_error = on_error, publisher = function() end,
+            on_delivered = function() error(name, 0) end }):pump()
+        end
+        try("default")
+        try("raising", function() error("again", 0) end)']])
+      assert.is_true(ok, output)
+      assert.equal("outbox: on_delivered raised: default (hook)\n"
+        .. "outbox: on_delivered raised: raising (hook)\n"
+        .. "outbox: on_error raised: again (hook)\n", output)
+    end)
+  end)
+
+  it("delivers all the same when no thread can be had to keep its claim, and says so", function()
+    publish("a")
+    -- A thread's stack is as large as the main one may grow: here larger than all memory.
+    local output = support.run(([[-e '
+      local outbox = require("outbox")
+      outbox.processor({ store = outbox.open("%s"), publisher = function() end }):pump()
+      ']]):format(path), "prlimit --stack=$((1 << 60)):")
+    assert.equal("outbox: no thread can be started to keep the claim (error)\n", output)
+    assert.outbox(store).is_empty()
   end)
 
   it("counts, and measures from created to delivered", function()

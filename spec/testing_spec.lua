@@ -110,6 +110,11 @@ describe("outbox.testing", function()
       end)
     end)
 
+    it("which need a store", function()
+      assert.matches("assert.empty needs a store: assert.outbox(store).empty",
+        support.raised(assert.empty), 1, true)
+    end)
+
     it("on more than one page", function()
       for _ = 1, 250 do
         store:publish({})

@@ -153,6 +153,27 @@ describe("store:transaction", function()
     end
   end)
 
+  it("rolls an inner one back that errors from a hook kept even from being closed", function()
+    coroutine.wrap(function()
+      store:transaction(function(txn)
+        txn:publish({})
+        local raised = 0
+        pcall(store.transaction, store, function(inner)
+          insert(inner, 1)
+          debug.sethook(function()
+            raised = raised + 1
+            if raised == 2 then
+              debug.sethook()
+            end
+            error("interrupted")
+          end, "c")
+        end)
+        assert.equal(2, raised) -- at the calls of commit and of __close
+      end)
+    end)()
+    assert.same({ 0, 1 }, { committed() })
+  end)
+
   it("says why no savepoint can be set while a statement that writes gives its rows", function()
     store:transaction(function(txn)
       insert(txn, 1)
@@ -434,6 +455,21 @@ describe("txn:rows", function()
         end
       end
       -- A query that is open would keep its table from being dropped.
+      txn:execute("DROP TABLE t")
+    end)
+  end)
+
+  it("may end before, or after, others that were begun later", function()
+    store:transaction(function(txn)
+      local left = {}
+      for i = 1, 3 do
+        left[i] = txn:rows("SELECT a FROM t WHERE a IN (?, 10)", i)
+        assert.equal(i, left[i]().a)
+      end
+      for _, i in ipairs({ 2, 1, 3 }) do
+        assert.equal(10, left[i]().a)
+        assert.is_nil(left[i]())
+      end
       txn:execute("DROP TABLE t")
     end)
   end)

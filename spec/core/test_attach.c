@@ -118,6 +118,25 @@ static void a_store_knows_when_its_connection_is_closed(void **state) {
   outbox_close(second);
 }
 
+/* What awaits the close is a function in SQL, which somebody may call. */
+static void nothing_but_the_close_itself_is_taken_for_it(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = attach(f, db);
+  const char *name =
+      string(db, "SELECT name FROM pragma_function_list WHERE name LIKE 'outbox_attached_%'");
+  char sql[100];
+  snprintf(sql, sizeof sql, "SELECT %s()", name);
+  assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_ERROR);
+  assert_non_null(strstr(sqlite3_errmsg(db), "waits for the connection to be closed"));
+  publish(store, "one");
+  assert_string_equal(ids_in(db, "entries"), "one");
+  outbox_close(store);
+  assert_int_equal(number(db, "SELECT count(*) FROM pragma_function_list"
+                              " WHERE name LIKE 'outbox_attached_%'"),
+                   0);
+}
+
 static void a_store_may_be_closed_while_the_caller_reads(void **state) {
   fixture *f = *state;
   sqlite3 *db;
@@ -204,6 +223,7 @@ int test_attach(void) {
       TEST(what_the_caller_began_is_its_own_to_end),
       TEST(closing_undoes_what_the_store_began_and_no_more),
       TEST(a_store_knows_when_its_connection_is_closed),
+      TEST(nothing_but_the_close_itself_is_taken_for_it),
       TEST(a_store_may_be_closed_while_the_caller_reads),
       TEST(a_snapshot_that_is_old_is_busy_and_says_why),
       TEST_WITHOUT_STORE(tables_that_a_rollback_took_away_are_missed),

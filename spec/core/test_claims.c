@@ -1,6 +1,10 @@
 /*
 ** Claims: who holds which entries, and until when.
 */
+#define _GNU_SOURCE
+
+#include <pthread.h>
+
 #include "support.h"
 
 static void an_idle_claim_finds_nothing_and_writes_nothing(void **state) {
@@ -149,6 +153,25 @@ static void start_reading(fixture *f) {
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
 }
 
+/* As when there are too many threads; here each would get a stack larger than all memory. */
+static void a_claim_that_no_thread_can_keep_is_an_error(void **state) {
+  fixture *f = *state;
+  pthread_attr_t standard, huge;
+  publish(f->store, "a");
+  assert_true(claim(f->store, "p", NOW));
+  assert_int_equal(pthread_getattr_default_np(&standard), 0);
+  assert_int_equal(pthread_attr_init(&huge), 0);
+  assert_int_equal(pthread_attr_setstacksize(&huge, (size_t)1 << 60), 0);
+  assert_int_equal(pthread_setattr_default_np(&huge), 0);
+  int code = outbox_keep_claim(f->store, text("p"), SECOND, SECOND);
+  assert_int_equal(pthread_setattr_default_np(&standard), 0);
+  assert_code(f->store, code, OUTBOX_ERROR);
+  assert_non_null(strstr(outbox_error_message(f->store), "no thread"));
+  assert_ok(f->store, outbox_keep_claim(f->store, text("p"), SECOND, SECOND));
+  outbox_stop_keeping(f->store);
+  assert_string_equal(claimed_ids(f->store, "p"), "a");
+}
+
 static void any_other_call_ends_a_reading(void **state) {
   fixture *f = *state;
   outbox_entry entry;
@@ -293,6 +316,7 @@ int test_claims(void) {
       TEST(what_is_published_behind_another_claim_goes_to_whoever_asks),
       TEST(a_lease_with_no_entry_left_is_swept),
       TEST(a_lease_tells_its_processor_and_deadline),
+      TEST(a_claim_that_no_thread_can_keep_is_an_error),
       TEST(any_other_call_ends_a_reading),
       TEST(finishing_a_reading_lets_the_log_be_cut),
       TEST(no_claim_takes_an_entry_from_a_live_one),

@@ -67,6 +67,18 @@ static void a_database_in_utf16_is_refused_and_left_alone(void **state) {
   assert_string_equal(string(plain, "PRAGMA journal_mode"), "delete");
 }
 
+/* Where files have no memory that processes share, as with locks by files of their own. */
+static void a_file_system_without_wal_mode_is_cantopen(void **state) {
+  fixture *f = *state;
+  outbox_store *store;
+  sqlite3_vfs *standard = sqlite3_vfs_find(NULL);
+  sqlite3_vfs_register(sqlite3_vfs_find("unix-dotfile"), 1);
+  int code = try_open(f, &store, f->path, NULL);
+  sqlite3_vfs_register(standard, 1);
+  assert_code(store, code, OUTBOX_CANTOPEN);
+  assert_non_null(strstr(outbox_error_message(store), "WAL mode is not possible"));
+}
+
 /* The change to WAL mode needs the file alone. */
 static void a_file_that_another_reads_without_a_log_is_busy(void **state) {
   fixture *f = *state;
@@ -267,6 +279,7 @@ static void sqlite_codes_are_translated_the_extended_ones_too(void **state) {
   assert_int_equal(outbox_code(SQLITE_CORRUPT_INDEX), OUTBOX_CORRUPT);
   assert_int_equal(outbox_code(SQLITE_FULL), OUTBOX_FULL);
   assert_int_equal(outbox_code(SQLITE_IOERR_FSYNC), OUTBOX_IO);
+  assert_int_equal(outbox_code(SQLITE_MISUSE), OUTBOX_MISUSE);
   assert_int_equal(outbox_code(SQLITE_NOMEM), OUTBOX_NOMEM);
   assert_int_equal(outbox_code(SQLITE_NOTADB), OUTBOX_NOTADB);
   assert_int_equal(outbox_code(SQLITE_READONLY_DBMOVED), OUTBOX_READONLY);
@@ -280,6 +293,7 @@ int test_open(void) {
       TEST_WITHOUT_STORE(a_file_of_garbage_is_notadb),
       TEST_WITHOUT_STORE(a_file_without_write_permission_is_readonly),
       TEST_WITHOUT_STORE(a_database_in_utf16_is_refused_and_left_alone),
+      TEST_WITHOUT_STORE(a_file_system_without_wal_mode_is_cantopen),
       TEST_WITHOUT_STORE(a_file_that_another_reads_without_a_log_is_busy),
       TEST_WITHOUT_STORE(a_prefix_that_is_no_plain_identifier_is_misuse),
       TEST_WITHOUT_STORE(a_prefix_may_be_64_bytes_long_and_no_longer),

@@ -99,8 +99,8 @@ int shim_opt_name(lua_State *L, int index, const char *option, const char *const
 /*
 ** Calls a function with a pointer that reads from the store, and leaves one value. Protected, for
 ** Lua may run out of memory. A finalizer that the collector runs meanwhile can neither use the
-** store nor close it, or what is open on it: that is done afterwards. Returns Lua's status; an error
-** is on the top.
+** store nor close it, or what is open on it: that is done afterwards. Returns Lua's status; an
+** error is on the top.
 */
 int shim_read(lua_State *L, shim_store *self, lua_CFunction function, void *pointer);
 
