@@ -118,13 +118,39 @@
 ---@field stats fun(self: outbox.store): outbox.stats
 ---@field close fun(self: outbox.store)
 
----@alias outbox.failures nil|boolean|table<integer, any>
+---@class outbox.failure what a publisher may say of a message, or just the reason
+---@field reason? any
+---@field permanent? boolean a dead letter at once
+---@field retry_after? number seconds
+---@field uncharged? boolean no attempt is counted
+
+---@alias outbox.failures nil|boolean|table<integer, outbox.failure|any>
 ---@alias outbox.publish fun(messages: outbox.entry[], namespace: string): outbox.failures, any
 
 ---@class outbox.publisher made by outbox.publisher
 ---@field publish fun(self: outbox.publisher, messages: outbox.entry[], namespace: string): ...
 ---@field close fun(self: outbox.publisher)
 
+---@class outbox.redis_options
+---@field stream? string default "outbox:{namespace}"
+---@field maxlen? integer
+---@field timeout? number seconds, default 5
+
+---@class outbox.http_options
+---@field mode? "binary"|"batched" default "binary"
+---@field source? string default "/outbox"
+---@field type? string default "outbox.{namespace}"
+---@field headers? table<string, string>
+---@field secret? string "whsec_..."
+---@field timeout? number seconds, default 10
+---@field concurrency? integer default 8
+---@field ca_file? string
+---@field verify? boolean default true
+
+---@class outbox.exec_options
+---@field timeout? number seconds, default 30
+
+---@alias outbox.publisher_options outbox.redis_options|outbox.http_options|outbox.exec_options
 ---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
 
 ---@class outbox.retry
@@ -187,7 +213,7 @@
 ---@field _VERSION string
 ---@field LAPSED string last_error of an entry that its processor died with
 ---@field processor fun(options: outbox.processor_options): outbox.processor
----@field publisher fun(destination: outbox.destination, options?: table): outbox.publisher
+---@field publisher fun(to: outbox.destination, o?: outbox.publisher_options): outbox.publisher
 ---@field inbox fun(options: outbox.inbox_options): outbox.inbox
 ---@field install fun()
 ---@field attach fun(connection: userdata|function, options?: outbox.attach_options): outbox.store

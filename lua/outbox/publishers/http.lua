@@ -11,10 +11,11 @@
 -- each request; `concurrency`, default 8 requests at a time, those of one key one after the other;
 -- `ca_file`, whose certificates alone are trusted; `verify = false` trusts anybody.
 --
--- 2xx: delivered. Other 4xx than 408, 425 and 429: a dead letter; of a batch it is found out by
--- halves which message it is. 408, 425, 3xx (no redirect is followed): tried again. 429, 5xx, no
--- answer: the destination is down, and no message is charged; unless others got through, when a 5xx
--- is the message's own. `Retry-After` is minded.
+-- What an answer means: 2xx, delivered; 408, 425 and 3xx (no redirect is followed), tried again;
+-- other 4xx, a dead letter, and of a batch it is found out by halves which message it is. 429, 5xx,
+-- no answer, and what is about the address or the login (401, 403, 404, 405, 407): the destination
+-- is down, and nothing is held against any message, unless others got through. `Retry-After` is
+-- minded.
 -- @module outbox.publishers.http
 
 local core = require("outbox.core")
@@ -39,6 +40,12 @@ local x509_store = require("openssl.x509.store")
 local EXCERPT = 200 -- bytes of an answer's body that are shown
 local LONGEST_PAUSE = 3600
 local UNSENT = { reason = "not sent, as another before it failed", uncharged = true, down = true }
+
+-- What is the fault of the options or of the destination rather than of a message; and what may be
+-- accepted later.
+local DOWN = { ["401"] = true, ["403"] = true, ["404"] = true, ["405"] = true, ["407"] = true,
+  ["429"] = true }
+local LATER = { ["408"] = true, ["425"] = true, ["429"] = true }
 
 local MODES = { binary = true, batched = true }
 
@@ -160,16 +167,13 @@ local function judge(answer, excerpt)
   if status:sub(1, 1) == "2" then
     return nil
   end
-  local failure = {
-    reason = ("%s %s %s"):format(status, phrases[status] or "", excerpt or ""):gsub("%s+$", ""),
+  return {
+    reason = ("%s %s %s"):format(status, phrases[status], excerpt or ""):gsub("%s+$", ""),
     retry_after = retry_after(answer),
+    permanent = status:sub(1, 1) == "4" and not LATER[status],
+    uncharged = status == "429" or status == "503",
+    down = DOWN[status] or status:sub(1, 1) == "5",
   }
-  if status == "429" or status:sub(1, 1) == "5" then
-    failure.down, failure.uncharged = true, status == "429" or status == "503"
-  elseif status:sub(1, 1) == "4" and status ~= "408" and status ~= "425" then
-    failure.permanent = true
-  end
-  return failure
 end
 
 local function sign(self, headers, id, body)
@@ -258,12 +262,12 @@ local function send_part(self, events, ids, failures, first, last)
   headers:upsert("content-type", "application/cloudevents-batch+json; charset=UTF-8")
   local id = basexx.to_hex(digest.new("sha256"):final(table.concat(ids, "\n", first, last)))
   local failure = send(self, headers, id, "[" .. table.concat(events, ",", first, last) .. "]")
-  if failure and failure.permanent and first < last then
+  if failure and failure.permanent and not failure.down and first < last then
     local middle = (first + last) // 2
     return send_part(self, events, ids, failures, first, middle)
       and send_part(self, events, ids, failures, middle + 1, last)
-  elseif failure and first < last then
-    failure.uncharged, failure.down = true, true -- it says nothing of any one
+  elseif failure and first < last then -- it says nothing of any one
+    failure.down, failure.uncharged, failure.permanent = true, true, false
   end
   for i = first, last do
     failures[i] = failure

@@ -48,7 +48,6 @@ local function check(reply)
   if type(reply) == "table" and reply.error then
     error(reply.error, 0)
   end
-  return reply
 end
 
 local function connect(self)
@@ -58,9 +57,8 @@ local function connect(self)
   })
   self.client = client
   client.error, client.xadd = on_error, xadd
-  if target.password then
-    check(client:auth(table.unpack({ target.user or target.password,
-      target.user and target.password })))
+  if target.login then
+    check(client:auth(table.unpack(target.login)))
   end
   check(client:select(target.db)) -- what is wrong with the connection shows here at the latest
 end
@@ -150,24 +148,25 @@ local function decode(text)
   end))
 end
 
-function M.parse(_, rest)
-  local authority, db = rest:match("^//([^/?#]+)/?(%d*)$")
-  if not authority then
-    return nil, "redis://[user:password@]host[:port][/db] expected"
-  end
-  local login, address = authority:match("^(.*)@(.-)$")
-  local host, port = (address or authority):match("^%[(.+)%]:?(%d*)$")
+-- Where to connect to, nil if the URL does not say; to log in, the password, or the user and it.
+local function parse(url)
+  local authority, db = url:match("^//([^/?#]+)/?(%d*)$")
+  local user, password, address = (authority or ""):match("^([^:]*):(.*)@(.-)$")
+  address = address or authority or ""
+  local host, port = address:match("^%[(.+)%]:?(%d*)$")
   if not host then
-    host, port = (address or authority):match("^([^:]+):?(%d*)$")
+    host, port = address:match("^([^:@]+):?(%d*)$")
   end
-  local user, password = (login or ""):match("^(.-):(.*)$")
-  if not host or login and not password then
-    return nil, "redis://[user:password@]host[:port][/db] expected"
+  local login = password and { decode(password) }
+  if login and user ~= "" then
+    table.insert(login, 1, decode(user))
   end
-  return {
-    host = host, port = tonumber(port) or 6379, db = tonumber(db) or 0,
-    user = user and user ~= "" and decode(user) or nil, password = password and decode(password),
-  }
+  return host and
+    { host = host, port = tonumber(port) or 6379, db = tonumber(db) or 0, login = login }
+end
+
+function M.parse(_, rest)
+  return parse(rest), "redis://[user:password@]host[:port][/db] expected"
 end
 
 function M.new(target, options)
