@@ -40,7 +40,7 @@ describe("README.md", function()
       snippet = snippet:gsub("^local (outbox) =", "%1 ="):gsub("\nlocal (store) =", "\n%1 =")
       assert(load(snippet, "=README.md, snippet " .. count, "t", environment))()
     end
-    assert.equal(9, count)
+    assert.equal(10, count)
     assert.equal("orders\t1\torder 1 was placed", printed[1])
     assert.matches("^my%-own%-id: refused, again in", printed[2])
     assert.matches("already in the outbox %(duplicate%)", printed[#printed])
@@ -52,16 +52,6 @@ describe("README.md", function()
       local store <close> = support.store()
       support.sql(store, page:match("\n```sql\n(.-)\n```"))
       assert.equal(1, store:stats().ready)
-    end
-  end)
-
-  it("and docs/publishing.md name only files that are there", function()
-    local page = assert(io.open("docs/publishing.md")):read("a")
-    for name in page:gmatch("%(%.%./(examples/[%w_.]+)%)") do
-      assert.is_truthy(io.open(name), name)
-    end
-    for name in text:gmatch("%]%(([%w_./]+)%)") do
-      assert.is_truthy(io.open(name), name)
     end
   end)
 

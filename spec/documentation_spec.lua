@@ -1,0 +1,87 @@
+-- The pages in docs/: what they show runs, and what they point to is there. Those that show a command
+-- or a publisher have specs beside those of what they show.
+
+local outbox = require("outbox")
+local support = require("spec.support")
+
+local COMMAND = (os.getenv("OUTBOX_TREE") or "lua_modules") .. "/bin/outbox"
+
+local function read(path)
+  return assert(io.open(path)):read("a")
+end
+
+local function snippets(page, language)
+  return page:gmatch("\n```" .. language .. "\n(.-)\n```")
+end
+
+describe("docs", function()
+  after_each(support.remove)
+
+  it("name only files that are there", function()
+    for path in io.popen("ls docs/*.md README.md"):lines() do
+      local directory = path:match("^.*/") or ""
+      for name in read(path):gmatch("%]%(([%w_./-]+)%)") do
+        assert.is_truthy(io.open(directory .. name), path .. ": " .. name)
+      end
+    end
+  end)
+
+  it("choose options that a processor has", function()
+    for snippet in snippets(read("docs/options.md"), "lua") do
+      local path = support.path()
+      assert(load((snippet:gsub('"shop%.db"', ("%q"):format(path)))))()
+    end
+  end)
+
+  it("test in a way that passes", function()
+    local path = support.path() .. "_spec.lua"
+    finally(function()
+      os.remove(path)
+    end)
+    local file = assert(io.open(path, "w"))
+    for snippet in snippets(read("docs/testing.md"), "lua") do
+      file:write(snippet, "\n\n")
+    end
+    file:close()
+    local output, ok = support.run("/usr/bin/busted --ignore-lua -o TAP " .. path)
+    assert.is_true(ok, output)
+    assert.matches("1%.%.4\n", output)
+  end)
+
+  it("move what an old table holds", function()
+    local store <close> = support.store()
+    support.sql(store, "CREATE TABLE messages (id, topic, body, status)")
+    support.sql(store, "INSERT INTO messages VALUES ('one', 'orders', 'a', 'pending'), "
+      .. "('two', 'orders', 'b', 'sent'), ('three', 'orders', 'c', 'pending')")
+    for snippet in snippets(read("docs/migrating.md"), "sql") do
+      store:transaction(function(txn)
+        for statement in snippet:gsub("BEGIN IMMEDIATE;", ""):gsub("COMMIT;", "")
+          :gmatch("%s*([^;]+);") do
+          txn:execute(statement)
+        end
+      end)
+    end
+    local entries = store:ready_entries()
+    assert.same({ "one", "three" }, { entries[2].id, entries[3].id })
+    assert.equal("c", entries[3].payload)
+    assert.same({ { id = "two" } }, support.sql(store, "SELECT id FROM messages"))
+  end)
+
+  it("alert on numbers that the command writes", function()
+    local path = support.path()
+    os.remove(path)
+    outbox.open(path):migrate()
+    local metrics = io.popen(("%s stats %s --prometheus"):format(COMMAND, path)):read("a")
+    for metric in read("docs/production.md"):gmatch("outbox_%l[%l_]+") do
+      assert.matches("\n" .. metric, "\n" .. metrics, 1, true)
+    end
+  end)
+
+  it("run the relay with options that it has", function()
+    local unit = read("docs/production.md"):match("ExecStart=%S+/outbox ([^\n]*)")
+    local help = io.popen(COMMAND .. " relay --help"):read("a")
+    for option in unit:gmatch("%-%-[%l-]+") do
+      assert.is_truthy(help:find(option, 1, true), option)
+    end
+  end)
+end)
