@@ -72,7 +72,7 @@ bench-bindings bench-processor bench-wake: bench-%: build build/baseline
 QUIETLY = log=$$(mktemp) && { $(1) >$$log 2>&1 || { cat $$log; exit 1; }; } && rm $$log
 
 # luarocks leaves what it compiles in the source tree.
-ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make --tree $(@D) $(1)) && \
+ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make outbox-scm-1.rockspec --tree $(@D) $(1)) && \
   rm -rf outbox src/*.o src/lua/*.o && touch $@
 
 $(TREE)/.built: $(CORE) src/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') bin/outbox outbox-scm-1.rockspec

@@ -1,5 +1,5 @@
--- The pages in docs/: what they show runs, and what they point to is there. Those that show a command
--- or a publisher have specs beside those of what they show.
+-- The pages in docs/: what they show runs, and what they point to is there. Those that show the
+-- command or a publisher have specs beside those of what they show.
 
 local outbox = require("outbox")
 local support = require("spec.support")
@@ -82,6 +82,31 @@ describe("docs", function()
     local help = io.popen(COMMAND .. " relay --help"):read("a")
     for option in unit:gmatch("%-%-[%l-]+") do
       assert.is_truthy(help:find(option, 1, true), option)
+    end
+  end)
+end)
+
+describe("the rockspecs", function()
+  local function load_rockspec(path)
+    local rockspec = {}
+    assert(loadfile(path, "t", rockspec))()
+    return rockspec
+  end
+
+  local scm = load_rockspec("outbox-scm-1.rockspec")
+  local release = load_rockspec("outbox-0.1.0-1.rockspec")
+
+  it("differ in the version alone, which is that of the library", function()
+    assert.equal("v" .. outbox._VERSION, release.source.tag)
+    assert.equal(outbox._VERSION .. "-1", release.version)
+    release.version, release.source = scm.version, scm.source
+    assert.same(scm, release)
+  end)
+
+  it("install every module", function()
+    for path in io.popen("find lua -name '*.lua'"):lines() do
+      local module = path:match("^lua/(.*)%.lua$"):gsub("/", ".")
+      assert.equal(path, scm.build.modules[module])
     end
   end)
 end)
