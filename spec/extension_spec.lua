@@ -33,6 +33,17 @@ describe("the loadable extension", function()
     return shell(path, (".load %s\n.timeout 5000\n%s"):format(EXTENSION, sql))
   end
 
+  local function python(program)
+    local name = support.path()
+    local file = assert(io.open(name, "w"))
+    file:write(program)
+    file:close()
+    local pipe = assert(io.popen(PYTHON .. " " .. name .. " 2>&1"))
+    local output = pipe:read("a")
+    assert.is_true(pipe:close(), output)
+    return output
+  end
+
   local function entries()
     local store <close> = outbox.open(path)
     return store:ready_entries()
@@ -135,6 +146,31 @@ describe("the loadable extension", function()
     assert.same({ "after" }, support.pluck(entries(), "key"))
   end)
 
+  it("says what SQLite says, with its code", function()
+    outbox.open(path):migrate()
+    local sql = (".load %s\nSELECT outbox_publish('', '', '');"):format(EXTENSION)
+    assert.matches("outbox_publish: attempt to write a readonly database (readonly)",
+      shell(path, sql, "-readonly"), 1, true)
+  end)
+
+  it("fails where SQLite's JSON functions cannot be called", function()
+    local output = python(([[
+import sqlite3
+connection = sqlite3.connect("%s")
+connection.enable_load_extension(True)
+connection.load_extension("%s")
+connection.execute("SELECT outbox_migrate()")
+connection.set_authorizer(lambda action, first, second, *_:
+    sqlite3.SQLITE_DENY if second == "json_valid" else sqlite3.SQLITE_OK)
+for headers in None, "{}":
+    try:
+        connection.execute("SELECT outbox_publish('', '', '', ?)", (headers,))
+    except sqlite3.DatabaseError as error:
+        print(headers, error)
+]]):format(path, EXTENSION))
+    assert.equal("{} not authorized to use function: json_valid\n", output)
+  end)
+
   it("leaves the rowid of the last insert; says why it cannot be loaded just now", function()
     local output = run(([[
       SELECT outbox_migrate();
@@ -170,7 +206,7 @@ describe("the loadable extension", function()
   it("rings the bell of a processor, closes in Python, and may be loaded again", function()
     outbox.open(path):migrate()
     local woken_by = support.sleeping_processor(path)
-    local program = ([[
+    local output = python(([[
 import gc, sqlite3
 for _ in range(3):
     connection = sqlite3.connect("%s", isolation_level=None, timeout=60)
@@ -189,15 +225,9 @@ connection.execute("SELECT outbox_publish('n', 'k', ?)", (b"from\0Python",)).fet
 connection.commit()
 connection.close()
 gc.collect()
-]]):format(path, EXTENSION, EXTENSION, path, EXTENSION)
-    local name = support.path()
-    local file = assert(io.open(name, "w"))
-    file:write(program)
-    file:close()
-    local pipe = assert(io.popen(PYTHON .. " " .. name .. " 2>&1"))
+]]):format(path, EXTENSION, EXTENSION, path, EXTENSION))
     assert.equal(("outbox_publish: the namespace must be TEXT or NULL, not an INTEGER\n"):rep(3),
-      pipe:read("a"))
-    assert.is_true(pipe:close())
+      output)
     assert.equal("from\0Python", woken_by())
   end)
 end)

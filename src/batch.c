@@ -69,7 +69,7 @@ int outbox_remember(outbox_store *store, const outbox_entry *entry) {
   if (!reserved) return outbox_fail(store, OUTBOX_NOMEM, "out of memory");
 
   range *last = batch->range_count > 0 ? &batch->ranges[batch->range_count - 1] : NULL;
-  if (last != NULL && last->last == entry->seq - 1)
+  if (last != NULL && last->last < entry->seq && last->last + 1 == entry->seq)
     last->last = entry->seq;
   else
     batch->ranges[batch->range_count++] = (range){entry->seq, entry->seq};
@@ -135,7 +135,7 @@ int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, i
   if (code != OUTBOX_OK) return code;
   bool waiting = position != INT64_MAX, strict = selection->ordering == OUTBOX_ORDERING_STRICT;
   int64_t first = selection->after == INT64_MAX ? INT64_MAX : selection->after + 1;
-  int64_t last = waiting && strict ? position - 1 : INT64_MAX;
+  int64_t last = waiting && strict ? position - (position > INT64_MIN) : INT64_MAX;
   return outbox_query(store, SELECT_UNHELD, SELECT_UNHELD_SQL, &store->reading, "Tiiiii",
                       processor_id, now, (int64_t)LOOK_AT_MOST, first, last,
                       (int64_t)(waiting && !strict));

@@ -271,8 +271,9 @@ static int keep_own(outbox_store *store, intervals *leases, bool limited, int64_
 
 /* Adds an interval behind the others; where nothing lies between, it is one with the last. */
 static int add_claimed(outbox_store *store, intervals *claimed, int64_t first, int64_t last) {
-  if (claimed->count > 0 && claimed->items[claimed->count - 1].last == first - 1) {
-    claimed->items[claimed->count - 1].last = last;
+  interval *before = claimed->count > 0 ? &claimed->items[claimed->count - 1] : NULL;
+  if (before != NULL && before->last < first && before->last + 1 == first) {
+    before->last = last;
     return OUTBOX_OK;
   }
   return append(store, claimed, (interval){first, last, OWN});
@@ -302,9 +303,8 @@ static int fill_gaps(outbox_store *store, const intervals *leases, bool limited,
   for (size_t i = 0; i <= leases->count; i++) {
     const interval *lease = i < leases->count ? &leases->items[i] : NULL;
     if (lease != NULL && lease->kind == LAPSED) continue;
-    int64_t to = lease != NULL ? lease->first - 1 : INT64_MAX;
-    if (from <= to && (!limited || remaining > 0)) {
-      int64_t end, count;
+    if ((lease == NULL || from < lease->first) && (!limited || remaining > 0)) {
+      int64_t end, count, to = lease != NULL ? lease->first - 1 : INT64_MAX;
       code = measure(store, from, to, limited ? remaining : 0, &end, &count);
       if (code == OUTBOX_OK && count > 0) code = add_claimed(store, claimed, from, end);
       if (code != OUTBOX_OK) return code;

@@ -108,9 +108,10 @@ static void publish(sqlite3_context *context, int count, sqlite3_value **values)
                                     SQLITE_TEXT, &message.headers)))
     return;
   bool valid = message.headers.data == NULL;
-  int sqlite_code =
-      valid ? SQLITE_OK : is_object(sqlite3_context_db_handle(context), message.headers, &valid);
+  sqlite3 *db = sqlite3_context_db_handle(context);
+  int sqlite_code = valid ? SQLITE_OK : is_object(db, message.headers, &valid);
   if (sqlite_code != SQLITE_OK) {
+    sqlite3_result_error(context, sqlite3_errmsg(db), -1);
     sqlite3_result_error_code(context, sqlite_code);
     return;
   }

@@ -302,6 +302,28 @@ static void no_claim_takes_an_entry_from_a_live_one(void **state) {
   assert_int_equal(left, 0);
 }
 
+/* Plain SQL may choose the seq, and the times. */
+static void the_least_integers_are_as_good_as_others(void **state) {
+  fixture *f = *state;
+  const outbox_selection strict = {.ordering = OUTBOX_ORDERING_STRICT, .after = INT64_MIN};
+  outbox_counts counts;
+  execute(f->db, "INSERT INTO outbox_entries (seq, id, created_at) VALUES"
+                 " (-9223372036854775807 - 1, 'a', -9223372036854775807 - 1),"
+                 " (-9223372036854775807, 'b', 0), (-9223372036854775806, 'c', 0)");
+  assert_ok(f->store, outbox_count_entries(f->store, &counts));
+  assert_int_equal(counts.oldest_age, INT64_MAX);
+  assert_true(claim_some(f->store, "p", NOW + SECOND, 1));
+  assert_true(claim(f->store, "q", NOW + SECOND));
+  assert_string_equal(claimed_ids(f->store, "p"), "a");
+  assert_string_equal(claimed_ids(f->store, "q"), "b c");
+  assert_int_equal(delete_ids(f->store, "b c"), 2);
+  assert_true(retry(f->store, "a", NOW + SECOND));
+  publish(f->store, "d");
+  assert_true(claim(f->store, "q", NOW + SECOND));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("q"), 9, &strict));
+  assert_string_equal(read_ids(f->store), "");
+}
+
 int test_claims(void) {
   const struct CMUnitTest tests[] = {
       TEST(an_idle_claim_finds_nothing_and_writes_nothing),
@@ -319,6 +341,7 @@ int test_claims(void) {
       TEST(a_claim_that_no_thread_can_keep_is_an_error),
       TEST(any_other_call_ends_a_reading),
       TEST(finishing_a_reading_lets_the_log_be_cut),
+      TEST(the_least_integers_are_as_good_as_others),
       TEST(no_claim_takes_an_entry_from_a_live_one),
   };
   return cmocka_run_group_tests_name("claims", tests, NULL, NULL);
