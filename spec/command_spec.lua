@@ -18,14 +18,37 @@ local function read(path)
   return file:read("a")
 end
 
--- Runs the command with arguments as a shell reads them, and this on its standard input; returns
--- what it wrote to standard output, the status, and what it wrote to standard error.
-local function run(arguments, input)
+-- Runs a shell's command, this on its standard input; returns what it wrote to standard output, the
+-- status, and what it wrote to standard error.
+local function shell(command, input)
   local given, out, err = support.path(), support.path(), support.path()
   write(given, input or "")
-  local _, _, status =
-    os.execute(("{ %s %s; } <%s >%s 2>%s"):format(COMMAND, arguments, given, out, err))
+  local _, _, status = os.execute(("{ %s; } <%s >%s 2>%s"):format(command, given, out, err))
   return read(out), status, read(err)
+end
+
+-- Runs the command with these arguments, as a shell reads them.
+local function run(arguments, input)
+  return shell(COMMAND .. " " .. arguments, input)
+end
+
+-- Starts it. Returns the pid, and a pipe that gives what it writes.
+local function start(arguments, before)
+  local pipe = io.popen(("echo $$; %s exec %s %s"):format(before or "", COMMAND, arguments))
+  return tonumber(pipe:read("l")), pipe
+end
+
+-- Reads the rest. Returns it, and how the process ended.
+local function finish(pipe)
+  local rest = pipe:read("a")
+  local _, how, status = pipe:close()
+  return rest, how .. " " .. status
+end
+
+-- On a terminal. What `script` itself leaks is its own affair.
+local function start_on_terminal(command)
+  return io.popen(("ASAN_OPTIONS=detect_leaks=0 script -qec '%s' /dev/null </dev/null"):format(
+    command))
 end
 
 -- The same, which must succeed and complain of nothing.
@@ -101,7 +124,7 @@ describe("the command", function()
       write(script, succeed("completion bash")
         .. 'COMP_WORDS=(outbox "$@"); COMP_CWORD=$#; _outbox; echo "${COMPREPLY[@]}"\n')
       local function complete(words)
-        return io.popen(("bash %s %s"):format(script, words)):read("a")
+        return (shell(("bash %s %s"):format(script, words)))
       end
       assert.equal("purge\n", complete("dead pu"))
       assert.equal("--batch-size\n", complete("relay --ba"))
@@ -128,11 +151,9 @@ describe("the command", function()
 
     it("names the rock that it needs, and that is not there", function()
       local tree = COMMAND:match("^(.*)/bin/")
-      local pipe = io.popen(("LUA_PATH='%s/share/lua/5.4/?.lua' LUA_CPATH='%s/lib/lua/5.4/?.so' %s "
-        .. "bin/outbox --version 2>&1"):format(tree, tree, support.lua))
-      assert.equal("outbox: the command needs argparse: luarocks install argparse\n",
-        pipe:read("a"))
-      assert.same({ nil, "exit", 1 }, { pipe:close() })
+      assert.same({ "", 1, "outbox: the command needs argparse: luarocks install argparse\n" },
+        { shell(("LUA_PATH='%s/share/lua/5.4/?.lua' LUA_CPATH='%s/lib/lua/5.4/?.so' %s bin/outbox")
+          :format(tree, tree, support.lua)) })
     end)
 
     it("fails with status 1, and the code of the error", function()
@@ -296,11 +317,13 @@ describe("the command", function()
     end)
 
     it("ends quietly when nobody reads on, and fails when the disk is full", function()
+      local ended = support.path()
       for i = 1, 2000 do
         publish(tostring(i))
       end
-      local pipe = io.popen(COMMAND .. " list " .. path .. " --json --limit 2000 2>&1 | head -n 1")
-      assert.equal("1", cjson.decode(pipe:read("a")).id)
+      local out, _, quiet = shell(("{ trap '' PIPE; %s list %s --json --limit 2000; echo $? >%s; } "
+        .. "| head -n 1"):format(COMMAND, path, ended))
+      assert.same({ "1", "", "141\n" }, { cjson.decode(out).id, quiet, read(ended) })
       for _, arguments in ipairs({ "list " .. path, "stats " .. path }) do
         local _, status, err = run(arguments .. " >/dev/full")
         assert.same({ 1, "outbox: cannot write: No space left on device (output)\n" },
@@ -513,8 +536,7 @@ describe("the command", function()
 
     it("tells how much comes and goes, until it is told to end", function()
       publish("a", "b")
-      local pipe = io.popen(COMMAND .. " top " .. path .. " --interval 0.01 & echo $!; wait $!")
-      local pid = tonumber(pipe:read("l"))
+      local pid, pipe = start("top " .. path .. " --interval 0.01")
       assert.matches("came=%-", pipe:read("l"))
       store:transaction(function()
         publish("c", "d", "e")
@@ -528,8 +550,7 @@ describe("the command", function()
       local came, went = line:match("ready=2 delayed=1 .* came=(%S+) went=(%S+) ")
       assert.is_true(math.abs(came / went - 3 / 2) < 0.01, line)
       process.kill(pid, 15)
-      pipe:read("a")
-      assert.is_true(pipe:close())
+      assert.equal("exit 0", select(2, finish(pipe)))
     end)
 
     it("draws a screen on a terminal, no larger than that, and tidies up", function()
@@ -537,9 +558,9 @@ describe("the command", function()
       publish("c", "d")
       store:retry_entry("c", outbox.clock.now() + 500, "busy\27[2J")
       store:claim_entries("worker", outbox.clock.now() + 1000)
-      local pipe = io.popen(("script -qec 'stty cols 30 rows 30; %s top %s --count 2 "
-        .. "--interval 0.01' /dev/null </dev/null"):format(COMMAND, path))
-      local text = pipe:read("a"):gsub("\r\n", "\n")
+      local pipe = start_on_terminal(("stty cols 30 rows 30; %s top %s --count 2 --interval 0.01")
+        :format(COMMAND, path))
+      local text = finish(pipe):gsub("\r\n", "\n")
       assert.matches("^\27%[%?25l\27%[2J\27%[H", text)
       assert.matches("\27%[%?25h$", text)
       local screen = text:match(".*\27%[H(.*)\27%[J"):gsub("\27%[K", "")
@@ -561,18 +582,8 @@ describe("the command", function()
       destination = support.path()
     end)
 
-    -- Starts it. Returns the pid, and a pipe that gives what it writes.
-    local function start(arguments, before)
-      local pipe = io.popen(("echo $$; %s exec %s relay %s %s"):format(before or "", COMMAND, path,
-        arguments))
-      return tonumber(pipe:read("l")), pipe
-    end
-
-    -- Reads the rest. Returns it, and how the process ended.
-    local function finish(pipe)
-      local rest = pipe:read("a")
-      local _, how, status = pipe:close()
-      return rest, how .. " " .. status
+    local function start_relay(arguments, before)
+      return start(("relay %s %s"):format(path, arguments), before)
     end
 
     -- Reads lines until one matches.
@@ -647,8 +658,8 @@ describe("the command", function()
 
     it("delivers what comes, and stops when it is told to", function()
       for signal, number in pairs({ SIGTERM = 15, SIGINT = 2, SIGHUP = 1 }) do
-        local pid, pipe = start(("--to file:%s --process-interval 3600 --verbose 2>&1"):format(
-          destination))
+        local pid, pipe = start_relay(("--to file:%s --process-interval 3600 --verbose 2>&1")
+          :format(destination))
         expect(pipe, " started ")
         publish(signal)
         expect(pipe, " delivered id=" .. signal .. ' namespace="" latency=%d')
@@ -664,7 +675,7 @@ describe("the command", function()
       it(("finishes the batch in hand, and gives the rest back %s"):format(mode), function()
         -- The pipe has no room for it: the relay is stuck in the midst of it.
         store:publish({ payload = ("x"):rep(1000000) }, { id = "next" })
-        local pid, pipe = start("--to stdout: --batch-size 1 2>/dev/null " .. mode)
+        local pid, pipe = start_relay("--to stdout: --batch-size 1 2>/dev/null " .. mode)
         local first = pipe:read(1)
         process.kill(pid, 15)
         assert.equal(1000000, #cjson.decode(first .. pipe:read("l")).payload)
@@ -686,7 +697,7 @@ describe("the command", function()
 
     it("ends at once with a signal a while after the first", function()
       store:publish({ payload = ("x"):rep(1000000) })
-      local pid, pipe = start("--to stdout: 2>/dev/null")
+      local pid, pipe = start_relay("--to stdout: 2>/dev/null")
       pipe:read(1)
       repeat
         process.kill(pid, 15)
@@ -697,7 +708,8 @@ describe("the command", function()
     end)
 
     it("leaves a signal alone that it was started to ignore", function()
-      local pid, pipe = start("--verbose --to file:" .. destination .. " 2>&1", "trap '' HUP;")
+      local pid, pipe = start_relay("--verbose --to file:" .. destination .. " 2>&1",
+        "trap '' HUP;")
       expect(pipe, " started ")
       process.kill(pid, 1)
       publish("a")
@@ -761,8 +773,8 @@ describe("the command", function()
 
     it("tells on a terminal how it goes", function()
       publish("a")
-      local pipe = io.popen(("script -qec 'echo pid $$; exec %s relay %s --to file:%s' /dev/null "
-        .. "</dev/null"):format(COMMAND, path, destination))
+      local pipe = start_on_terminal(("echo pid $$; exec %s relay %s --to file:%s"):format(COMMAND,
+        path, destination))
       local text = ""
       repeat
         text = text .. pipe:read(1)
@@ -808,10 +820,9 @@ describe("docs/command.md", function()
     end)
     local count = 0
     local function check(command, output)
-      local pipe = io.popen(("PATH=$PWD/%s:$PATH; cd %s && { %s; } 2>&1"):format(
+      local out, status = shell(("PATH=$PWD/%s:$PATH; cd %s && { %s; } 2>&1"):format(
         COMMAND:match("^(.*)/"), directory, command))
-      assert.equal(essence(output), essence(pipe:read("a")), command)
-      assert.is_true(pipe:close())
+      assert.same({ essence(output), 0 }, { essence(out), status }, command)
       count = count + 1
     end
     for block in read("docs/command.md"):gmatch("\n```console\n(.-)```\n") do
@@ -831,7 +842,7 @@ describe("docs/command.md", function()
   end)
 
   it("names every subcommand, metric and status, and files that are there", function()
-    local page, help = read("docs/command.md"), io.popen(COMMAND .. " --help"):read("a")
+    local page, help = read("docs/command.md"), succeed("--help")
     for name in page:gmatch("%]%(([%w_./-]+)") do
       assert.is_truthy(name:find("^http") or io.open("docs/" .. name), name)
     end
@@ -842,9 +853,8 @@ describe("docs/command.md", function()
       assert.matches("\n| " .. status .. " | ", page)
     end
     local path = support.path()
-    local command = ("%s migrate %s 2>&1 && %s stats %s --prometheus"):format(COMMAND, path,
-      COMMAND, path)
-    for metric in io.popen(command):read("a"):gmatch("\n(outbox_[%l_]+){") do
+    run("migrate " .. path)
+    for metric in succeed("stats " .. path .. " --prometheus"):gmatch("\n(outbox_[%l_]+){") do
       assert.matches("`" .. metric .. "`", page)
     end
     support.remove()

@@ -4,13 +4,15 @@ local problem = require("outbox.problem")
 
 local M = {}
 
-local function check(ok, reason)
+local EPIPE = 32 -- everywhere
+
+local function check(ok, reason, number)
   if not ok then
-    error(problem.new("output", "cannot write: " .. reason), 0)
+    error(problem.new(number == EPIPE and "unread" or "output", "cannot write: " .. reason), 0)
   end
 end
 
---- Writes to standard output; raises where that fails, as on a full disk.
+--- Writes to standard output; raises where that fails, as on a full disk, or when nobody reads it.
 function M.write(...)
   check(io.stdout:write(...))
 end
