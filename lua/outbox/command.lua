@@ -8,7 +8,8 @@ local problem = require("outbox.problem")
 
 -- 0 is success, 1 any other failure; what `relay --once` returns is its own.
 local STATUS = { usage = 2, missing = 3 }
-local INTERRUPTED = 130 -- as shells say it
+-- As if a signal had ended it: SIGINT, and SIGPIPE where that was ignored.
+local INTERRUPTED, UNREAD = 130, 141
 
 local EPILOG = [[
 Exit status:
@@ -72,6 +73,8 @@ local function explain(raised)
   local wrong = text:match("bad argument.- %((.*)%)$") -- what the library says of arguments of ours
   if text:find("interrupted!$") then
     return INTERRUPTED -- what lua5.4 makes of a SIGINT
+  elseif code == "unread" then
+    return UNREAD
   elseif STATUS[code] or wrong then
     io.stderr:write("outbox: ", wrong or raised.message, "\n")
     return STATUS[code] or STATUS.usage

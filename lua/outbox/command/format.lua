@@ -124,6 +124,19 @@ function M.time(seconds)
   return os.date("!%Y-%m-%dT%H:%M:%SZ", math.floor(seconds))
 end
 
+--- Rows of a table that tell what waits.
+function M.counts(stats, now)
+  local function row(name, note)
+    return { name, ("%10d"):format(stats[name]), note or "" }
+  end
+  return {
+    row("ready", stats.oldest_age and "oldest " .. M.span(stats.oldest_age)),
+    row("delayed", stats.due_at and ("%d retries, next due %s"):format(stats.retries,
+      M.from_now(stats.due_at, now))),
+    row("dead"),
+  }
+end
+
 --- JSON ---------------------------------------------------------------------------------------
 
 -- How destinations write messages down; needs lua-cjson.

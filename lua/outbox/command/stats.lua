@@ -15,17 +15,9 @@ end
 --- Stats --------------------------------------------------------------------------------------
 
 local function text(stats, now)
-  local function number(value)
-    return ("%10d"):format(value)
-  end
-  format.table({
-    { "ready", number(stats.ready), stats.oldest_age
-      and "oldest " .. format.span(stats.oldest_age) or "" },
-    { "delayed", number(stats.delayed), stats.due_at and ("%d retries, next due %s"):format(
-      stats.retries, format.from_now(stats.due_at, now)) or "" },
-    { "dead", number(stats.dead), "" },
-    { "claims", number(live_leases(stats, now)), "" },
-  })
+  local rows = format.counts(stats, now)
+  rows[#rows + 1] = { "claims", ("%10d"):format(live_leases(stats, now)), "" }
+  format.table(rows)
 end
 
 local function json(stats)

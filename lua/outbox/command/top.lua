@@ -61,19 +61,11 @@ local function screen(store, options, sample)
       lines[#lines + 1] = ""
     end
   end
-  local function count(value)
-    return ("%10d"):format(value)
-  end
-  add({
-    { "ready", count(sample.ready),
-      sample.oldest_age and "oldest " .. format.span(sample.oldest_age) or "" },
-    { "delayed", count(sample.delayed), sample.due_at and ("%d retries, next due %s"):format(
-      sample.retries, format.from_now(sample.due_at, now)) or "" },
-    { "dead", count(sample.dead), "" },
-    { "came", ("%10s"):format(rate(sample.came)), "a second" },
-    { "went", ("%10s"):format(rate(sample.went)), "a second" },
-  })
-  local rows = {}
+  local rows = format.counts(sample, now)
+  rows[#rows + 1] = { "came", ("%10s"):format(rate(sample.came)), "a second" }
+  rows[#rows + 1] = { "went", ("%10s"):format(rate(sample.went)), "a second" }
+  add(rows)
+  rows = {}
   for _, lease in ipairs(sample.leases) do
     rows[#rows + 1] = { "claim of " .. format.line(lease.processor_id),
       "deadline " .. format.from_now(lease.deadline, now), "in hand " .. format.cell(lease.batch) }
@@ -88,7 +80,9 @@ end
 
 -- As much of the lines as the terminal has room for.
 local function draw(lines, columns, rows)
-  columns, rows = columns > 0 and columns or 80, rows > 0 and rows or 24
+  if not columns or columns == 0 then
+    columns, rows = 80, 24
+  end
   local parts = { "\27[H" }
   for i = 1, math.min(#lines, rows - 1) do
     local cut = utf8.offset(lines[i], columns + 1)
