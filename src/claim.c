@@ -303,7 +303,8 @@ static int fill_gaps(outbox_store *store, const intervals *leases, bool limited,
   for (size_t i = 0; i <= leases->count; i++) {
     const interval *lease = i < leases->count ? &leases->items[i] : NULL;
     if (lease != NULL && lease->kind == LAPSED) continue;
-    if ((lease == NULL || from < lease->first) && (!limited || remaining > 0)) {
+    bool gap = lease != NULL ? from < lease->first : true;
+    if (gap && (!limited || remaining > 0)) {
       int64_t end, count, to = lease != NULL ? lease->first - 1 : INT64_MAX;
       code = measure(store, from, to, limited ? remaining : 0, &end, &count);
       if (code == OUTBOX_OK && count > 0) code = add_claimed(store, claimed, from, end);
