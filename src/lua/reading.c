@@ -28,7 +28,7 @@ void shim_convert_headers(lua_State *L, const char *function) {
 typedef struct reading {
   outbox_store *store;
   int code;
-  bool listed;  /* each comes with its place, and its time */
+  bool listed; /* each comes with its place, and its time */
 } reading;
 
 /* The names of an entry's fields lie at the bottom of the stack: quicker than to look them up. */
