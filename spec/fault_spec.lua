@@ -6,6 +6,8 @@ local outbox = require("outbox")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
+local PATIENCE = 20 -- steps, for as long as which all fail
+
 describe("a processor, whatever call fails,", function()
   setup(faults.begin)
   teardown(faults.finish)
@@ -13,7 +15,7 @@ describe("a processor, whatever call fails,", function()
 
   -- Works until all is delivered, from a fault on; returns whether it struck.
   local function work(kind, n, for_ever)
-    local clock, counts, patience = testing.clock(1e6), {}, 20
+    local clock, counts = testing.clock(1e6), {}
     local path = support.path()
     local store <close> = outbox.open(path, { clock = clock, busy_timeout = 0 })
     store:migrate()
@@ -31,16 +33,16 @@ describe("a processor, whatever call fails,", function()
       end,
     })
     faults.arm(kind, n, for_ever)
-    local failed
-    local idle = 0
-    while idle < 2 do -- looks once more when it seems to be done
-      local pause = p:step()
+    for _ = 1, PATIENCE do
+      clock.advance(p:step())
+    end
+    local failed = faults.disarm()
+    repeat
+      clock.advance(p:step())
+    until store:stats().ready + store:stats().delayed == 0
+    p:stop()
+    for pause in p.step, p do
       clock.advance(pause)
-      patience = patience - 1
-      if patience == 0 then
-        failed = faults.disarm()
-      end
-      idle = patience < 0 and pause > 1 and idle + 1 or 0
     end
     local where = ("%s %d%s"):format(faults.kinds[kind], n, for_ever and " and on" or "")
     for i = 1, 10 do

@@ -4,7 +4,8 @@
 **     starved script.lua
 **
 ** The script returns a list of operations: tables with a `name`, and functions `prepare()`, whose
-** result the others get, `run(it)`, during which memory is short, and `check(it, ok, problem)`.
+** result the others get, `run(it)`, during which memory is short, and `check(it, ok, problem)`. With
+** `once` the memory comes back after the one that failed.
 */
 #include <lauxlib.h>
 #include <lualib.h>
@@ -30,6 +31,7 @@ enum { WRONG = -1, NO_MORE = -2 };
 
 static int fail(const char *what, const char *why) {
   printf("%s: %s\n", what, why);
+  fflush(stdout); /* what leaks ends the process before that is done */
   return WRONG;
 }
 
@@ -55,6 +57,11 @@ static int try_one(const char *script, int number, int n, int for_ever) {
   get_field(L, number, "name");
   snprintf(what, sizeof what, "%s, allocation %d%s", lua_tostring(L, -1), n,
            for_ever ? " and on" : "");
+  get_field(L, number, "once");
+  if (for_ever && lua_toboolean(L, -1)) {
+    lua_close(L);
+    return 0;
+  }
   get_field(L, number, "prepare");
   if (lua_pcall(L, 0, 1, 0) != LUA_OK) return fail(what, luaL_tolstring(L, -1, NULL));
 

@@ -194,6 +194,7 @@ return {
   end),
   {
     name = "attach to a connection",
+    once = true, -- LuaSQL loses its statement when it has no memory for a cursor
     prepare = function()
       outbox.install()
       local connection = require("luasql.sqlite3").sqlite3():connect(":memory:")
