@@ -4,8 +4,8 @@
 **     starved script.lua
 **
 ** The script returns a list of operations: tables with a `name`, and functions `prepare()`, whose
-** result the others get, `run(it)`, during which memory is short, and `check(it, ok, problem)`. With
-** `once` the memory comes back after the one that failed.
+** result the others get, `run(it)`, during which memory is short, and `check(it, ok, problem)`.
+** With `once` the memory comes back after the one that failed.
 */
 #include <lauxlib.h>
 #include <lualib.h>
