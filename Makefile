@@ -161,7 +161,7 @@ lint-lua:
 
 lint-format:
 	clang-format --dry-run -Werror $(C_FILES)
-	@! grep -nE '.{101}' $(C_FILES) $(LUA_FILES)
+	@! LC_ALL=C.UTF-8 grep -nE '.{101}' $(C_FILES) $(LUA_FILES)
 
 lint-c:
 	cppcheck -q --std=c11 --enable=warning,portability,performance --inline-suppr \
