@@ -1,5 +1,6 @@
 local cjson = require("cjson")
 local outbox = require("outbox")
+local process = require("process")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 local uv = require("luv")
@@ -206,9 +207,18 @@ describe("the exec publisher", function()
       assert.same({}, publisher:publish(messages(1), "n"))
       publisher:close()
       publisher:close()
-      eventually(function()
-        return read(path) == ("end\n"):rep(i)
-      end)
+      assert.equal(("end\n"):rep(i), read(path))
+    end
+  end)
+
+  it("leaves no process behind, not even a zombie, whatever the program does", function()
+    for _, command in ipairs({ "trap '' PIPE; while :; do echo ok; sleep 0.01; done 2>&-",
+      "cat > /dev/null", "exit 1", OK }) do
+      new(command, { timeout = 0.1 })
+      publisher:publish(messages(1), "n")
+      publisher:publish(messages(1), "n")
+      publisher:close()
+      assert.matches("no such child", support.raised(process.wait))
     end
   end)
 

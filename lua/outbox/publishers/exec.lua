@@ -8,8 +8,8 @@
 --    {"reason": "no such order", "permanent": true, "retry_after": 30}
 --
 -- where the last is a failure, too, with what a publisher may say of one. It must not wait for more
--- messages before it answers, and must flush its output. It ends when its standard input does; what
--- it writes to standard error is shown.
+-- messages before it answers, and must flush its output. It ends when its standard input does, for
+-- which `close` waits; what it writes to standard error is shown.
 --
 -- Option `timeout`, default 30 s, of each answer. When the program ends, does not answer in time,
 -- or answers something else, it is killed, with what it has started, and started again for the next
@@ -125,6 +125,7 @@ local function start(self)
     args = { "-c", self.command }, stdio = { child.stdin, child.stdout, 2 }, detached = true,
   }, function(code, signal)
     child.process:close()
+    self.running = self.running - 1
     local how = signal ~= 0 and "was killed by signal " .. signal or "ended with status " .. code
     stop(self, child, "the program " .. how)
   end)
@@ -136,7 +137,7 @@ local function start(self)
   end)
   process:unref() -- neither is to keep the loop of an application going
   child.stdout:unref()
-  self.child = child
+  self.child, self.last, self.running = child, child, self.running + 1
 end
 
 --- The publisher ------------------------------------------------------------------------------
@@ -178,17 +179,31 @@ function Exec:publish(messages)
   return call.failures
 end
 
+-- Waits until none is left, not even as a zombie; kills one that does not end.
+local function wait_for_end(self)
+  self.timer:start(self.timeout, self.timeout, function()
+    uv.kill(-self.last.pid, "sigkill")
+  end)
+  while self.running > 0 do
+    uv.run("once")
+  end
+end
+
 function Exec:close()
+  if not self.timer then
+    return
+  end
   if self.child then
     release(self, self.child)
   end
-  if self.timer then
-    self.timer:close()
-    self.sigpipe:close()
-    self.timer = nil
-  end
   if not uv.loop_mode() then
-    uv.run("nowait") -- luv crashes when the program ends while a handle is still being closed
+    wait_for_end(self)
+  end
+  self.timer:close()
+  self.sigpipe:close()
+  self.timer = nil
+  if not uv.loop_mode() then
+    uv.run("nowait") -- luv crashes when this process ends while a handle is still being closed
   end
 end
 
@@ -199,7 +214,9 @@ function M.parse(_, rest)
 end
 
 function M.new(command, options)
-  return setmetatable({ command = command, timeout = math.ceil(options.timeout * 1000) }, Exec)
+  return setmetatable({
+    command = command, timeout = math.ceil(options.timeout * 1000), running = 0,
+  }, Exec)
 end
 
 return M
