@@ -21,6 +21,10 @@ describe("a finalizer in the middle of a call", function()
     run("closes_iterator")
   end)
 
+  it("that is an iterator's own closes it", function()
+    run("forgets_iterators")
+  end)
+
   it("that closes the coroutine of a transaction rolls back after the row", function()
     run("closes_coroutine")
   end)

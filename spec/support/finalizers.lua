@@ -100,6 +100,24 @@ function programs.closes_iterator()
   return seen
 end
 
+-- Leaves iterators to the collector, which comes while the store reads.
+function programs.forgets_iterators()
+  local seen = false
+  fill(10)
+  for _ = 0, 40 do
+    store:transaction(function(txn)
+      local forgotten = setmetatable({}, { __mode = "v" })
+      for i = 1, 5 do
+        forgotten[i] = txn:rows("SELECT 1")
+      end
+      local before = next(forgotten)
+      check_entries(store:ready_entries(), 10)
+      seen = seen or before and not next(forgotten)
+    end)
+  end
+  return seen
+end
+
 -- Closes a coroutine with a transaction whose rows are read elsewhere.
 function programs.closes_coroutine()
   local seen = false

@@ -102,26 +102,24 @@ static int read_entries(lua_State *L) {
   return 1;
 }
 
-int shim_read(lua_State *L, shim_store *self, lua_CFunction function, void *pointer) {
+/*
+** Pushes the array that `read` makes of the reading that was started with `code`. Protected, for Lua
+** may run out of memory. A finalizer that the collector runs meanwhile can neither use the store nor
+** close it: that is done afterwards.
+*/
+static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
+                         bool listed) {
+  shim_check(L, self, code);
+  reading reading = {.store = self->store, .listed = listed};
   self->reading = true;
-  lua_pushcfunction(L, function);
-  lua_pushlightuserdata(L, pointer);
+  lua_pushcfunction(L, read);
+  lua_pushlightuserdata(L, &reading);
   int status = lua_pcall(L, 1, 1, 0);
   self->reading = false;
   if (self->closing) {
     shim_close(self);
     shim_raise(L, "closed", "the store is closed");
   }
-  shim_close_late(self);
-  return status;
-}
-
-/* Pushes the array that `read` makes of the reading that was started with `code`. */
-static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
-                         bool listed) {
-  shim_check(L, self, code);
-  reading reading = {.store = self->store, .listed = listed};
-  int status = shim_read(L, self, read, &reading);
   outbox_finish(self->store);
   if (status != LUA_OK) lua_error(L);
   if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);

@@ -51,7 +51,7 @@ typedef struct shim_store {
   bool lua_id_generator;  /* there is an ID generator in the user value */
   bool attached;          /* the connection is the application's */
   bool lazy;              /* its binding begins a transaction with the first statement in it */
-  bool reading;           /* shim_read is at work */
+  bool reading;           /* what the core reads becomes an array */
   bool closing;           /* and the store is to be closed after it */
   bool preparing;         /* SQL of the user's is being prepared: no COMMIT in there */
   int64_t now;            /* what the core's clock callback answers */
@@ -96,14 +96,6 @@ bool shim_check_options(lua_State *L, int index, const char *const *names);
 int shim_opt_name(lua_State *L, int index, const char *option, const char *const *names,
                   int standard);
 
-/*
-** Calls a function with a pointer that reads from the store, and leaves one value. Protected, for
-** Lua may run out of memory. A finalizer that the collector runs meanwhile can neither use the
-** store nor close it, or what is open on it: that is done afterwards. Returns Lua's status; an
-** error is on the top.
-*/
-int shim_read(lua_State *L, shim_store *self, lua_CFunction function, void *pointer);
-
 /* Closes the store, and what is open on it. */
 void shim_close(shim_store *self);
 
@@ -132,9 +124,6 @@ outbox_bytes shim_check_bytes(lua_State *L, int index);
 
 /* Rolls all open transactions back; their objects and iterators are closed. */
 void shim_close_transactions(shim_store *self);
-
-/* Closes the transactions and iterators that were to be closed during a reading. */
-void shim_close_late(shim_store *self);
 
 /* Each adds its types' metatables to the registry and its functions to the module on the top. */
 void shim_make_store_type(lua_State *L);

@@ -23,14 +23,13 @@ struct transaction {
   transaction *outer; /* the one that it is nested in */
   rows *first;        /* its open iterators */
   bool open;
-  bool closing; /* it is to be closed when the store has ended its reading */
 };
 
 /* A statement of the user's. User value: the transaction. */
 struct rows {
   transaction *transaction; /* NULL once closed */
   bool done;                /* closed because there are no more */
-  bool closing;             /* as a transaction's */
+  bool busy;                /* a row is being made of it: then its statement is closed later */
   sqlite3_stmt *statement;
   rows *previous, *next;
 };
@@ -44,8 +43,8 @@ static void close_rows(rows *self) {
   else
     self->transaction->first = self->next;
   if (self->next != NULL) self->next->previous = self->previous;
-  if (outbox_connection(self->transaction->store->store) != NULL) /* in a child: the parent's */
-    sqlite3_finalize(self->statement);
+  sqlite3 *db = outbox_connection(self->transaction->store->store); /* in a child: the parent's */
+  if (db != NULL && !self->busy) sqlite3_finalize(self->statement);
   self->transaction = NULL;
 }
 
@@ -73,20 +72,9 @@ void shim_close_transactions(shim_store *self) {
 
 static int transaction_close(lua_State *L) {
   transaction *self = luaL_checkudata(L, 1, TRANSACTION);
-  self->closing = self->open && self->store->reading;
-  if (!self->closing) roll_back(self);
+  if (self->open) shim_check_idle(L, self->store);
+  roll_back(self);
   return 0;
-}
-
-void shim_close_late(shim_store *self) {
-  for (transaction *t = self->innermost, *outer; t != NULL; t = outer) {
-    outer = t->outer;
-    for (rows *r = t->first, *next; r != NULL; r = next) {
-      next = r->next;
-      if (r->closing) close_rows(r);
-    }
-    if (t->closing) roll_back(t);
-  }
 }
 
 /* --- Beginning and committing, for store:transaction ------------------------------------------ */
@@ -303,9 +291,11 @@ static int push_row(lua_State *L) {
   return 1;
 }
 
+/* A finalizer that the collector runs meanwhile may do anything but ask for the next row. */
 static int rows_next(lua_State *L) {
   rows *self = luaL_checkudata(L, 1, ROWS);
   if (self->done) return 0;
+  if (self->busy) shim_raise(L, "busy", "the iterator is in the middle of a row");
   if (self->transaction == NULL) return shim_raise(L, "closed", "the transaction has ended");
   shim_store *store = self->transaction->store;
   shim_check_idle(L, store);
@@ -317,14 +307,18 @@ static int rows_next(lua_State *L) {
     return 0;
   }
   if (sqlite_code != SQLITE_ROW) return raise_sqlite(L, self);
-  if (shim_read(L, store, push_row, self->statement) != LUA_OK) lua_error(L);
+  self->busy = true;
+  lua_pushcfunction(L, push_row);
+  lua_pushlightuserdata(L, self->statement);
+  int status = lua_pcall(L, 1, 1, 0);
+  self->busy = false;
+  if (self->transaction == NULL) sqlite3_finalize(self->statement);
+  if (status != LUA_OK) lua_error(L);
   return 1;
 }
 
 static int rows_close(lua_State *L) {
-  rows *self = luaL_checkudata(L, 1, ROWS);
-  self->closing = self->transaction != NULL && self->transaction->store->reading;
-  if (!self->closing) close_rows(self);
+  close_rows(luaL_checkudata(L, 1, ROWS));
   return 0;
 }
 
