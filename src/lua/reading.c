@@ -103,9 +103,9 @@ static int read_entries(lua_State *L) {
 }
 
 /*
-** Pushes the array that `read` makes of the reading that was started with `code`. Protected, for Lua
-** may run out of memory. A finalizer that the collector runs meanwhile can neither use the store nor
-** close it: that is done afterwards.
+** Pushes the array that `read` makes of the reading that was started with `code`. Protected, for
+** Lua may run out of memory. A finalizer that the collector runs meanwhile can neither use the
+** store nor close it: that is done afterwards.
 */
 static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
                          bool listed) {
