@@ -68,7 +68,7 @@ describe("a processor, whatever call fails,", function()
   end
 
   it("was tried", function()
-    print(("TALLY\tI/O fault in a processor\t%d\t0\t0"):format(tried))
+    print(("\nTALLY\tI/O fault in a processor\t%d\t0\t0"):format(tried))
     assert.is_true(tried > 100)
   end)
 end)
