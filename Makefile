@@ -47,7 +47,7 @@ coverage:
 	@tools/setup test
 	@mkdir -p build && tools/lsqlite3
 	@$(MAKE) --silent build build/coverage/core_test build/coverage/lib/lua/5.4/outbox/core.so \
-	  build/coverage/lib/lua/5.4/outbox_sqlite.so build/coverage.so support
+	  build/coverage/lib/lua/5.4/outbox_sqlite.so build/coverage/bin/outbox build/coverage.so support
 	@rm -f build/coverage/lines $$(find build/coverage -name '*.gcda'); chmod -R a+w build/coverage
 	@umask 0; $(call QUIETLY,build/coverage/core_test)
 	@umask 0; export OUTBOX_TREE=build/coverage OUTBOX_LINES="$$PWD/build/coverage/lines" \
@@ -112,6 +112,14 @@ build/coverage/core_test: $(call COVERED,$(CORE) $(CORE_SPECS))
 build/coverage/lib/lua/5.4/outbox/core.so: $(call COVERED,$(CORE) $(filter %.c,$(SHIM)))
 	@mkdir -p $(@D)
 	$(CC) --coverage -shared $^ -o $@ -lsqlite3 -lm
+
+# The command; its specs also run it elsewhere.
+build/coverage/bin/outbox: Makefile
+	@mkdir -p $(@D)
+	@printf '%s\n' '#!/bin/sh' 'root=; [ -d lua/outbox ] || root=$(CURDIR)/' \
+	  'export LUA_PATH="$${root}lua/?.lua;;"' \
+	  'export LUA_CPATH="$${root}build/coverage/lib/lua/5.4/?.so;$${root}build/?.so;;"' \
+	  'exec $(LUA) "$${root}bin/outbox" "$$@"' >$@ && chmod +x $@
 
 build/coverage/lib/lua/5.4/outbox_sqlite.so: $(CORE) src/extension.c $(HEADERS)
 	@mkdir -p $(@D)
