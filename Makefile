@@ -52,7 +52,7 @@ coverage:
 	@umask 0; $(call QUIETLY,build/coverage/core_test)
 	@umask 0; export OUTBOX_TREE=build/coverage OUTBOX_LINES="$$PWD/build/coverage/lines" \
 	  LUA_PATH="lua/?.lua;;" LUA_CPATH="build/?.so;;"; \
-	  $(call QUIETLY,LUA_INIT="require 'coverage'" $(BUSTED) --ignore-lua --output=TAP)
+	  $(call QUIETLY,LUA_INIT="pcall(require, 'coverage')" $(BUSTED) --ignore-lua --output=TAP)
 	@tools/coverage
 
 docs:
