@@ -154,7 +154,9 @@ describe("the command", function()
 
     it("names the rock that it needs, and that is not there", function()
       local output, ok = support.run(
-        [[-e 'package.preload.argparse = function() error("not here") end' bin/outbox]])
+        [[-e 'package.preload.argparse = function(name)
+          error(("module %q not found"):format(name):gsub("\"", "\39"))
+        end' bin/outbox]])
       assert.equal("outbox: the command needs argparse: luarocks install argparse\n", output)
       assert.is_nil(ok)
     end)
