@@ -150,7 +150,7 @@ build/%.so: spec/support/%.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@
 
-build/faults.so: spec/support/faults.c spec/core/faults.c spec/core/faults.h
+build/faults.so: $(addprefix spec/,support/faults.c core/faults.c core/wrapper.c core/faults.h core/wrapper.h)
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $(filter %.c,$^) -o $@ -lsqlite3
 

@@ -2,10 +2,11 @@
 
 #include <assert.h>
 #include <limits.h>
-#include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "wrapper.h"
 
 /* A part of a sector is never on the disk without the rest. */
 enum { SECTOR = 512, MOST_NAMES = 4, MOST_FILES = 64 };
@@ -30,15 +31,14 @@ static struct {
   int files_count;
 } disk;
 
-/* A file of the real VFS's, behind one of ours. */
 typedef struct file {
-  sqlite3_file base;
+  wrapped_file wrapped;
   int name;           /* -1: one that does not outlive the power */
   bool new_in_folder; /* created, and the directory not yet synced with it */
-  sqlite3_file real;  /* as large as the real VFS wants it */
 } file;
 
-static sqlite3_vfs recording, *real_vfs;
+static sqlite3_vfs recording;
+static sqlite3_io_methods methods;
 
 /* --- Remembering ----------------------------------------------------------------------------- */
 
@@ -98,26 +98,14 @@ bool is_sync(int n) {
 
 /* --- Files ----------------------------------------------------------------------------------- */
 
-static sqlite3_file *real(sqlite3_file *f) {
-  return &((file *)f)->real;
-}
-
-static int close_file(sqlite3_file *f) {
-  return real(f)->pMethods->xClose(real(f));
-}
-
-static int read_file(sqlite3_file *f, void *bytes, int size, sqlite3_int64 at) {
-  return real(f)->pMethods->xRead(real(f), bytes, size, at);
-}
-
 static int write_file(sqlite3_file *f, const void *bytes, int size, sqlite3_int64 at) {
   remember(WRITE, ((file *)f)->name, at, size, bytes);
-  return real(f)->pMethods->xWrite(real(f), bytes, size, at);
+  return PASS(f, xWrite, bytes, size, at);
 }
 
 static int truncate_file(sqlite3_file *f, sqlite3_int64 size) {
   remember(TRUNCATE, ((file *)f)->name, size, 0, NULL);
-  return real(f)->pMethods->xTruncate(real(f), size);
+  return PASS(f, xTruncate, size);
 }
 
 /* As the real one does: the first sync of a journal syncs its directory too. */
@@ -130,68 +118,17 @@ static int sync_file(sqlite3_file *base, int flags) {
   return SQLITE_OK;
 }
 
-static int file_size(sqlite3_file *f, sqlite3_int64 *size) {
-  return real(f)->pMethods->xFileSize(real(f), size);
-}
-
-static int lock_file(sqlite3_file *f, int level) {
-  return real(f)->pMethods->xLock(real(f), level);
-}
-
-static int unlock_file(sqlite3_file *f, int level) {
-  return real(f)->pMethods->xUnlock(real(f), level);
-}
-
-static int check_reserved(sqlite3_file *f, int *reserved) {
-  return real(f)->pMethods->xCheckReservedLock(real(f), reserved);
-}
-
-static int control_file(sqlite3_file *f, int operation, void *argument) {
-  return real(f)->pMethods->xFileControl(real(f), operation, argument);
-}
-
-static int sector_size(sqlite3_file *f) {
-  return real(f)->pMethods->xSectorSize(real(f));
-}
-
-static int characteristics(sqlite3_file *f) {
-  return real(f)->pMethods->xDeviceCharacteristics(real(f));
-}
-
-static int map_shm(sqlite3_file *f, int page, int size, int extend, void volatile **memory) {
-  return real(f)->pMethods->xShmMap(real(f), page, size, extend, memory);
-}
-
-static int lock_shm(sqlite3_file *f, int offset, int count, int flags) {
-  return real(f)->pMethods->xShmLock(real(f), offset, count, flags);
-}
-
-static void barrier_shm(sqlite3_file *f) {
-  real(f)->pMethods->xShmBarrier(real(f));
-}
-
-static int unmap_shm(sqlite3_file *f, int delete) {
-  return real(f)->pMethods->xShmUnmap(real(f), delete);
-}
-
-static const sqlite3_io_methods METHODS = {
-    2,         close_file,  read_file,      write_file,   truncate_file, sync_file,       file_size,
-    lock_file, unlock_file, check_reserved, control_file, sector_size,   characteristics, map_shm,
-    lock_shm,  barrier_shm, unmap_shm,      NULL,         NULL};
-
 static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int flags,
                      int *given) {
-  (void)vfs;
   file *f = (file *)base;
   int there = 1;
-  base->pMethods = NULL;
   f->name = -1;
   f->new_in_folder = false;
   if (name != NULL && (flags & SQLITE_OPEN_CREATE) != 0)
-    real_vfs->xAccess(real_vfs, name, SQLITE_ACCESS_EXISTS, &there);
-  int code = real_vfs->xOpen(real_vfs, name, real(base), flags, given);
+    real_vfs()->xAccess(real_vfs(), name, SQLITE_ACCESS_EXISTS, &there);
+  int code = open_real(vfs, name, base, flags, given);
   if (code != SQLITE_OK) return code;
-  base->pMethods = &METHODS;
+  base->pMethods = &methods;
   if (name != NULL && (flags & SQLITE_OPEN_DELETEONCLOSE) == 0) f->name = number_of(name);
   if (!there) {
     remember(CREATE, f->name, 0, 0, NULL);
@@ -202,7 +139,7 @@ static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int
 
 static int delete_file(sqlite3_vfs *vfs, const char *name, int sync_directory) {
   (void)vfs;
-  int code = real_vfs->xDelete(real_vfs, name, 0);
+  int code = real_vfs()->xDelete(real_vfs(), name, 0);
   if (code != SQLITE_OK) return code;
   remember(DELETE, number_of(name), 0, 0, NULL);
   if (sync_directory) remember(SYNC_DIRECTORY, number_of(name), 0, 0, NULL);
@@ -218,21 +155,15 @@ static void forget(void) {
 
 void begin_disk(void) {
   forget();
-  if (real_vfs != NULL) return; /* a test that failed has not ended it */
-  real_vfs = sqlite3_vfs_find(NULL);
-  recording = *real_vfs;
-  recording.zName = "recording";
-  recording.szOsFile = (int)offsetof(file, real) + real_vfs->szOsFile;
-  recording.xOpen = open_file;
-  recording.xDelete = delete_file;
-  recording.pNext = NULL;
-  sqlite3_vfs_register(&recording, 1);
+  methods = PASS_ON;
+  methods.xWrite = write_file;
+  methods.xTruncate = truncate_file;
+  methods.xSync = sync_file;
+  begin_wrapper(&recording, "recording", sizeof(file), open_file, delete_file);
 }
 
 void end_disk(void) {
-  sqlite3_vfs_unregister(&recording);
-  sqlite3_vfs_register(real_vfs, 1);
-  real_vfs = NULL;
+  end_wrapper(&recording);
 }
 
 /* --- Cutting the power ----------------------------------------------------------------------- */
