@@ -4,7 +4,7 @@
 # make coverage  which lines of src/ and lua/ the tests run
 # make docs   the reference and the pages, as build/docs/index.html
 # make bench  the benchmarks, each figure beside its baseline; also bench-bindings, bench-processor,
-#             bench-wake
+#             bench-publishers, bench-wake
 # make        builds the rock into lua_modules; make extension  the loadable extension alone
 
 LUA = lua5.4
@@ -26,6 +26,9 @@ CORE_SPECS = $(wildcard spec/core/*.c)
 C_FILES = $(CORE) src/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
 LUA_FILES = $(shell find lua examples bench spec -name '*.lua')
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
+# Also with what lies on the path of another Lua in Debian: lua-redis.
+OTHER_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;/usr/share/lua/5.3/?.lua" \
+  LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;build/?.so;;"
 
 build: $(TREE)/.built
 
@@ -67,6 +70,9 @@ bench: build build/baseline
 
 bench-bindings bench-processor bench-wake: bench-%: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/$*.lua
+
+bench-publishers: build build/process.so
+	@$(OTHER_PATHS) $(LUA) bench/publishers.lua
 
 # What the command says is shown only when it fails.
 QUIETLY = log=$$(mktemp) && { $(1) >$$log 2>&1 || { cat $$log; exit 1; }; } && rm $$log
@@ -182,4 +188,4 @@ clean:
 	rm -rf build lua_modules outbox src/*.o src/lua/*.o
 
 .PHONY: build extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
-  bench-processor bench-wake lint-lua lint-format lint-c format clean
+  bench-processor bench-publishers bench-wake lint-lua lint-format lint-c format clean

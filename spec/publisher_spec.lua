@@ -107,6 +107,19 @@ describe("the file publisher", function()
       .. [["attempts":0}]] .. "\n", read(path))
   end)
 
+  it("writes each time to the microsecond", function()
+    local publisher <close> = outbox.publisher("file:" .. path)
+    local messages = {}
+    for i, time in ipairs({ 1.000001, 1.999999, 0.5, 2.999999, 1.25 }) do
+      messages[i] = { id = tostring(i), namespace = "", created_at = time, attempts = 0 }
+    end
+    publisher:publish(messages, "")
+    local times = support.pluck(lines(read(path)), "created_at")
+    assert.same({ "1970-01-01T00:00:01.000001Z", "1970-01-01T00:00:01.999999Z",
+      "1970-01-01T00:00:00.500000Z", "1970-01-01T00:00:02.999999Z", "1970-01-01T00:00:01.250000Z" },
+      times)
+  end)
+
   it("writes bytes that are not UTF-8 as base64", function()
     local bytes, expected = "", { "", "/w==", "//4=", "//79", "//79/A==" }
     local list = {}

@@ -137,6 +137,7 @@ end
 --- Running ------------------------------------------------------------------------------------
 
 local function relay(arguments)
+  collectgarbage("incremental", 400) -- a batch is garbage all at once: half as often will do
   local store <close> = database.open(arguments, "normal")
   local before = store:stats() -- fails if the tables are not there
   local publisher <close> = make_publisher(arguments.to)
@@ -144,13 +145,14 @@ local function relay(arguments)
   local options = processor_options(arguments)
   local processor, progress, stopping
 
-  -- Sleeps, until a signal comes if none has come yet: then the processor is told to stop.
-  local function sleep(seconds)
+  -- Sleeps, until there is something to do, or a signal comes if none has come yet: then the
+  -- processor is told to stop.
+  local function sleep(seconds, fd)
     if stopping then
       core.clock.sleep(seconds)
       return
     end
-    stopping = core.await_signal(seconds, processor:pollfd())
+    stopping = core.await_signal(seconds, fd)
     if stopping then
       log:write("stopping", "signal", stopping)
       processor:stop()
@@ -177,7 +179,7 @@ local function relay(arguments)
   else
     for seconds in processor.step, processor do
       progress:tick()
-      sleep(log.terminal and math.min(seconds, progress.every) or seconds)
+      sleep(log.terminal and math.min(seconds, progress.every) or seconds, processor:pollfd())
     end
   end
   local after, done = store:stats(), processor:stats()

@@ -25,11 +25,17 @@ function M.base64(bytes)
   return digits
 end
 
+local second, second_text -- the last one: many messages share it
+
 --- Seconds since the epoch as RFC 3339, in UTC.
 function M.time(seconds)
   local microseconds = math.floor(seconds * 1e6 + 0.5)
-  return os.date("!%Y-%m-%dT%H:%M:%S", microseconds // 1000000)
-    .. (".%06dZ"):format(microseconds % 1000000)
+  local whole = microseconds // 1000000
+  if whole ~= second then
+    second_text = os.date("!%Y-%m-%dT%H:%M:%S", whole)
+    second = whole
+  end
+  return ("%s.%06dZ"):format(second_text, microseconds % 1000000)
 end
 
 M.encode = json.encode

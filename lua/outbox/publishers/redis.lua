@@ -18,6 +18,8 @@ local option = require("outbox.options")
 
 local redis = need("redis", "the redis publisher needs lua-redis", "redis-lua")
 
+local PLAIN = { "id", "namespace", "key", "payload" } -- the fields that are sent as they are
+
 local M = {
   OPTIONS = {
     stream = { default = "outbox:{namespace}", check = option.string },
@@ -72,25 +74,29 @@ local function is_open(self)
   return state == "timeout"
 end
 
+-- Made with room for all that there may be: of what is done per message, this takes the longest.
 local function arguments(self, message, stream)
-  local list = { stream }
-  if self.options.maxlen then
-    table.move({ "MAXLEN", "~", self.options.maxlen }, 1, 3, 2, list)
-  end
-  list[#list + 1] = "*"
-  local function add(name, value)
+  local list = { stream, "*", nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil }
+  local count = 2
+  for i = 1, #PLAIN do
+    local name = PLAIN[i]
+    local value = message[name]
     if value then
-      list[#list + 1] = name
-      list[#list + 1] = value
+      list[count + 1], list[count + 2] = name, value
+      count = count + 2
     end
   end
   local headers = message.headers
-  add("id", message.id)
-  add("namespace", message.namespace)
-  add("key", message.key)
-  add("payload", message.payload)
-  add("headers", type(headers) == "table" and format.encode(headers) or headers)
-  add("created_at", format.time(message.created_at))
+  if headers then
+    list[count + 1] = "headers"
+    list[count + 2] = type(headers) == "table" and format.encode(headers) or headers
+    count = count + 2
+  end
+  list[count + 1], list[count + 2] = "created_at", format.time(message.created_at)
+  if self.options.maxlen then
+    table.move(list, 2, count + 2, 5)
+    list[2], list[3], list[4] = "MAXLEN", "~", self.options.maxlen
+  end
   return list
 end
 
