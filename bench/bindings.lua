@@ -6,19 +6,16 @@
 
 local outbox = require("outbox")
 local luasql = require("luasql.sqlite3")
+local support = require("bench.support")
 
 local BACKLOG, ROUNDS = 100000, 5
+local median, shell = support.median, support.shell
 local now, random = outbox.clock.now, math.random
 local directory = "build/bench"
 local database = directory .. "/bench.db"
 local payload = ("x"):rep(200)
 
 outbox.install()
-
-local function shell(command, ...)
-  command = command:format(...)
-  assert(os.execute(command), command)
-end
 
 local function connect()
   local connection = assert(luasql.sqlite3():connect(database))
@@ -129,11 +126,6 @@ function ours.process(_, count, batch_size)
 end
 
 --- Comparing ----------------------------------------------------------------------------------
-
-local function median(values)
-  table.sort(values)
-  return values[#values // 2 + 1]
-end
 
 local function fill(implementation)
   shell("mkdir -p %s; rm -f %s*", directory, database)

@@ -3,15 +3,13 @@
 --
 --   make bench
 
+local support = require("bench.support")
+
 local ROUNDS = 5
 local BASELINE, LUA = "build/baseline", ("%q bench/outbox.lua"):format(arg[-1])
+local median, shell = support.median, support.shell
 local directory = arg[1] or "build/bench"
 local database, original = directory .. "/bench.db", directory .. "/original.db"
-
-local function shell(command, ...)
-  command = command:format(...)
-  assert(os.execute(command), command)
-end
 
 local function run(program, ...)
   local command = table.concat({ program, ... }, " ")
@@ -22,28 +20,18 @@ local function run(program, ...)
   return tonumber(seconds), tonumber(memory)
 end
 
-local function median(values)
-  table.sort(values)
-  return values[#values // 2 + 1]
-end
-
 local function fill(count)
   shell("rm -f %s/*", directory)
   run(LUA, "publish", original, count, 1000)
-end
-
--- Synced, or the first checkpoint would pay for the copy.
-local function copy()
-  shell("rm -f %s*; cp %s %s; sync %s", database, original, database, database)
 end
 
 -- Prints one line; returns the median of ours in seconds and the largest memory in KiB.
 local function compare(label, work, unit, operation, number, ...)
   local baseline, ours, ratios, most = {}, {}, {}, 0
   for round = 1, ROUNDS do
-    copy()
+    support.copy(original, database)
     baseline[round] = run(BASELINE, operation, database, number, (...))
-    copy()
+    support.copy(original, database)
     local memory
     ours[round], memory = run(LUA, operation, database, number, ...)
     ratios[round] = baseline[round] / ours[round]

@@ -4,16 +4,13 @@
 --   make bench-processor
 
 local outbox = require("outbox")
+local support = require("bench.support")
 
 local BACKLOG, STUCK, ROUNDS, BATCH = 1000000, 100000, 5, 1000
+local median, shell = support.median, support.shell
 local now = outbox.clock.now
 local directory = "build/bench"
 local original, database = directory .. "/original.db", directory .. "/bench.db"
-
-local function shell(command, ...)
-  command = command:format(...)
-  assert(os.execute(command), command)
-end
 
 local function run(command, ...)
   local pipe = assert(io.popen(command:format(...)))
@@ -34,11 +31,6 @@ local function fill(count, key_of)
     end
     store:publish(table.unpack(messages))
   end
-end
-
--- Synced, or the first checkpoint would pay for the copy.
-local function copy()
-  shell("rm -f %s*; cp %s %s; sync %s", database, original, database, database)
 end
 
 -- The publisher of the second comparison; that of the first does nothing at all.
@@ -64,13 +56,8 @@ local function drain(publisher)
   print(("%.6f"):format(now() - start))
 end
 
-local function median(values)
-  table.sort(values)
-  return values[#values // 2 + 1]
-end
-
 local function ours(publisher)
-  copy()
+  support.copy(original, database)
   return run("%q %q drain %q %s", arg[-1], arg[0], database, publisher)
 end
 
@@ -84,7 +71,7 @@ fill(BACKLOG, function(i)
   return ("key-%07d"):format(i)
 end)
 for round = 1, ROUNDS do
-  copy()
+  support.copy(original, database)
   baseline[round] = run("build/baseline drain %q %d", database, BATCH)
   processor[round] = ours("idle")
   ratios[round] = baseline[round] / processor[round]

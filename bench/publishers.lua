@@ -5,8 +5,10 @@
 
 local outbox = require("outbox")
 local redis = require("redis")
+local support = require("bench.support")
 
 local COUNT, ROUNDS = 100000, 5
+local median, shell = support.median, support.shell
 local now = outbox.clock.now
 local payload = ("x"):rep(200)
 
@@ -49,11 +51,6 @@ local client = redis.connect("127.0.0.1", port)
 client.xlen = redis.command("XLEN")
 local original, database = instance.directory .. "/original.db", instance.directory .. "/bench.db"
 
-local function shell(command, ...)
-  command = command:format(...)
-  assert(os.execute(command), command)
-end
-
 local function fill()
   local store <close> = outbox.open(original, { synchronous = "off" })
   store:migrate()
@@ -76,18 +73,13 @@ local function time(command, ...)
   return seconds
 end
 
-local function median(values)
-  table.sort(values)
-  return values[#values // 2 + 1]
-end
-
 fill()
 print(("%-34s %14s %14s %6s"):format("", "client alone", "outbox relay", "ratio"))
 for _, batch_size in ipairs({ 20, 100, 1000 }) do
   local alone, relay, ratios = {}, {}, {}
   for round = 1, ROUNDS do
     alone[round] = time("%q %q loop %d %d", arg[-1], arg[0], port, batch_size)
-    shell("rm -f %s*; cp %s %s; sync %s", database, original, database, database)
+    support.copy(original, database)
     relay[round] = time("%q bin/outbox relay %s --to redis://127.0.0.1:%d --batch-size %d --once "
       .. "2>/dev/null", arg[-1], database, port, batch_size)
     ratios[round] = alone[round] / relay[round]
