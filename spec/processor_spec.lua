@@ -673,6 +673,24 @@ describe("a processor", function()
       waits = 0, last_delivered_at = 1003, latency = { count = 2, sum = 4, max = 3 } }, p:stats())
   end)
 
+  it("takes batches of the size that suits the publisher, unless told otherwise", function()
+    local function sizes(to, batch_size)
+      local list = {}
+      for i = 1, 30 do
+        store:publish({ payload = tostring(i) })
+      end
+      processor({ publisher = to, batch_size = batch_size, on_batch = function(batch)
+        list[#list + 1] = batch.size
+      end }):pump()
+      return list
+    end
+    local function deliver() end
+    assert.same({ 20, 10 }, sizes(deliver))
+    assert.same({ 20, 10 }, sizes({ publish = deliver }))
+    assert.same({ 25, 5 }, sizes({ publish = deliver, batch_size = 25 }))
+    assert.same({ 15, 15 }, sizes({ publish = deliver, batch_size = 25 }, 15))
+  end)
+
   it("is refused with all that is wrong in one error", function()
     local message = support.raised(outbox.processor, { publisher = 1, batch_size = 0,
       orderin = "key", retry = { base = -1, cup = 1 }, limit = 5, on_error = "x" })
@@ -680,6 +698,10 @@ describe("a processor", function()
       "batch_size must be an integer", "unknown option 'orderin'", "retry.base must be",
       "unknown option 'retry.cup'", 'limit needs ordering = "none"', "on_error must be" }) do
       assert.matches(part, message, 1, true)
+    end
+    for _, size in ipairs({ 0, 1.5, 100001, "20" }) do
+      assert.matches("no batch_size but a positive integer", support.raised(outbox.processor,
+        { store = store, publisher = { publish = print, batch_size = size } }), 1, true)
     end
     assert.matches("table expected, got nil", support.raised(outbox.processor))
   end)

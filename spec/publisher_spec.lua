@@ -256,6 +256,17 @@ describe("the route publisher", function()
     support.remove()
   end)
 
+  it("wants batches that suit all that it routes to", function()
+    local function size(routes)
+      return outbox.publisher(routes).batch_size
+    end
+    local function publish() end
+    assert.equal(100, size({ a = "redis://localhost", b = "file:/dev/null", c = "stdout:" }))
+    assert.equal(20, size({ a = "redis://localhost", b = publish }))
+    assert.equal(20, size({ a = "redis://localhost", b = "http://localhost", c = "exec:cat" }))
+    assert.equal(7, size({ a = "stdout:", b = { publish = publish, batch_size = 7 } }))
+  end)
+
   it("closes all that it routes to", function()
     local closed = 0
     local function publisher()

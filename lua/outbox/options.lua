@@ -41,10 +41,18 @@ function M.store(value)
   return ok and not attached, "what outbox.open returns"
 end
 
+M.count = M.integer(100000)
+
 --- What a processor takes for its publisher.
 function M.publisher(value)
-  return type(value) == "function" or type(value) == "table" and type(value.publish) == "function",
-    "a function or a table with a function 'publish'"
+  return type(value) == "function" or type(value) == "table" and type(value.publish) == "function"
+    and (value.batch_size == nil or M.count(value.batch_size)),
+    "a function or a table with a function 'publish', and no batch_size but a positive integer"
+end
+
+--- The size of a batch where none is set: what the publisher says that suits it, if it does.
+function M.default_batch_size(publisher)
+  return type(publisher) == "table" and publisher.batch_size or 20
 end
 
 --- The options with their defaults; adds what is wrong with them to the list.

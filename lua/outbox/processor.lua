@@ -605,7 +605,7 @@ end
 
 local ORDERINGS = { key = true, none = true, strict = true }
 
-local seconds, integer = option.seconds, option.integer(100000)
+local seconds, integer = option.seconds, option.count
 
 local RETRY = {
   base = { default = 1, check = seconds },
@@ -618,7 +618,7 @@ local OPTIONS = {
   store = { required = true, check = option.store },
   publisher = { required = true, check = option.publisher },
   processor_id = { check = option.string },
-  batch_size = { default = 20, check = integer },
+  batch_size = { check = integer },
   claim_duration = { default = 2, check = seconds },
   publish_timeout = { default = 60, check = seconds },
   process_interval = { default = 10, check = seconds },
@@ -638,19 +638,20 @@ local OPTIONS = {
 
 --- Makes a processor. All that is wrong with the options is told in one error.
 --
--- The publisher is a function `(messages, namespace)`, or a table with it as a method `publish`. It
--- gets entries of one namespace, in order, and returns nothing or true when all were delivered, or
--- a table `{[i] = reason}` of those that failed; a reason is any value, or a table with `reason`
--- and `permanent = true` (straight to the dead letters), `retry_after` (seconds), or
--- `uncharged = true` (it was not sent, or it is not its fault: it is handed out again). When it
--- raises, or returns false or `nil, reason`, or all failed uncharged, nothing is held against any
--- message: the destination may be down. It may yield, where the loop around it can.
+-- The publisher is a function `(messages, namespace)`, or a table with it as a method `publish`
+-- and, if it likes, the `batch_size` that suits it. It gets entries of one namespace, in order, and
+-- returns nothing or true when all were delivered, or a table `{[i] = reason}` of those that
+-- failed; a reason is any value, or a table with `reason` and `permanent = true` (straight to the
+-- dead letters), `retry_after` (seconds), or `uncharged = true` (it was not sent, or it is not its
+-- fault: it is handed out again). When it raises, or returns false or `nil, reason`, or all failed
+-- uncharged, nothing is held against any message: the destination may be down. It may yield, where
+-- the loop around it can.
 -- @function outbox.processor
 -- @tparam table options `store`, of which each processor needs its own, and `publisher`;
 -- `processor_id`, unique among those that are alive, default made of host, process and chance;
--- `batch_size`, default 20 entries; `claim_duration`,
--- after which others take over if it dies, default 2 s; `publish_timeout`, up to which the claim is
--- kept while one batch is being published, default 60 s; `process_interval`, the longest sleep,
+-- `batch_size`, default what suits the publisher, or 20 entries; `claim_duration`, after which
+-- others take over if it dies, default 2 s; `publish_timeout`, up to which the claim is kept while
+-- one batch is being published, default 60 s; `process_interval`, the longest sleep,
 -- default 10 s; `ordering`: what waits behind an entry that is to be retried, "key" (the default:
 -- entries of its namespace and key), "none" or "strict" (all); `limit`, with "none" only: how many
 -- entries to claim at a time, so that several processors share a backlog, default ten batches;
@@ -674,6 +675,7 @@ local function new(options)
   options.processor_id = options.processor_id
     or ("%s-%s"):format(core.process_name(), core.uuid_v4():sub(1, 8))
   local clock, publisher = options.store:clock(), options.publisher
+  options.batch_size = options.batch_size or option.default_batch_size(publisher)
   local self = setmetatable({
     store = options.store,
     options = options,

@@ -67,8 +67,9 @@ local function make_route(routes, wrong)
 end
 
 --- Makes a publisher for `outbox.processor`, of a URL or of routes. It has the methods
--- `publish(messages, namespace)` and `close()`, and can be a to-be-closed variable. All that is
--- wrong is told in one error.
+-- `publish(messages, namespace)` and `close()`, and can be a to-be-closed variable. The
+-- `batch_size` of `redis:`, `file:` and `stdout:` is 100, that of routes the smallest of those they
+-- lead to. All that is wrong is told in one error.
 --
 --    outbox.publisher("file:/var/lib/shop/events.jsonl")
 --    outbox.publisher("stdout:")

@@ -129,6 +129,7 @@
 
 ---@class outbox.publisher made by outbox.publisher
 ---@field publish fun(self: outbox.publisher, messages: outbox.entry[], namespace: string): ...
+---@field batch_size? integer that suits it
 ---@field close fun(self: outbox.publisher)
 
 ---@class outbox.redis_options
@@ -168,9 +169,9 @@
 
 ---@class outbox.processor_options
 ---@field store outbox.store
----@field publisher outbox.publish|{ publish: function }
+---@field publisher outbox.publish|{ publish: function, batch_size?: integer }
 ---@field processor_id? string
----@field batch_size? integer default 20
+---@field batch_size? integer default the publisher's, or 20
 ---@field claim_duration? number seconds, default 2
 ---@field publish_timeout? number seconds, default 60
 ---@field process_interval? number seconds, default 10

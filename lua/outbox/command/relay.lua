@@ -214,7 +214,8 @@ return function(parser, convert)
   command:option("--log", "How to log, default text."):choices({ "text", "json" })
   command:flag("--verbose", "Log each batch and each delivery too.")
   option("--batch-size", "processor_batch_size", "COUNT", convert.count,
-    "Messages per call of the destination, default 20.")
+    "Messages per call of the destination, default 20, and 100 to "
+    .. "redis:, file: and stdout:.")
   command:option("--ordering", "What waits behind an entry that is to be retried: those of its key "
     .. "(the default), none or all (strict)."):target("processor_ordering")
     :choices({ "key", "none", "strict" })

@@ -13,7 +13,7 @@ local format = require("outbox.publishers.format")
 
 local M = { OPTIONS = {} }
 
-local File = { __name = "outbox.publisher" }
+local File = { __name = "outbox.publisher", batch_size = 100 }
 File.__index = File
 
 -- Whether a crash has left a line unfinished.

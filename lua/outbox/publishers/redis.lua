@@ -28,7 +28,7 @@ local M = {
   },
 }
 
-local Redis = { __name = "outbox.publisher" }
+local Redis = { __name = "outbox.publisher", batch_size = 100 }
 Redis.__index = Redis
 
 -- In a pipeline lua-redis wants a parser of every command, where Lua is 5.3 or newer.

@@ -1,6 +1,8 @@
 -- By namespace to other publishers. A namespace without a route is as one whose destination is
 -- down: its messages wait, uncharged, until there is one.
 
+local option = require("outbox.options")
+
 local Route = { __name = "outbox.publisher" }
 Route.__index = Route
 
@@ -25,5 +27,9 @@ end
 Route.__close = Route.close
 
 return function(routes)
-  return setmetatable({ routes = routes }, Route)
+  local batch_size = math.huge
+  for _, publisher in pairs(routes) do
+    batch_size = math.min(batch_size, option.default_batch_size(publisher))
+  end
+  return setmetatable({ routes = routes, batch_size = batch_size }, Route)
 end
