@@ -132,7 +132,8 @@ int main(int argc, char **argv) {
   if (argc < 4) return 2;
   sqlite3 *db;
   long number = atol(argv[3]);
-  check(NULL, sqlite3_open_v2(argv[2], &db, SQLITE_OPEN_READWRITE, NULL) == SQLITE_OK);
+  int opened = sqlite3_open_v2(argv[2], &db, SQLITE_OPEN_READWRITE, NULL);
+  check(db, opened == SQLITE_OK);
   check(db, sqlite3_exec(db,
                          "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
                          "PRAGMA journal_size_limit = 67108864",
