@@ -329,6 +329,28 @@ describe("ordering", function()
       assert.equal(2, p:pump())
     end)
 
+    it("begins anew where it has slept for longer than its claim lasts", function()
+      publish("a1 a2")
+      publisher:fail("a1", { reason = "no", retry_after = 2.5 }, 1)
+      local sleeper = processor({ batch_size = 1 })
+      for _ = 1, 3 do
+        clock.advance(sleeper:step())
+      end
+      local second <close> = outbox.open(path, { clock = clock })
+      clock.advance(2.5)
+      local other
+      other = processor({ store = second, batch_size = 1, on_delivered = function()
+        other:stop()
+      end })
+      other:pump()
+      assert.equal("a1", delivered())
+      publish("a3")
+      sleeper:step()
+      assert.equal("a1 a2", delivered())
+      sleeper:step()
+      assert.equal("a1 a2 a3", delivered())
+    end)
+
     -- Three processors, failures and kills: for each key, the first time that each message comes is
     -- in order.
     it("never lets a key be delivered out of order, whoever dies", function()

@@ -585,6 +585,39 @@ describe("a processor", function()
     end)
   end)
 
+  describe("has a claim that lasts at the beginning of each call", function()
+    local left
+    local function note_left(_, _)
+      left[#left + 1] = store:stats().leases[1].deadline - clock.now()
+    end
+
+    before_each(function()
+      left = {}
+      publish("a", "b")
+    end)
+
+    it("though a hook took its time before", function()
+      processor({ batch_size = 1, publisher = note_left, on_delivered = function()
+        clock.advance(1.7)
+      end }):pump()
+      assert.same({ 2, 2 }, left)
+    end)
+
+    it("though it had to wait for the lock before", function()
+      local other <close> = outbox.open(path, { clock = clock })
+      local has_waited = false
+      local slow <close> = outbox.open(path, { clock = { now = function()
+        if not has_waited and other:stats().leases[1] then -- the first time after it has claimed
+          has_waited = true
+          clock.advance(1.9)
+        end
+        return clock.now()
+      end } })
+      processor({ store = slow, publisher = note_left }):pump()
+      assert.same({ 2 }, left)
+    end)
+  end)
+
   it("that is late is not refused when nobody took over", function()
     publish("a", "b")
     local p = processor({ batch_size = 1, publisher = function(messages)

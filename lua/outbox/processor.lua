@@ -89,24 +89,20 @@ local function read(self, size, selection)
   return batch, after, alone
 end
 
--- Takes the next batch, and notes in the claim that it is in hand: one entry that must be alone, or
--- some of which none must.
+-- Reads the next batch, and notes in the claim that it is in hand: one entry that must be alone, or
+-- some of which none must. Also returns up to where it has read.
 local function take(self)
-  local options = self.options
-  local except, from = resting(self), self.after
-  self.batch, self.more = nil, false
+  local options, except = self.options, resting(self)
   if options.ordering == "strict" and #except > 0 then
-    return -- none may pass the one whose destination is down
+    return nil -- none may pass the one whose destination is down
   end
-  local selection = { ordering = options.ordering, after = from, except = except, hold = true }
+  local selection =
+    { ordering = options.ordering, after = self.after, except = except, hold = true }
   local batch, after, alone = read(self, options.batch_size, selection)
   if alone and #batch.ids > 1 then
     batch, after = read(self, max(alone - 1, 1), selection)
   end
-  self.batch = batch.ids[1] and batch
-  -- A reading that found nothing may have ended early, among many that wait for others.
-  self.more = self.batch ~= nil or after ~= (from or math.mininteger)
-  self.after = after
+  return batch, after
 end
 
 -- Whether it is time to claim again, for what falls due and for what others have brought back.
@@ -114,14 +110,39 @@ local function is_stale(self)
   return self:left(self.fresh) == 0 or self.again_at and self.again_at <= self.now()
 end
 
--- The claim lasts from now on.
-local function note_lease(self)
-  self.lease = self:span(self.options.claim_duration)
+-- Renews the claim and takes the next batch, in one transaction with what `write` writes between:
+-- no lock is waited for after the deadline was set, and what is noted as in hand is what will be
+-- handed out. Returns whether the claim was still there; one that is lost ends the work.
+local function go_on(self, write)
+  local store, options, had_batch = self.store, self.options, self.batch ~= nil
+  local lease, renewed, batch, after
+  store:transaction(function()
+    lease = self:span(options.claim_duration)
+    renewed = store:renew_claim(options.processor_id, lease.since + lease.seconds)
+    if write then
+      write(renewed)
+    end
+    if renewed and not self.stopping and not (write and is_stale(self)) then
+      batch, after = take(self)
+    end
+  end)
+  self.lease, self.claimed = lease, renewed
+  self.batch, self.more = nil, false
+  if batch then
+    self.batch = batch.ids[1] and batch
+    -- A reading that found nothing may have ended early, among many that wait for others.
+    self.more = self.batch ~= nil or after ~= (self.after or math.mininteger)
+    self.after = after
+  end
+  -- Before it rests: is there more to claim, or a claim to give back?
+  self.woken = self.woken or not renewed or had_batch and not self.more
+  return renewed
 end
 
 local function claim(self)
   local options, shared = self.options, self.options.ordering == "none"
-  local look_at_all = shared or self:left(self.net) == 0
+  local kept = self.claimed and self:left(self.lease) > 0 -- nobody else has been at it since
+  local look_at_all = shared or not kept or self:left(self.net) == 0
   self.interval = self:span(options.process_interval * (0.75 + 0.25 * random()))
   self.fresh = self:span(options.claim_duration / 2)
   if shared and not resting(self)[1] then
@@ -130,7 +151,6 @@ local function claim(self)
   local claimed, again_at, restored_from, refused = self.store:claim_entries(options.processor_id,
     self.now() + options.claim_duration, self.claim_options)
   self.claimed, self.again_at, self.deaf, self.more = claimed, again_at, nil, false
-  note_lease(self)
   if look_at_all or not claimed then
     self.after = nil -- somebody may have changed anything before it
     self.net = self:span(options.process_interval)
@@ -138,7 +158,7 @@ local function claim(self)
     self.after = restored_from - 1
   end
   if claimed then
-    take(self)
+    go_on(self)
   elseif refused then
     self.deaf = self:span(STANDBY)
   end
@@ -230,30 +250,8 @@ local function write_failures(self, outcome)
   end
 end
 
--- Renews the claim and takes the next batch, in one transaction with what `write` writes between.
--- Returns whether the claim was still there; one that is lost ends the work.
-local function go_on(self, write)
-  local store, options, renewed = self.store, self.options, nil
-  store:transaction(function()
-    renewed = store:renew_claim(options.processor_id, self.now() + options.claim_duration)
-    if write then
-      write(renewed)
-    end
-    self.batch, self.more = nil, false
-    if renewed and not self.stopping and not is_stale(self) then
-      take(self)
-    end
-  end)
-  note_lease(self)
-  -- Before it rests: is there more to claim, or a claim to give back?
-  self.woken = self.woken or not self.more
-  if not renewed then
-    self.claimed, self.counters.lost = false, self.counters.lost + 1
-  end
-  return renewed
-end
-
 local function report_loss(self)
+  self.counters.lost = self.counters.lost + 1
   report(self, problem.new("lost", "another processor took over while a batch was in hand"))
 end
 
@@ -314,11 +312,14 @@ local function deliver(self)
   self.outcome = delivery.deliver(self, self.batch)
 end
 
--- What lay in hand for longer than the claim lasts may be somebody else's by now.
-local function take_again(self)
-  self.after = self.batch.from
-  if not go_on(self) then
-    report_loss(self)
+-- The claim must last until the thread that keeps it renews it, after half of its time. What lay in
+-- hand for longer may be somebody else's by now.
+local function keep_fresh(self)
+  if self:left(self.lease) < 0.75 * self.options.claim_duration then
+    self.after = self.batch.from
+    if not go_on(self) then
+      report_loss(self)
+    end
   end
 end
 
@@ -337,19 +338,17 @@ end
 
 -- Does what there is to do now: at most one batch.
 local function cycle(self)
-  if self.batch and not self.outcome and self:left(self.lease) == 0 then
-    take_again(self)
-  end
   if not self.outcome and not self.batch then
     self.woken = false
-    if self.more and self.claimed and not is_stale(self) then
-      take(self)
-    else
+    if not self.more or not self.claimed or is_stale(self) or not go_on(self) then
       claim(self)
     end
     if self.options.ordering == "none" and self.claimed and not self.more then
       share(self)
     end
+  end
+  if self.batch and not self.outcome then
+    keep_fresh(self)
   end
   if self.batch and not self.outcome then
     deliver(self)
