@@ -90,16 +90,24 @@ void outbox_wait_for_locks(sqlite3 *db, lock_wait *wait) {
   sqlite3_busy_handler(db, wait_for_lock, wait);
 }
 
-/* The change to WAL mode needs the file alone for a moment, and SQLite does not wait for that. */
-static int enter_wal(outbox_store *store, int busy_timeout) {
+/*
+** The change to WAL mode needs the file alone for a moment. SQLite waits for that, and keeps new
+** readers out meanwhile, but sometimes it gives up at once. However often it is asked, all its
+** waiting counts.
+*/
+static int enter_wal(outbox_store *store) {
   bool wal = false, memory = false;
-  for (int waited = 0;; waited += sqlite3_sleep(1 + waited / 8)) {
-    int code = configure(store, "PRAGMA journal_mode = WAL", "wal", &wal);
-    if (code == OUTBOX_BUSY && waited < busy_timeout) continue;
-    if (code != OUTBOX_OK || wal) return code;
-    break;
+  int64_t *left = &store->lock_wait.timeout, timeout = *left;
+  int64_t end = outbox_monotonic() + timeout;
+  int code;
+  for (;; sqlite3_sleep(1)) {
+    code = configure(store, "PRAGMA journal_mode = WAL", "wal", &wal);
+    *left = end - outbox_monotonic();
+    if (code != OUTBOX_BUSY || *left <= 0) break;
   }
-  int code = configure(store, "PRAGMA journal_mode", "memory", &memory);
+  *left = timeout;
+  if (code != OUTBOX_OK || wal) return code;
+  code = configure(store, "PRAGMA journal_mode", "memory", &memory);
   if (code == OUTBOX_OK && !memory)
     code = outbox_fail(store, OUTBOX_CANTOPEN, "WAL mode is not possible on this file system");
   return code;
@@ -119,7 +127,7 @@ static int open_database(outbox_store *store, const char *path, const outbox_opt
   int code = outbox_check_encoding(store);
   if (code == OUTBOX_OK && sqlite3_db_readonly(store->db, "main") == 1)
     code = outbox_fail(store, OUTBOX_READONLY, "the file cannot be written");
-  if (code == OUTBOX_OK) code = enter_wal(store, options->busy_timeout);
+  if (code == OUTBOX_OK) code = enter_wal(store);
   if (code == OUTBOX_OK) code = configure(store, SYNCHRONOUS[options->synchronous], NULL, NULL);
   /* A log of 16 MiB before it is copied back, not 4: a twelfth faster to drain. */
   if (code == OUTBOX_OK) code = configure(store, "PRAGMA wal_autocheckpoint = 4000", NULL, NULL);

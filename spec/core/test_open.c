@@ -4,6 +4,7 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "support.h"
@@ -90,6 +91,20 @@ static void a_file_that_another_reads_without_a_log_is_busy(void **state) {
   assert_code(store, code, OUTBOX_BUSY);
   execute(reader, "COMMIT");
   assert_ok(NULL, outbox_migrate(open_store(f, &options)));
+}
+
+static void an_open_that_another_holds_up_waits_no_longer_than_its_timeout(void **state) {
+  fixture *f = *state;
+  outbox_store *store;
+  outbox_options options = test_options(f);
+  struct timespec before, after;
+  options.busy_timeout = 300;
+  execute(connect_plainly(f), "CREATE TABLE application (x); BEGIN; SELECT * FROM application");
+  clock_gettime(CLOCK_MONOTONIC, &before);
+  int code = try_open(f, &store, f->path, &options);
+  clock_gettime(CLOCK_MONOTONIC, &after);
+  assert_code(store, code, OUTBOX_BUSY);
+  assert_in_range(after.tv_sec - before.tv_sec, 0, 4);
 }
 
 static void a_prefix_that_is_no_plain_identifier_is_misuse(void **state) {
@@ -295,6 +310,7 @@ int test_open(void) {
       TEST_WITHOUT_STORE(a_database_in_utf16_is_refused_and_left_alone),
       TEST_WITHOUT_STORE(a_file_system_without_wal_mode_is_cantopen),
       TEST_WITHOUT_STORE(a_file_that_another_reads_without_a_log_is_busy),
+      TEST_WITHOUT_STORE(an_open_that_another_holds_up_waits_no_longer_than_its_timeout),
       TEST_WITHOUT_STORE(a_prefix_that_is_no_plain_identifier_is_misuse),
       TEST_WITHOUT_STORE(a_prefix_may_be_64_bytes_long_and_no_longer),
       TEST_WITHOUT_STORE(a_failed_open_says_why_and_leaves_a_store_that_refuses_to_work),
