@@ -621,6 +621,22 @@ describe("a store on a connection of lsqlite3", function()
     assert.equal(lsqlite3.OK, connection:close())
   end)
 
+  try("refuses to be closed in the middle of a call, also by leaving a scope", function()
+    local codes = {}
+    connection:update_hook(function()
+      codes[#codes + 1] = support.raised(store.close, store).code
+      codes[#codes + 1] = support.raised(function()
+        local _ <close> = store
+      end).code
+    end)
+    store:publish({ key = "one" })
+    store:publish({ key = "many" }, {})
+    assert.same({ "misuse", "misuse", "misuse", "misuse", "misuse", "misuse" }, codes)
+    assert.equal(3, store:stats().ready)
+    store:close()
+    assert.equal(lsqlite3.OK, connection:close())
+  end)
+
   try("checks the encoding once more when it makes the tables", function()
     local other = lsqlite3.open(support.path())
     local early = outbox.attach(other)

@@ -486,8 +486,10 @@ int outbox_uuid_v4(void *context, int64_t now, outbox_message *message);
 /*
 ** Rolls back what is open and closes the connection. NULL is ignored. In a forked child it only
 ** frees what is the child's: SQLite's own rule is that a child must not touch its parent's handle.
+** Fails with MISUSE, and closes nothing, in the middle of another call on the store: in a hook of
+** its connection, or in a function that SQL calls.
 */
-void outbox_close(outbox_store *store);
+int outbox_close(outbox_store *store);
 
 #pragma GCC visibility pop
 

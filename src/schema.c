@@ -46,11 +46,11 @@ int outbox_schema_version(outbox_store *store, int *version) {
   char *sql = outbox_expand(store, "SELECT max(version) FROM @schema");
   if (sql == NULL) return OUTBOX_NOMEM;
   sqlite3_stmt *statement;
-  int sqlite_code = sqlite3_prepare_v2(store->db, sql, -1, &statement, NULL);
+  int sqlite_code = outbox_compile(store, sql, 0, &statement);
   sqlite3_free(sql);
   if (sqlite_code == SQLITE_ERROR) return OUTBOX_OK; /* there is no such table */
   if (sqlite_code == SQLITE_OK) {
-    if (sqlite3_step(statement) == SQLITE_ROW) *version = sqlite3_column_int(statement, 0);
+    if (outbox_work(store, statement) == SQLITE_ROW) *version = sqlite3_column_int(statement, 0);
     sqlite_code = sqlite3_finalize(statement);
   }
   if (sqlite_code != SQLITE_OK) return outbox_fail_sqlite(store);
@@ -64,7 +64,9 @@ int outbox_schema_version(outbox_store *store, int *version) {
 static int create_tables(outbox_store *store) {
   char *sql = outbox_expand(store, TABLES);
   if (sql == NULL) return OUTBOX_NOMEM;
+  store->working = true;
   int sqlite_code = sqlite3_exec(store->db, sql, NULL, NULL, NULL);
+  store->working = false;
   sqlite3_free(sql);
   return sqlite_code == SQLITE_OK ? OUTBOX_OK : outbox_fail_sqlite(store);
 }

@@ -24,11 +24,25 @@ char *outbox_expand(outbox_store *store, const char *sql) {
   return expanded;
 }
 
+int outbox_compile(outbox_store *store, const char *sql, unsigned flags, sqlite3_stmt **statement) {
+  store->working = true;
+  int sqlite_code = sqlite3_prepare_v3(store->db, sql, -1, flags, statement, NULL);
+  store->working = false;
+  return sqlite_code;
+}
+
+int outbox_work(outbox_store *store, sqlite3_stmt *statement) {
+  store->working = true;
+  int sqlite_code = sqlite3_step(statement);
+  store->working = false;
+  return sqlite_code;
+}
+
 int outbox_prepare(outbox_store *store, const char *sql, sqlite3_stmt **statement) {
   char *expanded = outbox_expand(store, sql);
   if (expanded == NULL) return OUTBOX_NOMEM;
   unsigned flags = store->attached ? 0 : SQLITE_PREPARE_PERSISTENT;
-  int sqlite_code = sqlite3_prepare_v3(store->db, expanded, -1, flags, statement, NULL);
+  int sqlite_code = outbox_compile(store, expanded, flags, statement);
   sqlite3_free(expanded);
   return sqlite_code == SQLITE_OK ? OUTBOX_OK : outbox_fail_sqlite(store);
 }
@@ -116,9 +130,7 @@ int outbox_query(outbox_store *store, enum statement which, const char *sql, sql
 
 int outbox_step(outbox_store *store, sqlite3_stmt *statement) {
   bool theirs = !sqlite3_get_autocommit(store->db) && (store->depth == 0 || !store->outermost);
-  store->stepping = true;
-  int sqlite_code = sqlite3_step(statement);
-  store->stepping = false;
+  int sqlite_code = outbox_work(store, statement);
   if (sqlite_code == SQLITE_ROW) return OUTBOX_ROW;
   int code = sqlite_code == SQLITE_DONE ? OUTBOX_DONE : outbox_fail_sqlite(store);
   if (code != OUTBOX_DONE && theirs && sqlite3_get_autocommit(store->db)) {
@@ -231,7 +243,7 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
 }
 
 void outbox_finish(outbox_store *store) {
-  if (store->reading == NULL || store->pid != getpid() || store->stepping) return;
+  if (store->reading == NULL || store->pid != getpid() || store->working) return;
   outbox_reset(store, store->reading);
   store->reading = NULL;
   store->batch.open = store->filter.active = false;

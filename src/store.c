@@ -9,12 +9,15 @@
 
 #include "store.h"
 
+static int refuse_to_reenter(outbox_store *store) {
+  return outbox_fail(store, OUTBOX_MISUSE, "the store is in the middle of another call");
+}
+
 int outbox_enter(outbox_store *store) {
   if (store->pid != getpid())
     return outbox_fail(store, OUTBOX_FORKED,
                        "the store was opened before fork(); open stores after it");
-  if (store->stepping)
-    return outbox_fail(store, OUTBOX_MISUSE, "the store is in the middle of another call");
+  if (store->working) return refuse_to_reenter(store);
   if (store->db == NULL && store->attached)
     return outbox_fail(store, OUTBOX_CLOSED, "the connection that the store used is closed");
   if (store->db == NULL) return OUTBOX_MISUSE; /* outbox_open failed; its message stands */
@@ -43,9 +46,9 @@ static bool is_identifier(const char *name) {
 /* Runs a PRAGMA and, where `wanted` is not NULL, tells whether that is what it answers. */
 static int configure(outbox_store *store, const char *sql, const char *wanted, bool *answered) {
   sqlite3_stmt *statement = NULL;
-  int sqlite_code = sqlite3_prepare_v2(store->db, sql, -1, &statement, NULL);
+  int sqlite_code = outbox_compile(store, sql, 0, &statement);
   if (sqlite_code == SQLITE_OK) {
-    if (sqlite3_step(statement) == SQLITE_ROW && wanted != NULL) {
+    if (outbox_work(store, statement) == SQLITE_ROW && wanted != NULL) {
       const char *answer = (const char *)sqlite3_column_text(statement, 0);
       *answered = answer != NULL && strcmp(answer, wanted) == 0;
     }
@@ -195,8 +198,9 @@ struct sqlite3 *outbox_connection(outbox_store *store) {
   return store->pid == getpid() ? store->db : NULL;
 }
 
-void outbox_close(outbox_store *store) {
-  if (store == NULL) return;
+int outbox_close(outbox_store *store) {
+  if (store == NULL) return OUTBOX_OK;
+  if (store->working) return refuse_to_reenter(store); /* it goes on using the store */
   outbox_close_keeper(store);
   if (store->attached) {
     outbox_detach(store);
@@ -210,4 +214,5 @@ void outbox_close(outbox_store *store) {
   sqlite3_free(store->batch.ranges);
   sqlite3_free(store->prefix);
   sqlite3_free(store);
+  return OUTBOX_OK;
 }

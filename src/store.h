@@ -138,7 +138,7 @@ struct outbox_store {
   bool doomed;                  /* a rollback failed and is still to be done */
   bool outermost; /* the first of them is a BEGIN, not a savepoint in somebody else's */
   bool attached;  /* the connection is somebody else's: no statement must outlive a call */
-  bool stepping;  /* SQLite runs a statement of ours, and perhaps functions that call us again */
+  bool working;   /* SQLite is at work for us, and may call functions that call us again */
   notice *notice;
   batch batch;
   filter filter;
@@ -188,6 +188,10 @@ int outbox_fail_sqlite(outbox_store *store);
 
 /* The SQL with the store's prefix for each `@`; to be freed with sqlite3_free. NULL: no memory. */
 char *outbox_expand(outbox_store *store, const char *sql);
+
+/* sqlite3_prepare_v3 and sqlite3_step, in which the store can neither be used again nor closed. */
+int outbox_compile(outbox_store *store, const char *sql, unsigned flags, sqlite3_stmt **statement);
+int outbox_work(outbox_store *store, sqlite3_stmt *statement);
 
 /* Prepares SQL for the connection's life. */
 int outbox_prepare(outbox_store *store, const char *sql, sqlite3_stmt **statement);

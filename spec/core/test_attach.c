@@ -156,6 +156,47 @@ static void a_store_may_be_closed_while_the_caller_reads(void **state) {
   assert_string_equal(ids_in(f->db, "entries"), "one two");
 }
 
+static outbox_store *meddled_with;
+
+/* What SQLite may call in the middle of a call: closes the store, and tells if that is refused. */
+static bool is_refused(void) {
+  return outbox_close(meddled_with) == OUTBOX_MISUSE;
+}
+
+static void close_in_update(void *context, int operation, const char *database, const char *table,
+                            sqlite3_int64 rowid) {
+  (void)operation, (void)database, (void)table, (void)rowid;
+  *(int *)context += is_refused();
+}
+
+static int close_in_preparation(void *context, int action, const char *a, const char *b,
+                                const char *database, const char *trigger) {
+  (void)action, (void)a, (void)b, (void)database, (void)trigger;
+  *(int *)context += is_refused();
+  return SQLITE_OK;
+}
+
+static void a_store_cannot_be_closed_in_the_middle_of_a_call(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = meddled_with = attach(f, db);
+  outbox_message two[2] = {message("b"), message("c")};
+  int updates = 0, preparations = 0;
+  sqlite3_update_hook(db, close_in_update, &updates);
+  sqlite3_set_authorizer(db, close_in_preparation, &preparations);
+  assert_ok(store, outbox_migrate(store));
+  assert_int_equal(updates, 1); /* the schema's version */
+  publish(store, "a");
+  assert_ok(store, outbox_publish(store, two, 2));
+  assert_int_equal(updates, 4);
+  assert_true(preparations > 0);
+  assert_int_equal(outbox_close(store), OUTBOX_OK);
+  sqlite3_update_hook(db, NULL, NULL);
+  sqlite3_set_authorizer(db, NULL, NULL);
+  assert_untouched(db);
+  assert_string_equal(ids_in(db, "entries"), "a b c");
+}
+
 static void a_snapshot_that_is_old_is_busy_and_says_why(void **state) {
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
@@ -225,6 +266,7 @@ int test_attach(void) {
       TEST(a_store_knows_when_its_connection_is_closed),
       TEST(nothing_but_the_close_itself_is_taken_for_it),
       TEST(a_store_may_be_closed_while_the_caller_reads),
+      TEST_WITHOUT_STORE(a_store_cannot_be_closed_in_the_middle_of_a_call),
       TEST(a_snapshot_that_is_old_is_busy_and_says_why),
       TEST_WITHOUT_STORE(tables_that_a_rollback_took_away_are_missed),
       TEST_WITHOUT_STORE(a_failed_attach_says_why),

@@ -96,8 +96,8 @@ bool shim_check_options(lua_State *L, int index, const char *const *names);
 int shim_opt_name(lua_State *L, int index, const char *option, const char *const *names,
                   int standard);
 
-/* Closes the store, and what is open on it. */
-void shim_close(shim_store *self);
+/* Closes the store, and what is open on it. Returns what outbox_close does. */
+int shim_close(shim_store *self);
 
 /*
 ** Pushes the array of what the core has begun to read, unless `code` is an error: entries, with

@@ -616,20 +616,24 @@ static int store_migrate(lua_State *L) {
 Closes the store; what is open on it is rolled back. Closing it again does nothing. Also done by a
 to-be-closed variable and by the garbage collector.
 @function store:close
+@raise `misuse` in the middle of another call: in a hook of the application's connection
 */
 static int store_close(lua_State *L) {
-  shim_close(luaL_checkudata(L, 1, STORE));
+  shim_store *self = luaL_checkudata(L, 1, STORE);
+  shim_check(L, self, shim_close(self));
   return 0;
 }
 
-void shim_close(shim_store *self) {
+int shim_close(shim_store *self) {
   self->closing = self->reading;
-  if (self->closing) return;
+  if (self->closing) return OUTBOX_OK;
   shim_close_transactions(self);
+  int code = outbox_close(self->store);
+  if (code != OUTBOX_OK) return code;
   if (self->opened != NULL && self->opened->pid == getpid()) self->opened->count--;
   self->opened = NULL;
-  outbox_close(self->store);
   self->store = NULL;
+  return OUTBOX_OK;
 }
 
 static int store_tostring(lua_State *L) {
