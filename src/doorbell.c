@@ -196,7 +196,7 @@ static bool nap(int64_t microseconds) {
 }
 
 int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_again) {
-  int64_t end = outbox_monotonic() + timeout;
+  int64_t end = outbox_later(outbox_monotonic(), timeout);
   bool changed = false, interrupted = false;
   *rung = false;
   *look_again = 0;

@@ -76,7 +76,7 @@ static void *keep(void *context) {
       pthread_mutex_lock(&keeper->mutex);
       keeper->renewing = false;
       if (renewed) keeper->from = now;
-      keeper->next = now + keeper->interval / (renewed ? 1 : 4);
+      keeper->next = outbox_later(now, keeper->interval / (renewed ? 1 : 4));
       pthread_cond_broadcast(&keeper->changed);
     }
   }
@@ -163,8 +163,8 @@ int outbox_keep_claim(outbox_store *store, outbox_bytes processor_id, int64_t in
     keeper->size = processor_id.size;
     keeper->interval = interval > 1000 ? interval : 1000;
     keeper->from = outbox_monotonic();
-    keeper->until = keeper->from + at_most;
-    keeper->next = keeper->from + keeper->interval;
+    keeper->until = outbox_later(keeper->from, at_most);
+    keeper->next = outbox_later(keeper->from, keeper->interval);
     keeper->keeping = true;
     /* It is left asleep if it wakes soon enough: to signal for every batch would cost too much. */
     if (keeper->next < keeper->wakes_at) pthread_cond_broadcast(&keeper->changed);

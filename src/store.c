@@ -71,6 +71,10 @@ int64_t outbox_monotonic(void) {
   return (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
 }
 
+int64_t outbox_later(int64_t time, int64_t span) {
+  return span < INT64_MAX - time ? time + span : INT64_MAX;
+}
+
 /* How long a connection asks for a lock at leisure, in microseconds. */
 enum { PATIENT_FOR = 50000 };
 

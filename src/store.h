@@ -159,6 +159,9 @@ int outbox_borrow(outbox_store **store, sqlite3 *db, const outbox_options *optio
 /* Microseconds, since some moment in the past, that no change of the clock disturbs. */
 int64_t outbox_monotonic(void);
 
+/* The time after a span that may be for ever, as INT64_MAX is. */
+int64_t outbox_later(int64_t time, int64_t span);
+
 /* Has a connection wait for the locks of others, with what must live as long as it does. */
 void outbox_wait_for_locks(sqlite3 *db, lock_wait *wait);
 

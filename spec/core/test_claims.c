@@ -4,6 +4,9 @@
 #define _GNU_SOURCE
 
 #include <pthread.h>
+#include <signal.h>
+#include <sys/time.h>
+#include <time.h>
 
 #include "support.h"
 
@@ -170,6 +173,39 @@ static void a_claim_that_no_thread_can_keep_is_an_error(void **state) {
   assert_ok(f->store, outbox_keep_claim(f->store, text("p"), SECOND, SECOND));
   outbox_stop_keeping(f->store);
   assert_string_equal(claimed_ids(f->store, "p"), "a");
+}
+
+static void a_claim_can_be_kept_for_ever(void **state) {
+  fixture *f = *state;
+  time_t end = time(NULL) + 60;
+  publish(f->store, "a");
+  assert_true(claim(f->store, "p", NOW));
+  assert_ok(f->store, outbox_keep_claim(f->store, text("p"), INT64_MAX, INT64_MAX));
+  assert_ok(f->store, outbox_keep_claim(f->store, text("p"), 1000, INT64_MAX));
+  while (number(f->db, "SELECT deadline FROM outbox_leases") == NOW)
+    assert_true(time(NULL) < end);
+  outbox_stop_keeping(f->store);
+}
+
+static void ignore(int signal) {
+  (void)signal;
+}
+
+/* A signal that came just before the wait would not end it: so there are many. */
+static void a_wait_for_ever_lasts_until_something_ends_it(void **state) {
+  fixture *f = *state;
+  struct sigaction ending = {.sa_handler = ignore}, before;
+  struct itimerval often = {{.tv_usec = 10000}, {.tv_usec = 10000}}, never = {{0}, {0}};
+  bool rung;
+  int64_t again;
+  assert_false(claim(f->store, "p", NOW)); /* what there was has been seen */
+  assert_int_equal(sigaction(SIGALRM, &ending, &before), 0);
+  assert_int_equal(setitimer(ITIMER_REAL, &often, NULL), 0);
+  int code = outbox_wait(f->store, INT64_MAX, &rung, &again);
+  setitimer(ITIMER_REAL, &never, NULL);
+  sigaction(SIGALRM, &before, NULL);
+  assert_ok(f->store, code);
+  assert_true(rung);
 }
 
 static void any_other_call_ends_a_reading(void **state) {
@@ -339,6 +375,8 @@ int test_claims(void) {
       TEST(a_lease_with_no_entry_left_is_swept),
       TEST(a_lease_tells_its_processor_and_deadline),
       TEST(a_claim_that_no_thread_can_keep_is_an_error),
+      TEST(a_claim_can_be_kept_for_ever),
+      TEST(a_wait_for_ever_lasts_until_something_ends_it),
       TEST(any_other_call_ends_a_reading),
       TEST(finishing_a_reading_lets_the_log_be_cut),
       TEST(the_least_integers_are_as_good_as_others),
