@@ -739,6 +739,29 @@ describe("a processor", function()
     assert.matches("table expected, got nil", support.raised(outbox.processor))
   end)
 
+  it("takes spans of 1e10 seconds, and refuses longer ones", function()
+    local function options(longest)
+      return { store = store, publisher = publisher, claim_duration = longest,
+        publish_timeout = longest, process_interval = longest,
+        retry = { base = longest, cap = longest } }
+    end
+    for _, longer in ipairs({ 1.1e10, 1e11, 1e12, math.huge }) do
+      local message = support.raised(outbox.processor, options(longer))
+      for _, name in ipairs({ "claim_duration", "publish_timeout", "process_interval",
+        "retry.base", "retry.cap" }) do
+        assert.matches(name .. " must be a number of seconds, at most 1e10", message, 1, true)
+      end
+    end
+    publish("a", "b")
+    publisher:fail("a", "no")
+    local p = processor(options(1e10))
+    p:pump()
+    assert.same({}, errors)
+    assert.same({ "b" }, delivered())
+    assert.equal(1, store:stats().delayed)
+    assert.is_true(p:step() > 0)
+  end)
+
   it("has an id of its own when it is given none", function()
     local a, b = processor().options.processor_id, processor().options.processor_id
     assert.not_equal(a, b)

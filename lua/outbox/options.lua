@@ -15,7 +15,15 @@ function M.number(least, what)
   end
 end
 
-M.seconds = M.number(0.001, "a number of seconds")
+local some_seconds = M.number(0.001, "a number of seconds")
+
+--- At most three centuries: what lies so far from now must still be a time that the core takes.
+function M.seconds(value)
+  if type(value) == "number" and value > 1e10 then
+    return false, "a number of seconds, at most 1e10"
+  end
+  return some_seconds(value)
+end
 
 function M.integer(most)
   return function(value)
