@@ -1,7 +1,9 @@
 local cjson = require("cjson")
 local cqueues = require("cqueues")
 local outbox = require("outbox")
+local process = require("process")
 local server = require("spec.support.server")
+local socket = require("socket")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
@@ -78,6 +80,28 @@ describe("the http publisher", function()
     return failures, reason, requests()
   end
 
+  -- The URL of a server that gives each of these answers to a request of its own, and hangs up.
+  local function serve(answers)
+    local listener = assert(socket.bind("127.0.0.1", 0))
+    local _, port = listener:getsockname()
+    local pid = process.fork(function()
+      for _, bytes in ipairs(answers) do
+        local connection = listener:accept()
+        repeat
+          local line = connection:receive("*l")
+        until line == ""
+        connection:send(bytes)
+        connection:close()
+      end
+    end)
+    listener:close()
+    finally(function()
+      process.kill(pid)
+      process.wait(pid)
+    end)
+    return "http://127.0.0.1:" .. port
+  end
+
   -- The reasons of failures, all of which must be of a kind.
   local function reasons(failures, kind)
     local list = {}
@@ -129,9 +153,9 @@ describe("the http publisher", function()
       end
       local payload = table.concat(bytes):rep(1000)
       local file <close> = assert(io.tmpfile())
-      local listener = assert(require("socket").bind("127.0.0.1", 0))
+      local listener = assert(socket.bind("127.0.0.1", 0))
       local _, port = listener:getsockname()
-      local pid = require("process").fork(function()
+      local pid = process.fork(function()
         local connection = listener:accept()
         local length
         repeat
@@ -145,7 +169,7 @@ describe("the http publisher", function()
       listener:close()
       local publisher <close> = outbox.publisher("http://127.0.0.1:" .. port)
       assert.same({}, publisher:publish({ event("1", { payload = payload }) }, ""))
-      assert.equal(0, (require("process").wait(pid)))
+      assert.equal(0, (process.wait(pid)))
       file:seek("set")
       assert.is_true(file:read("a") == payload)
     end)
@@ -476,6 +500,17 @@ describe("the http publisher", function()
     assert.same({}, publisher:publish(events(1), "orders"))
     assert.same({}, publisher:publish(events(1), "orders"))
     assert.equal(4, #requests())
+  end)
+
+  it("hangs up, and goes on, where an answer is cut off", function()
+    local cut_off = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"
+    local output = support.run(([[-e '
+      local publisher <close> = require("outbox").publisher("%s")
+      for id = 1, 2 do
+        local failures = publisher:publish({ { id = tostring(id), created_at = 1 } }, "n")
+        print(next(failures))
+      end']]):format(serve({ cut_off, cut_off })), "timeout 30")
+    assert.equal("nil\nnil\n", output)
   end)
 
   it("signs as Standard Webhooks does", function()

@@ -91,6 +91,11 @@ Http.__index = Http
 
 --- One request --------------------------------------------------------------------------------
 
+-- Not by `connection:close()`: it reads what is left of an answer; of one cut off, for ever.
+local function hang_up(connection)
+  connection:take_socket():close()
+end
+
 -- A connection: one that is still open, and silent as it should be, or a new one.
 local function take(self, seconds)
   while self.idle[1] do
@@ -99,7 +104,7 @@ local function take(self, seconds)
     if why == errno.ETIMEDOUT then
       return connection
     end
-    connection:close()
+    hang_up(connection)
   end
   return client.connect({
     host = self.target.host, port = self.target.port, tls = self.target.tls, ctx = self.context,
@@ -136,7 +141,7 @@ local function exchange(self, headers, body)
   if sent and answer and not more and not reason then
     self.idle[#self.idle + 1] = connection
   else
-    connection:close()
+    hang_up(connection)
   end
   if answer then
     return answer, excerpt
@@ -319,7 +324,7 @@ end
 
 function Http:close()
   for _, connection in ipairs(self.idle) do
-    connection:close()
+    hang_up(connection)
   end
   self.idle = {}
 end
