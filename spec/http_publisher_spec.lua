@@ -513,6 +513,12 @@ describe("the http publisher", function()
     assert.equal("nil\nnil\n", output)
   end)
 
+  it("reads headers as long as servers send them", function()
+    local publisher <close> = outbox.publisher(serve({ ("HTTP/1.1 200 OK\r\nset-cookie: %s\r\n"
+      .. "content-length: 0\r\n\r\n"):format(("x"):rep(60000)) }))
+    assert.same({}, publisher:publish(events(1), "orders"))
+  end)
+
   it("signs as Standard Webhooks does", function()
     local key, id = "0123456789abcdef01234567", "id.1"
     local secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3"

@@ -38,6 +38,7 @@ local tls = require("http.tls")
 local x509_store = require("openssl.x509.store")
 
 local EXCERPT = 200 -- bytes of an answer's body that are shown
+local LONGEST_LINE = 65536 -- bytes of a header: cookies and policies pass the 4096 of cqueues
 local LONGEST_PAUSE = 3600
 local UNSENT = { reason = "not sent, as another before it failed", uncharged = true, down = true }
 
@@ -106,10 +107,14 @@ local function take(self, seconds)
     end
     hang_up(connection)
   end
-  return client.connect({
+  local connection, reason = client.connect({
     host = self.target.host, port = self.target.port, tls = self.target.tls, ctx = self.context,
     version = 1.1,
   }, seconds)
+  if connection then
+    connection:setmaxline(LONGEST_LINE)
+  end
+  return connection, reason
 end
 
 -- Sends a request. Returns the answer's headers and the beginning of its body, or nil and why there
