@@ -1,3 +1,4 @@
+local basexx = require("basexx")
 local cjson = require("cjson")
 local cqueues = require("cqueues")
 local outbox = require("outbox")
@@ -285,6 +286,25 @@ describe("the http publisher", function()
       assert.same({ specversion = "1.0", id = "5%FF", source = "/outbox", type = "outbox.orders",
         time = "2023-11-14T22:13:20.500000Z", subject = "k", partitionkey = "k", a = "é" }, list[5])
       assert.equal(1, list[6].data)
+    end)
+
+    it("takes for JSON only what everybody does", function()
+      local list, odd = {}, { '["a\nb"]', '["\\\\","\1"]', "[1]\0", "[1.]", "[-.5]", "[1.e5]",
+        "[01]", "[0x1]", "[NaN]", "[-Infinity]", "[1,]", "[1]//", "[1] 2", "['a']" }
+      for i, payload in ipairs(odd) do
+        list[i] = event(tostring(i), { payload = payload })
+        list[#odd + i] = event("json", { payload = payload,
+          headers = { ["content-type"] = "application/json" } })
+      end
+      local json = '{"1.\\"":\t"\\\\\127é",\r\n"-.5": [-1.5E+3, 0.25]}'
+      list[#list + 1] = event("last", { payload = json })
+      local _, _, made = batch(list)
+      assert.matches('"data":' .. json .. "}]", made[1].body, 1, true)
+      local found = cjson.decode(made[1].body)
+      for i, payload in ipairs(odd) do
+        assert.equal(payload, found[i].data)
+        assert.equal(basexx.to_base64(payload), found[#odd + i].data_base64)
+      end
     end)
 
     it("finds out by halves what is refused, and charges nothing else", function()

@@ -20,7 +20,7 @@ function M.encode(value)
 end
 
 local function looks_like(payload)
-  if payload:find("^%s*[{[]") and format.decode(payload) then
+  if payload:find("^%s*[{[]") and format.is_json(payload) then
     return "application/json"
   end
   return utf8.len(payload) and "text/plain; charset=utf-8" or "application/octet-stream"
@@ -78,7 +78,7 @@ function M.json(message, namespace, options)
   end
   local media_type, data = list.datacontenttype:match("^[^;]*"):lower(), nil
   if media_type:find("[/+]json%s*$") then
-    data = format.decode(payload) and payload
+    data = format.is_json(payload) and payload
   elseif utf8.len(payload) then
     data = format.encode(payload)
   end

@@ -40,12 +40,19 @@ end
 
 M.encode = json.encode
 
---- Whether it is JSON, and what it says.
+--- Whether lua-cjson can read it, and what it says.
 function M.decode(text)
   if utf8.len(text) then
     return pcall(json.decode, text)
   end
   return false
+end
+
+--- Whether it is JSON for everybody: lua-cjson also takes control characters in strings, anything
+-- after a NUL, and numbers such as `1.` and `-.5`.
+function M.is_json(text)
+  local rest = text:gsub("\\.", ""):gsub('"[^"\0-\31]*"', ""):gsub("%d%.%d", "")
+  return not rest:find('[".\0]') and M.decode(text)
 end
 
 --- Puts the namespace in where a name has "{namespace}"; where it is empty, what parts it from the
