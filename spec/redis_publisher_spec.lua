@@ -3,6 +3,7 @@ local outbox = require("outbox")
 local process = require("process")
 local redis = require("redis")
 local server = require("spec.support.server")
+local socket = require("socket")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
@@ -194,6 +195,30 @@ describe("the redis publisher", function()
       local _, connections = client:client("LIST"):gsub("\n", "")
     until connections == 1
     assert.same({}, publisher:publish({ { id = "2", created_at = 1 } }, ""))
+  end)
+
+  it("does not give up on a batch that takes longer, while it gets on", function()
+    local listener = assert(socket.bind("127.0.0.1", 0))
+    local _, slow_port = listener:getsockname()
+    local pid = process.fork(function()
+      local connection = listener:accept()
+      connection:setoption("recv-buffer-size", 65536)
+      connection:receive(#"*2\r\n$6\r\nSELECT\r\n$1\r\n0\r\n")
+      connection:send("+OK\r\n")
+      for _ = 1, 16 do
+        connection:receive(1000000)
+        outbox.clock.sleep(0.1)
+      end
+      connection:send("$3\r\n1-1\r\n")
+      connection:receive("*l") -- the rest, for it is reset where that is not read
+    end)
+    listener:close()
+    local publisher <close> = outbox.publisher("redis://127.0.0.1:" .. slow_port, { timeout = 1 })
+    local message = { id = "1", created_at = 1, payload = ("x"):rep(16000000) }
+    local failures, reason = publisher:publish({ message }, "")
+    publisher:close()
+    assert.equal(0, (process.wait(pid)))
+    assert.same({}, failures, reason)
   end)
 
   it("connects again where the server has closed the connection meanwhile", function()

@@ -6,7 +6,7 @@
 --
 -- Options: `stream`, default "outbox:{namespace}", where the namespace is put in, and "outbox" is
 -- left of it if that is empty; `maxlen`: about how many entries to keep in a stream; `timeout`,
--- default 5 s, of connecting and of each answer.
+-- default 5 s, of connecting, of sending each 64 KiB and of each answer.
 --
 -- A message that is too large for the server, or whose stream is something else there, has failed.
 -- Any other error, such as `OOM` or `READONLY`, is the server's state: no message is charged.
@@ -18,6 +18,7 @@ local option = require("outbox.options")
 
 local redis = need("redis", "the redis publisher needs lua-redis", "redis-lua")
 
+local SLICE = 65536 -- bytes that are sent within the timeout
 local PLAIN = { "id", "namespace", "key", "payload" } -- the fields that are sent as they are
 
 local M = {
@@ -46,6 +47,16 @@ local function on_error(message)
   error(message, 0)
 end
 
+-- lua-redis sends all of a batch at once, which may take a slow line longer than the timeout.
+local function write(client, buffer)
+  for first = 1, #buffer, SLICE do
+    local sent, reason = client.network.socket:send(buffer, first, first + SLICE - 1)
+    if not sent then
+      error(reason, 0)
+    end
+  end
+end
+
 local function check(reply)
   if type(reply) == "table" and reply.error then
     error(reply.error, 0)
@@ -58,7 +69,7 @@ local function connect(self)
     host = target.host, port = target.port, timeout = self.options.timeout,
   })
   self.client = client
-  client.error, client.xadd = on_error, xadd
+  client.error, client.xadd, client.network.write = on_error, xadd, write
   if target.login then
     check(client:auth(table.unpack(target.login)))
   end
