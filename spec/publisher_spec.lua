@@ -140,6 +140,25 @@ describe("the file publisher", function()
     assert.equal("eyJuYW1lIjoi/yJ9", found[6].headers_base64)
   end)
 
+  it("writes the base64 that others write, whatever the length", function()
+    local bytes, list = support.path(), {}
+    for i, length in ipairs({ 1, 2, 3, 4, 5, 6, 3071, 3072, 3073, 6144, 100000 }) do
+      local random = {}
+      for j = 1, length do
+        random[j] = string.char(math.random(0, 255))
+      end
+      random[1] = "\xff"
+      list[i] = { namespace = "", created_at = 1, attempts = 0, payload = table.concat(random) }
+    end
+    outbox.publisher("file:" .. path):publish(list, "")
+    for i, line in ipairs(lines(read(path))) do
+      write(bytes, list[i].payload)
+      local pipe <close> = assert(io.popen("base64 -w 0 " .. bytes))
+      assert.equal(pipe:read("a"), line.payload_base64)
+    end
+    assert.equal(#list, #lines(read(path)))
+  end)
+
   it("passes headers on as text where lua-cjson cannot read them", function()
     support.sql(store, [[INSERT INTO outbox_entries (headers) VALUES ('{"a": "\ud800"}')]])
     processor(outbox.publisher("file:" .. path)):pump()

@@ -10,19 +10,28 @@ json.decode_invalid_numbers(false)
 local M = {}
 
 local DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+local PIECE = 3072 -- bytes: a list of the pairs of all of them would take ten times their memory
+
+local PAIRS = {} -- the two digits of each 12 bits
+for bits = 0, 4095 do
+  local high, low = (bits >> 6) + 1, (bits & 63) + 1
+  PAIRS[bits] = DIGITS:sub(high, high) .. DIGITS:sub(low, low)
+end
 
 function M.base64(bytes)
-  local digits = bytes:gsub("..?.?", function(group)
-    local a, b, c = group:byte(1, 3)
-    local number = a << 16 | (b or 0) << 8 | (c or 0)
-    local four = ""
-    for shift = 18, 0, -6 do
-      local digit = number >> shift & 63
-      four = four .. DIGITS:sub(digit + 1, digit + 1)
+  local pieces, digits = {}, {}
+  for first = 1, #bytes, PIECE do
+    local count = 0
+    for i = first, math.min(first + PIECE - 1, #bytes), 3 do
+      local a, b, c = bytes:byte(i, i + 2)
+      local number = a << 16 | (b or 0) << 8 | (c or 0)
+      digits[count + 1], digits[count + 2] = PAIRS[number >> 12], PAIRS[number & 4095]
+      count = count + 2
     end
-    return c and four or b and four:sub(1, 3) .. "=" or four:sub(1, 2) .. "=="
-  end)
-  return digits
+    pieces[#pieces + 1] = table.concat(digits, "", 1, count)
+  end
+  local padding = ("="):rep(-#bytes % 3)
+  return table.concat(pieces):sub(1, -1 - #padding) .. padding
 end
 
 local second, second_text -- the last one: many messages share it
