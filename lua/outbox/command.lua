@@ -55,7 +55,7 @@ local function make_parser()
     :epilog(EPILOG)
     :help_max_width(90)
     :help_description_margin(28)
-  parser.error = refuse
+  getmetatable(parser).error = refuse -- their class: "help" asks its own instance
   parser:flag("--version", "Show the version and exit."):action(function()
     print("outbox " .. outbox._VERSION)
     os.exit(0, true)

@@ -80,16 +80,28 @@ local function read_value(text)
     return text
   end
   local file <close>, reason = io.open(path)
-  if not file then
-    error(problem.new("usage", reason), 0)
+  local held, unread
+  if file then
+    held, unread = file:read("a") -- nil of a directory
   end
-  return (file:read("a"):gsub("%s+$", ""))
+  if not held then
+    error(problem.new("usage", reason or ("%s: %s"):format(path, unread)), 0)
+  end
+  return (held:gsub("%s+$", ""))
 end
 
 -- `--to NAMESPACE=URL`, or a URL, for all namespaces that have no destination of their own.
 local function read_route(text)
   local namespace, url = text:match("^([^=:]*)=(.*)$")
   return { namespace = namespace or "*", url = read_value(url or text), options = {} }
+end
+
+-- A number, true or false, if it looks like one and the destination takes no string there.
+local function typed(url, name, text)
+  if pcall(outbox.publisher, url, { [name] = text }) then
+    return text
+  end
+  return tonumber(text) or text == "true" or text ~= "false" and text
 end
 
 -- `--option NAME=VALUE`, or `--option NAME.FIELD=VALUE`, belongs to the `--to` before it.
@@ -99,14 +111,15 @@ local function add_option(arguments, _, option)
     error(problem.new("usage", "--option comes after the --to that it belongs to"), 0)
   end
   local name, field = option.name:match("^(.-)%.(.+)$")
-  if name then
-    route.options[name] = route.options[name] or {}
-    route.options[name][field] = value
-  elseif value ~= option.value then
-    route.options[option.name] = value
-  else -- a number, true or false, if it looks like one
-    route.options[option.name] = tonumber(value) or value == "true" or value ~= "false" and value
+  if not name then
+    route.options[option.name] = typed(route.url, option.name, value)
+    return
   end
+  local fields = route.options[name] or {}
+  if type(fields) ~= "table" then
+    error(problem.new("usage", ("--option %s has a value, and so no fields"):format(name)), 0)
+  end
+  route.options[name], fields[field] = fields, value
 end
 
 local function make_publisher(routes)
