@@ -186,7 +186,7 @@ describe("the file publisher", function()
       end']]):format(directory),
       ('env LD_PRELOAD="$LD_PRELOAD build/slow_disk.so" OUTBOX_SYNCED=%s'):format(log))
     assert.is_true(ok, output)
-    assert.equal(("%s/new\n%s\n%s/new\n"):gsub("%%s", directory), read(log))
+    assert.equal(("%s/new\n%s/new\n%s\n%s/new\n"):gsub("%%s", directory), read(log))
     os.remove(directory .. "/new")
   end)
 
@@ -215,14 +215,37 @@ describe("the file publisher", function()
     os.remove(path .. "/events")
   end)
 
-  it("does not take for delivered what the disk has no room for, or does not keep", function()
-    local publisher = outbox.publisher("file:/dev/full")
-    assert.same({ nil, "/dev/full: No space left on device" },
-      { publisher:publish({ message("1") }, "") })
+  it("does not take for delivered what there is no room for, or what is not kept", function()
+    write(path, "{}\n")
+    local function reason(size, prefix)
+      return (support.run(([[-e '
+        local message = { id = "x", namespace = "", created_at = 1, payload = ("x"):rep(%d) }
+        message.attempts = 0
+        print(require("outbox").publisher("file:%s"):publish({ message }, ""))']]):format(size,
+        path), prefix))
+    end
+    assert.equal("nil\t" .. path .. ": File too large\n",
+      reason(20000000, "trap '' XFSZ; ulimit -f 20480;"))
+    assert.equal("nil\t" .. path .. ": No such file or directory\n",
+      reason(1, 'env LD_PRELOAD="$LD_PRELOAD build/slow_disk.so" OUTBOX_SYNCED=/nowhere/log'))
+  end)
+
+  it("refuses what is no regular file, and writes nothing to it", function()
+    local function refuse(what)
+      local answer, reason = outbox.publisher("file:" .. what):publish({ message("1") }, "")
+      assert.is_nil(answer)
+      assert.equal(what .. " is not a regular file", (reason:gsub(" %(.*", "")))
+    end
     os.remove(path)
     assert(os.execute("mkfifo " .. path))
-    publisher = outbox.publisher("file:" .. path)
-    assert.same({ nil, path .. ": Invalid argument" }, { publisher:publish({ message("1") }, "") })
+    local fifo <close> = assert(io.open(path, "r+"))
+    refuse(path)
+    for _, device in ipairs({ "/dev/null", "/dev/full" }) do
+      refuse(device)
+    end
+    fifo:write("nothing\n")
+    fifo:flush()
+    assert.equal("nothing", fifo:read("l"))
   end)
 end)
 

@@ -1,7 +1,8 @@
 --- Lines of JSON, appended to a file or written to the standard output.
 --
--- `file:PATH`: each batch is on the disk before it counts as delivered. The file is opened anew for
--- each, so that it may be moved away at any time. `stdout:` is flushed.
+-- `file:PATH`: each batch is on the disk before it counts as delivered; so a pipe or a device is
+-- refused, nothing written. The file is opened anew for each batch, so that it may be moved away at
+-- any time. `stdout:` is flushed.
 --
 -- A line holds `id`, `namespace`, `key`, `payload`, `headers` (an object), `created_at` (RFC 3339)
 -- and `attempts`; what a message does not have is left out. Bytes that are not UTF-8 are base64, in
@@ -34,8 +35,16 @@ local function append(path, messages)
   end
   file:setvbuf("no") -- one write, which other processes cannot interrupt
   local lines = (is_torn(file) and "\n" or "") .. format.lines(messages)
-  local is_new = file:seek("end") == 0
-  local ok, why = file:write(lines)
+  local size, why = file:seek("end") -- which a pipe or a terminal does not have
+  local is_new = size == 0
+  local ok = size
+  if is_new then
+    ok, why = core.sync(file) -- fails with a device, which is always empty
+  end
+  if not ok then
+    return nil, ("%s is not a regular file (%s)"):format(path, why)
+  end
+  ok, why = file:write(lines)
   if ok then
     ok, why = core.sync(file)
   end
