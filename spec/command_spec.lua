@@ -725,13 +725,22 @@ describe("the command", function()
       assert.equal("exit 0", select(2, finish(pipe)))
     end)
 
-    it("survives that nobody reads its output", function()
-      publish("a")
-      local status = support.path()
-      os.execute(("{ %s relay %s --to stdout: --once 2>/dev/null; echo $? >%s; } | true"):format(
-        COMMAND, path, status))
-      assert.equal("4\n", read(status))
-    end)
+    for _, mode in ipairs({ "", "--once" }) do
+      it(("ends when nobody reads its output any more, and loses nothing %s"):format(mode),
+        function()
+          publish("a", "b")
+          local gone, ended = support.path(), support.path()
+          os.remove(gone)
+          assert(os.execute("mkfifo " .. gone))
+          local _, _, log = shell(("{ read _ <%s; timeout 30 %s relay %s --to stdout: %s; "
+            .. "echo $? >%s; } | { exec <&-; echo >%s; }"):format(gone, COMMAND, path, mode, ended,
+            gone))
+          assert.equal("141\n", read(ended))
+          assert.matches("Broken pipe.* stopped delivered=0 .* ready=2 ", log)
+          assert.same({ "a", "b" }, support.pluck(store:ready_entries(), "id"))
+          assert.same({}, store:stats().leases)
+        end)
+    end
 
     it("delivers each namespace to its own destination", function()
       local others = support.path()

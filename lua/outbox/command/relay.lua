@@ -156,7 +156,7 @@ local function relay(arguments)
   local publisher <close> = make_publisher(arguments.to)
   local log = new_log(arguments.log == "json", arguments.to)
   local options = processor_options(arguments)
-  local processor, progress, stopping
+  local processor, progress, stopping, unread
 
   -- Sleeps, until there is something to do, or a signal comes if none has come yet: then the
   -- processor is told to stop.
@@ -173,6 +173,14 @@ local function relay(arguments)
   end
 
   add_hooks(options, log, arguments.verbose)
+  local log_error = options.on_error
+  function options.on_error(raised)
+    log_error(raised)
+    if type(raised.cause) == "table" and raised.cause.code == "unread" then
+      unread = raised.cause
+      processor:stop()
+    end
+  end
   function options.on_batch(batch)
     if arguments.verbose then
       log:write("batch", "size", batch.size, "delivered", batch.delivered, "retried", batch.retried,
@@ -198,6 +206,9 @@ local function relay(arguments)
   local after, done = store:stats(), processor:stats()
   log:write("stopped", "delivered", done.delivered, "retried", done.retried, "dead", done.dead,
     "errors", done.errors, "ready", after.ready, "delayed", after.delayed)
+  if unread then
+    error(unread, 0)
+  end
   local left = done.retried + done.dead + done.errors + after.ready > 0
   return arguments.once and left and UNDELIVERED or 0
 end

@@ -2,7 +2,8 @@
 --
 -- `file:PATH`: each batch is on the disk before it counts as delivered; so a pipe or a device is
 -- refused, nothing written. The file is opened anew for each batch, so that it may be moved away at
--- any time. `stdout:` is flushed.
+-- any time. `stdout:` is flushed; where nobody reads it any more, the reason is an error with the
+-- code `unread`.
 --
 -- A line holds `id`, `namespace`, `key`, `payload`, `headers` (an object), `created_at` (RFC 3339)
 -- and `attempts`; what a message does not have is left out. Bytes that are not UTF-8 are base64, in
@@ -11,6 +12,9 @@
 
 local core = require("outbox.core")
 local format = require("outbox.publishers.format")
+local problem = require("outbox.problem")
+
+local EPIPE = 32 -- everywhere
 
 local M = { OPTIONS = {} }
 
@@ -55,11 +59,11 @@ local function append(path, messages)
 end
 
 local function show(messages)
-  local ok, reason = io.stdout:write(format.lines(messages))
+  local ok, reason, number = io.stdout:write(format.lines(messages))
   if ok then
-    ok, reason = io.stdout:flush()
+    ok, reason, number = io.stdout:flush()
   end
-  return ok and true, reason
+  return ok and true, number == EPIPE and problem.new("unread", reason) or reason
 end
 
 function File:publish(messages)
