@@ -147,6 +147,8 @@ describe("the command", function()
       fail(2, "'0' is not an integer above 0", "list " .. path .. " --limit 0")
       fail(2, "'x' is not an integer\n", "list " .. path .. " --after x")
       fail(2, "'%-1' is not a number", "publish " .. path .. " x --in=-1")
+      fail(2, "'0' is not a number of seconds, at least 0.001",
+        "top " .. path .. " --count 2 --interval 0")
       fail(2, "'x' is not NAME=VALUE", "publish " .. path .. " x --header x")
       fail(2, "^outbox: the prefix is not a plain identifier\n$",
         "stats " .. path .. " --prefix 'no good'")

@@ -27,6 +27,12 @@ function convert.number(text)
   return number, ("'%s' is not a number"):format(text)
 end
 
+function convert.seconds(text)
+  local seconds = convert.number(text)
+  return seconds and seconds >= 0.001 and seconds or nil,
+    ("'%s' is not a number of seconds, at least 0.001"):format(text)
+end
+
 function convert.integer(text)
   local integer = text:find("^%-?%d+$") and math.tointeger(tonumber(text))
   return integer, ("'%s' is not an integer"):format(text)

@@ -134,6 +134,6 @@ return function(parser, convert)
     end)
   database.define(command)
   command:option("--interval", "Seconds from one time to the next."):argname("SECONDS")
-    :default("1"):convert(convert.number)
+    :default("1"):convert(convert.seconds)
   command:option("--count", "End after so many times."):argname("COUNT"):convert(convert.count)
 end
