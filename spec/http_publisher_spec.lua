@@ -616,6 +616,7 @@ describe("the http publisher", function()
       .. "least 0.001; verify must be true or false)", url, {
         ca_file = "/nowhere", concurrency = 0, headers = { a = "b\nc" }, mode = "b",
         secret = "whsec_MDEyMw==", timeout = -1, verify = 0 })
+    refused("(ca_file must be a file that can be read)", url, { ca_file = "/tmp" })
   end)
 
   it("names the rock that it needs", function()

@@ -81,7 +81,7 @@ local M = {
     concurrency = { default = 8, check = option.integer(1000) },
     ca_file = { check = function(value)
       local file <close> = type(value) == "string" and io.open(value) or nil
-      return file ~= nil, "a file that can be read"
+      return file and file:read(1), "a file that can be read" -- a directory can only be opened
     end },
     verify = { default = true, check = option.boolean },
   },
