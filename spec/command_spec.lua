@@ -155,6 +155,15 @@ describe("the command", function()
       fail(2, "can not be used together", "stats " .. path .. " --json --prometheus")
     end)
 
+    it("fails where what it tells of itself cannot be written", function()
+      for _, arguments in ipairs({ "--version", "--help", "stats --help", "help", "help stats",
+        "completion bash", "completion zsh", "completion fish" }) do
+        local _, status, err = run(arguments .. " >/dev/full")
+        assert.same({ 1, "outbox: cannot write: No space left on device (output)\n" },
+          { status, err }, arguments)
+      end
+    end)
+
     it("names the rock that it needs, and that is not there", function()
       local output, ok = support.run(
         [[-e 'package.preload.argparse = function(name)

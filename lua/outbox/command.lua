@@ -54,6 +54,23 @@ local function refuse(parser, message)
   os.exit(STATUS.usage, true)
 end
 
+local function print_and_exit(...)
+  format.write(...)
+  format.flush()
+  os.exit(0, true)
+end
+
+-- argparse prints these texts and exits with 0, whether they could be written or not.
+local function print_safely(class)
+  for name, ending in pairs({ get_help = "\n", get_bash_complete = "", get_zsh_complete = "",
+    get_fish_complete = "" }) do
+    local get = class[name]
+    class[name] = function(parser)
+      print_and_exit(get(parser), ending)
+    end
+  end
+end
+
 local function make_parser()
   local argparse = need("argparse", "the command needs argparse", "argparse")
   local parser = argparse("outbox")
@@ -61,10 +78,11 @@ local function make_parser()
     :epilog(EPILOG)
     :help_max_width(90)
     :help_description_margin(28)
-  getmetatable(parser).error = refuse -- their class: "help" asks its own instance
+  local class = getmetatable(parser) -- of its commands as well
+  class.error = refuse
+  print_safely(class)
   parser:flag("--version", "Show the version and exit."):action(function()
-    print("outbox " .. outbox._VERSION)
-    os.exit(0, true)
+    print_and_exit("outbox ", outbox._VERSION, "\n")
   end)
   for _, group in ipairs({ "publish", "relay", "stats", "top", "entries" }) do
     require("outbox.command." .. group)(parser, convert)
