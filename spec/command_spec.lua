@@ -475,7 +475,7 @@ describe("the command", function()
       assert.matches("^ready +1  oldest %d%.%d s\n", text)
       assert.matches("\ndelayed +2  1 retries, next due in %d min\n", text)
       assert.matches("\ndead +1\n", text)
-      assert.matches("\nclaims +1\n$", text)
+      assert.matches("\nleases +1\n$", text)
     end)
 
     it("counts in JSON", function()
@@ -505,8 +505,17 @@ describe("the command", function()
       assert.is_true(values.outbox_oldest_age_seconds >= 0)
       values.outbox_oldest_age_seconds = nil
       assert.same({ outbox_ready_entries = 1, outbox_delayed_entries = 2, outbox_retry_entries = 1,
-        outbox_dead_entries = 1, outbox_leases = 1, outbox_came_total = 4,
-        outbox_went_total = 2 }, values)
+        outbox_dead_entries = 1, outbox_overdue_seconds = 0, outbox_leases = 1,
+        outbox_came_total = 4, outbox_went_total = 2 }, values)
+    end)
+
+    it("tells Prometheus for how long nobody has fetched what is due", function()
+      local earlier <close> = outbox.open(path, { clock = function()
+        return outbox.clock.now() - 900
+      end })
+      earlier:publish({ deliver_at = outbox.clock.now() - 600 })
+      local text = succeed("stats " .. path .. " --prometheus")
+      assert.matches("\noutbox_overdue_seconds{[^}]+} 60%d", text)
     end)
 
     it("quotes what Prometheus would stumble on", function()
@@ -522,7 +531,7 @@ describe("the command", function()
         :find('/a\\"b\\\\\\nc/db",prefix="outbox_"} 0\n', 1, true))
     end)
 
-    it("lists the claims", function()
+    it("lists the leases", function()
       publish("e")
       store:claim_entries("lapsed", outbox.clock.now() - 1)
       local text = succeed("leases " .. path)
@@ -545,6 +554,7 @@ describe("the command", function()
     it("writes a line each time where there is no terminal", function()
       bury("a")
       publish("b")
+      store:claim_entries("lapsed", outbox.clock.now() - 1)
       local text = succeed("top " .. path .. " --count 2 --interval 0.01")
       assert.matches("^20%d%d%-%S+Z ready=1 delayed=0 dead=1 oldest=%d%.%d came=%- went=%- "
         .. "leases=0\n20%S+ ready=1 delayed=0 dead=1 oldest=%d%.%d came=0%.0 went=0%.0 leases=0\n$",
@@ -582,7 +592,7 @@ describe("the command", function()
       assert.matches("\27%[%?25h$", text)
       local screen = text:match(".*\27%[H(.*)\27%[J"):gsub("\27%[K", "")
       assert.matches("\ndead +2\n", screen)
-      assert.matches("\nclaim of worker  deadline in ", screen)
+      assert.matches("\nlease of worker  deadline in ", screen)
       assert.matches("\ndelayed  1 of the last  busy\\x", screen)
       assert.matches("\ndead     2 of the last  refuse\n", screen)
       for line in screen:gmatch("[^\n]+") do

@@ -124,6 +124,15 @@ function M.time(seconds)
   return os.date("!%Y-%m-%dT%H:%M:%SZ", math.floor(seconds))
 end
 
+--- How many leases have not lapsed.
+function M.live_leases(stats, now)
+  local count = 0
+  for _, lease in ipairs(stats.leases) do
+    count = count + (lease.deadline >= now and 1 or 0)
+  end
+  return count
+end
+
 --- Rows of a table that tell what waits.
 function M.counts(stats, now)
   local function row(name, note)

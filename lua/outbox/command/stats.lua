@@ -4,19 +4,11 @@ local outbox = require("outbox")
 local database = require("outbox.command.database")
 local format = require("outbox.command.format")
 
-local function live_leases(stats, now)
-  local count = 0
-  for _, lease in ipairs(stats.leases) do
-    count = count + (lease.deadline >= now and 1 or 0)
-  end
-  return count
-end
-
 --- Stats --------------------------------------------------------------------------------------
 
 local function text(stats, now)
   local rows = format.counts(stats, now)
-  rows[#rows + 1] = { "claims", ("%10d"):format(live_leases(stats, now)), "" }
+  rows[#rows + 1] = { "leases", ("%10d"):format(format.live_leases(stats, now)), "" }
   format.table(rows)
 end
 
@@ -39,7 +31,9 @@ local function prometheus(stats, now, options)
     { "dead_entries", "gauge", stats.dead, "Dead letters." },
     { "oldest_age_seconds", "gauge", stats.oldest_age or 0,
       "Since the first ready entry was published; 0 without one." },
-    { "leases", "gauge", live_leases(stats, now), "Claims that are alive." },
+    { "overdue_seconds", "gauge", math.max(0, now - (stats.due_at or now)),
+      "Since the first delayed entry fell due; 0 if none has." },
+    { "leases", "gauge", format.live_leases(stats, now), "Those that have not lapsed." },
     { "came_total", "counter", stats.last_seq, "Entries that have ever become ready." },
     { "went_total", "counter", stats.last_seq - stats.ready - stats.retries,
       "Those of them that were delivered, or died." },
@@ -93,9 +87,9 @@ return function(parser)
     command:flag("--prometheus", "As Prometheus reads it."))
 
   command = parser:command("leases")
-    :summary("List the claims of the processors.")
-    :description("Lists the claims of the processors, live and lapsed, in the order of what they "
-      .. "cover. LAST is open where a claim covers all that is still to come.")
+    :summary("List the leases of the processors.")
+    :description("Lists the leases of the processors, live and lapsed, in the order of what they "
+      .. "cover. LAST is open where a lease covers all that is still to come.")
     :action(function(options)
       options.run = leases
     end)

@@ -30,7 +30,7 @@ local function print_line(_, _, sample)
   format.write(("%s ready=%d delayed=%d dead=%d oldest=%s came=%s went=%s leases=%d\n"):format(
     format.time(sample.time), sample.ready, sample.delayed, sample.dead,
     sample.oldest_age and ("%.1f"):format(sample.oldest_age) or "-", rate(sample.came),
-    rate(sample.went), #sample.leases))
+    rate(sample.went), format.live_leases(sample, sample.time)))
 end
 
 --- The screen ---------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ local function screen(store, options, sample)
   add(rows)
   rows = {}
   for _, lease in ipairs(sample.leases) do
-    rows[#rows + 1] = { "claim of " .. format.line(lease.processor_id),
+    rows[#rows + 1] = { "lease of " .. format.line(lease.processor_id),
       "deadline " .. format.from_now(lease.deadline, now), "in hand " .. format.cell(lease.batch) }
   end
   add(rows)
@@ -126,7 +126,7 @@ end
 return function(parser, convert)
   local command = parser:command("top")
     :summary("Watch what happens.")
-    :description("Watches an outbox: what waits, how much comes and goes a second, the claims, the "
+    :description("Watches an outbox: what waits, how much comes and goes a second, the leases, the "
       .. "errors of the last entries that failed. On a terminal a screen, elsewhere a line each "
       .. "time. Ends with Ctrl-C.")
     :action(function(options)
