@@ -1,10 +1,10 @@
 -- An order and its message in one transaction, in the sqlite3 shell.
 --
---   cd "$(dirname "$(lua5.4 -e 'print(package.searchpath("outbox_sqlite", package.cpath))')")"
+--   make extension
 --   sqlite3 DATABASE < examples/extension.sql
 
 .bail on
-.load ./outbox_sqlite
+.load build/outbox_sqlite
 SELECT outbox_migrate();
 CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL);
 
