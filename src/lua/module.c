@@ -1,6 +1,6 @@
 /***
 The module `outbox.core`: errors, time, UUIDs and blobs; the types have files of their own.
-Users have it all as `require("outbox")`.
+Users have of it what `require("outbox")` gives them; the rest is for the modules in Lua.
 @module outbox.core
 */
 #define _POSIX_C_SOURCE 200809L

@@ -7,7 +7,7 @@
 --    error REASON
 --    {"reason": "no such order", "permanent": true, "retry_after": 30}
 --
--- where the last is a failure, too, with what a publisher may say of one. It must not wait for more
+-- where the last is a failure, too; of its fields, these three count. It must not wait for more
 -- messages before it answers, and must flush its output. It ends when its standard input does, for
 -- which `close` waits; what it writes to standard error is shown.
 --
