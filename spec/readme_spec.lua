@@ -70,4 +70,13 @@ describe("README.md", function()
       end
     end
   end)
+
+  it("lists every code that a processor adds", function()
+    for _, name in ipairs({ "processor", "delivery" }) do
+      local source = assert(io.open(("lua/outbox/%s.lua"):format(name))):read("a")
+      for code in source:gmatch('problem%.new%("(%a+)"') do
+        assert.matches("\n| `" .. code .. "` |", text)
+      end
+    end
+  end)
 end)
