@@ -367,12 +367,54 @@ describe("docs/writing-a-publisher.md", function()
     support.remove()
   end)
 
-  it("names files that are there, and every scheme", function()
-    for name in page:gmatch("%(%.%./([%w_./]+)%)") do
-      assert.is_truthy(io.open(name), name)
-    end
+end)
+
+describe("docs/destinations.md", function()
+  local page = read("docs/destinations.md")
+
+  it("makes publishers that there are", function()
+    local snippet = page:match("\n```lua\n(.-)\n```") .. "; return publisher"
+    local made = assert(load(snippet, "=docs/destinations.md", "t", { outbox = outbox }))()
+    assert.equal(20, made.batch_size)
+    made:close()
+  end)
+
+  it("names every scheme, and the batch that suits it", function()
+    local targets = { redis = "//localhost", http = "//host/path", https = "//host/path",
+      exec = "cat", file = "/dev/null", stdout = "" }
     for scheme in support.raised(outbox.publisher, "no:"):match("one of ([%w, ]+)"):gmatch("%w+") do
-      assert.matches("`" .. scheme .. ":", page, 1, true)
+      local batch = page:match("`" .. scheme .. ":[^|]*|[^|]*| (%d+) |")
+      local size = outbox.publisher(scheme .. ":" .. targets[scheme]).batch_size or 20
+      assert.equal(tostring(size), batch, scheme)
     end
+  end)
+
+  it("lists every option of a destination, with its default, and no other", function()
+    local sections = { redis = "Redis Streams", http = "Webhooks", exec = "A program",
+      file = "Lines of JSON" }
+    for name, title in pairs(sections) do
+      local section = (page .. "\n## "):match("\n## " .. title .. "\n(.-)\n## ")
+      local rows = section:match("\n| option | default | |\n[| -]+\n(.-)\n\n") or ""
+      local listed = {}
+      for option, default in rows:gmatch("| `([%l_]+)` | ([^|]-) |") do
+        listed[option] = default
+      end
+      for option, known in pairs(require("outbox.publishers." .. name).OPTIONS) do
+        local default = listed[option]
+        assert.is_string(default, name .. ": " .. option)
+        if type(known.default) ~= "table" and known.default ~= nil then
+          assert.equal(tostring(known.default), (default:gsub(" s$", ""):gsub('"', "")))
+        end
+        listed[option] = nil
+      end
+      assert.same({}, listed)
+    end
+  end)
+
+  it("shows the line that a message becomes", function()
+    local line = page:match('\n({"id".-})\n')
+    assert.equal(line, require("outbox.publishers.format").line({ id = "order-2",
+      namespace = "orders", key = "7", payload = "placed", headers = { source = "shell" },
+      created_at = 1737892800.123456, attempts = 0 }))
   end)
 end)
