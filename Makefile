@@ -24,7 +24,7 @@ HEADERS = $(wildcard src/*.h)
 SHIM = $(wildcard src/lua/*.c) $(wildcard src/lua/*.h)
 CORE_SPECS = $(wildcard spec/core/*.c)
 C_FILES = $(CORE) src/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
-LUA_FILES = $(shell find lua examples bench spec -name '*.lua')
+LUA_FILES = $(shell find lua examples bench spec -name '*.lua') tools/coverage tools/links
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
 # Also with what lies on the path of another Lua in Debian: lua-redis.
 OTHER_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;/usr/share/lua/5.3/?.lua" \
@@ -61,6 +61,7 @@ coverage:
 docs:
 	@tools/setup docs
 	@rm -rf build/docs && ldoc --quiet --fatalwarnings .
+	@$(LUA) tools/links
 	@echo build/docs/index.html
 
 bench: build build/baseline
@@ -171,7 +172,7 @@ build/host: spec/support/host.c
 	$(CC) $(STRICT) -O1 -g $(LUA_INCLUDES) $< -o $@ -llua5.4 -lsqlite3 -lpthread
 
 lint-lua:
-	luacheck -q . tools/coverage
+	luacheck -q . tools/coverage tools/links
 
 lint-format:
 	clang-format --dry-run -Werror $(C_FILES)
