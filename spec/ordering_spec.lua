@@ -305,6 +305,24 @@ describe("ordering", function()
     end)
   end)
 
+  for _, ordering in ipairs({ "key", "strict" }) do
+    it(('by "%s" is kept where plain SQL uses the id of one that waits again'):format(ordering),
+      function()
+        local function insert(id)
+          support.sql(store, "INSERT INTO outbox_entries (id, key) VALUES (?, 'a')", id)
+        end
+        insert("a1")
+        publisher:fail("a1", "no", 1)
+        local p = processor({ ordering = ordering })
+        p:pump()
+        insert("a1")
+        insert("a2")
+        clock.advance(1)
+        p:pump()
+        assert.equal("a1~1 a1 a2", delivered())
+      end)
+  end
+
   describe("between processors", function()
     it("makes the second stand by until the first gives its claim back", function()
       publish("a1 a2")

@@ -28,12 +28,16 @@ static const char SELECT_DUE_SQL[] =
 static const char FIND_RETURNING_SQL[] =
     "SELECT EXISTS (SELECT 1 FROM @delayed WHERE position BETWEEN ?1 AND ?2 AND due_at <= ?3)";
 
-/* A position is free: no other entry ever had that seq. A NULL gets the next seq. */
+/*
+** A position is free: no other entry ever had that seq. A NULL gets the next seq. Nor may an entry
+** wait because plain SQL has used its id again: that one may have to wait for it.
+*/
 static const char RESTORE_DUE_SQL[] =
     "INSERT OR IGNORE INTO @entries"
     " (seq, id, namespace, key, payload, headers, created_at, attempts, last_error)"
-    " SELECT position, id, namespace, key, payload, headers, created_at, attempts, last_error"
-    " FROM @delayed WHERE seq = ?1";
+    " SELECT position, CASE WHEN EXISTS (SELECT 1 FROM @entries WHERE id = d.id)"
+    " THEN d.id || '~' || coalesce(position, seq) ELSE d.id END, namespace, key, payload, headers,"
+    " created_at, attempts, last_error FROM @delayed AS d WHERE seq = ?1";
 
 static const char DELETE_DUE_SQL[] = "DELETE FROM @delayed WHERE seq = ?1";
 
@@ -84,7 +88,7 @@ static int restore_due(outbox_store *store, int64_t now, int *restored, int64_t 
 
   for (int i = 0; i < count; i++) {
     code = outbox_process(store, RESTORE_DUE, RESTORE_DUE_SQL, "i", due[i]);
-    /* One whose id plain SQL has meanwhile used again waits until that one is gone. */
+    /* One whose new id is taken as well waits until that is gone. */
     if (code == OUTBOX_OK && sqlite3_changes(store->db) == 1) {
       code = outbox_process(store, DELETE_DUE, DELETE_DUE_SQL, "i", due[i]);
       ++*restored;
