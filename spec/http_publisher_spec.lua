@@ -497,9 +497,15 @@ describe("the http publisher", function()
   it("does not ask again before the time that Retry-After names", function()
     answer({ ["*"] = { status = 503, headers = { ["retry-after"] = "3600" } } })
     local publisher <close> = outbox.publisher(url)
+    assert.same({ n = 2, nil, "503 Service Unavailable" },
+      table.pack(publisher:publish(events(1), "")))
     for _ = 1, 3 do
-      assert.same({ nil, "503 Service Unavailable" },
-        { (publisher:publish(events(1), "")), (select(2, publisher:publish(events(1), ""))) })
+      local failures = publisher:publish(events(2), "")
+      for i = 1, 2 do
+        assert.equal("503 Service Unavailable", failures[i].reason)
+        assert.is_true(failures[i].uncharged)
+        assert.is_true(failures[i].retry_after > 3500 and failures[i].retry_after <= 3600)
+      end
     end
     assert.equal(1, #requests())
     answer({ ["*"] = { status = 503, headers = {
@@ -508,6 +514,21 @@ describe("the http publisher", function()
     another:publish(events(1), "")
     another:publish(events(1), "")
     assert.equal(3, #requests())
+  end)
+
+  it("holds 429 against no message, whatever else gets through", function()
+    local store <close> = store_with({ id = "1", key = "a" })
+    local p = processor(store, nil, { retry = { max_attempts = 1 } })
+    answer({ ["1"] = { status = 429 } })
+    for i = 2, 20 do
+      store:publish({ id = tostring(i), key = "b" })
+      for _ = 1, 4 do
+        p:pump()
+        store:clock().advance(30)
+      end
+    end
+    assert.outbox(store).has_entry({ id = "1", attempts = 0 })
+    assert.equal(19, p:stats().delivered)
   end)
 
   it("connects again where the server has closed the connection meanwhile", function()

@@ -140,6 +140,56 @@ describe("a failed delivery", function()
       assert.outbox(store).is_empty()
     end)
 
+    it("comes again when it says, and those of its key after it", function()
+      store:publish({ id = "a", key = "k" }, { id = "b", key = "k" }, { id = "c" })
+      publisher:fail("a", { reason = "503", uncharged = true, retry_after = 30 })
+      local p = processor({})
+      p:pump()
+      publisher:recover()
+      clock.advance(29)
+      p:pump()
+      assert.same({ "b", "c" }, support.pluck(publisher.messages, "id"))
+      clock.advance(1)
+      p:pump()
+      assert.same({ "b", "c", "a", "b" }, support.pluck(publisher.messages, "id"))
+      assert.equal(0, publisher.messages[3].attempts)
+      assert.same({}, errors)
+    end)
+
+    it("is not charged, though others get through, by one who says when to come again", function()
+      local since, allowed, calls = 0, 0, 0
+      fill(50)
+      local p = run({ retry = { max_attempts = 1 }, publisher = function(messages)
+        local failures = {}
+        calls = calls + 1
+        if clock.now() >= since + 10 then
+          since, allowed = clock.now(), 5
+        end
+        for i in ipairs(messages) do
+          allowed = allowed - 1
+          if allowed < 0 then
+            failures[i] =
+              { reason = "429", uncharged = true, retry_after = since + 10 - clock.now() }
+          end
+        end
+        return failures
+      end })
+      local stats = p:stats()
+      assert.same({ 50, 0, 0 }, { stats.delivered, stats.retried, stats.dead })
+      assert.is_true(calls < 50, calls)
+    end)
+
+    it("keeps no other waiting, where nobody comes to it but alone", function()
+      publisher:fail("a", { uncharged = true, retry_after = 5 })
+      store:publish({ id = "a", key = "a" })
+      local p = processor({})
+      p:pump()
+      store:publish({ id = "b", key = "b" })
+      clock.advance(5)
+      p:pump()
+      assert.same({ "b" }, support.pluck(publisher.messages, "id"))
+    end)
+
     it("and permanent is a dead letter", function()
       store:publish({ id = "a" })
       publisher:fail("a", { uncharged = true, permanent = true })

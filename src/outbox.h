@@ -374,7 +374,7 @@ int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t c
 ** it had. *found tells whether it was there; one that is not is left to whoever has it. Without an
 ** `error` nothing is counted, and an entry that is delayed already gets the new time. Where the id
 ** is in the way, because plain SQL has published one twice, the entry gets "~" and its seq added
-** to it; so does outbox_bury_entry.
+** to it; so it does when it is buried, and when a claim brings it back.
 */
 int outbox_retry_entry(outbox_store *store, outbox_bytes id, int64_t due_at, outbox_bytes error,
                        bool *found);

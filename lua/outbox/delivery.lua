@@ -148,10 +148,16 @@ local function understand(failure)
   return text(failure)
 end
 
+-- How long a failure says to wait, in seconds; nil where it does not say.
+local function delay_of(failure)
+  local _, _, delay = understand(failure)
+  return delay and delay == delay and math.max(0, math.min(delay, DELAY_CAP)) or nil
+end
+
 -- Counts a failed delivery. Returns whether there will be another.
 local function fail(self, outcome, i, answer)
   local batch, retry = outcome.batch, self.options.retry
-  local reason, permanent, delay = understand(answer)
+  local reason, permanent = understand(answer)
   local failure = { id = batch.ids[i], entry = batch.entries[i], reason = reason }
   local attempts = (batch.attempts[i] or 0) + 1
   if permanent or attempts >= retry.max_attempts then
@@ -160,8 +166,7 @@ local function fail(self, outcome, i, answer)
     self.suspects[failure.id] = nil
     return false
   end
-  delay = delay == delay and delay or M.backoff(retry, attempts) -- a NaN is no delay
-  failure.delay = math.max(0, math.min(delay, DELAY_CAP))
+  failure.delay = delay_of(answer) or math.min(M.backoff(retry, attempts), DELAY_CAP)
   outcome.retried[#outcome.retried + 1] = failure
   return true
 end
@@ -206,9 +211,10 @@ local function note_all_delivered(self, outcome, call)
 end
 
 -- A call of which something failed. What stands in line behind an entry that will be retried waits
--- for it, even if it was delivered: it will be again, so that the last is the last.
+-- for it, even if it was delivered: it will be again, so that the last is the last. Returns whether
+-- none is to be retried, and the uncharged that said how long to wait.
 local function note_failures(self, outcome, call, failures)
-  local batch, waiting = outcome.batch, {}
+  local batch, waiting, put_off = outcome.batch, {}, {}
   for j = 1, #call do
     local i, failure = call[j], failures[j]
     local line = line_of(self, batch, i)
@@ -223,7 +229,11 @@ local function note_failures(self, outcome, call, failures)
     elseif failure == nil or failure == false then
       note_delivered(self, outcome, i)
     elseif select(4, understand(failure)) then
+      local delay = delay_of(failure)
       outcome.rewind = true -- it is handed out again
+      if delay then
+        put_off[#put_off + 1] = { id = batch.ids[i], delay = delay }
+      end
       if line then
         waiting[line] = true
       end
@@ -234,22 +244,28 @@ local function note_failures(self, outcome, call, failures)
       end
     end
   end
-  return next(waiting) == nil
+  return next(waiting) == nil, put_off
 end
 
 -- A call that told what became of each message. Returns whether none is to be retried; or nil and
--- what is as good as raised, where nothing got through and nothing is held against any message.
+-- what is as good as raised, where nothing got through and nothing is held against any message, and
+-- the time to wait if the destination has named one.
 local function note_answer(self, outcome, call, failures)
-  local namespace, before, whole = call.namespace, #outcome.delivered, true
+  local namespace, before, whole, put_off = call.namespace, #outcome.delivered, true, {}
   local settled = before + #outcome.retried + #outcome.dead
   if failures then
-    whole = note_failures(self, outcome, call, failures)
+    whole, put_off = note_failures(self, outcome, call, failures)
   else
     note_all_delivered(self, outcome, call)
   end
   if #outcome.delivered + #outcome.retried + #outcome.dead == settled then
-    return nil, problem.new("publisher", (understand(failures[1])), failures[1])
+    local delay
+    for _, entry in ipairs(put_off) do
+      delay = math.max(delay or 0, entry.delay)
+    end
+    return nil, problem.new("publisher", (understand(failures[1])), failures[1]), delay
   end
+  table.move(put_off, 1, #put_off, #outcome.aside + 1, outcome.aside)
   if #outcome.delivered > before then
     self.successes[namespace] = (self.successes[namespace] or 0) + 1
   end
@@ -278,14 +294,35 @@ local function step_aside(self, outcome, suspect)
   outcome.rewind = true
 end
 
+-- The destination has said when to come again, which is no trial of any message. Then the next
+-- probe is of another key: it may be that it wants to wait with this one only.
+local function rest(self, outcome, call, delay)
+  local namespace = call.namespace
+  local outage = self.outages[namespace] or { probes = 0 }
+  self.outages[namespace] = outage
+  outage.probes = outage.probes + 1
+  if delay == 0 then
+    delay = probe_delay(self.options.retry, outage.probes, 1)
+  end
+  outage.span = self:span(delay)
+  if #call == 1 then
+    local id = outcome.batch.ids[call[1]]
+    outcome.aside[#outcome.aside + 1] = { id = id, delay = delay + math.min(delay, PROBE_CAP) }
+  end
+end
+
 -- A call that raised has told nothing about any message, so none is charged. All are tried again
 -- one by one; one that raises alone steps aside, so that the next probe is of another key.
-local function note_raised(self, outcome, call, raised)
+local function note_raised(self, outcome, call, raised, delay)
   local batch, namespace, retry = outcome.batch, call.namespace, self.options.retry
   local successes = self.successes[namespace] or 0
   outcome.rewind = true
   raised.namespace = namespace
   outcome.raised[#outcome.raised + 1] = raised
+  if delay then
+    rest(self, outcome, call, delay)
+    return
+  end
   local first = batch.ids[call[1]]
   if #call == 1 and is_guilty(self, first) then
     self.suspects[first].successes = successes
@@ -330,12 +367,12 @@ function M.deliver(self, batch)
   else
     for _, call in ipairs(batch.calls) do
       local failures, raised = publish(self, batch, call)
-      local whole = false
+      local whole, delay = false, nil
       if not raised then
-        whole, raised = note_answer(self, outcome, call, failures)
+        whole, raised, delay = note_answer(self, outcome, call, failures)
       end
       if raised then
-        note_raised(self, outcome, call, raised)
+        note_raised(self, outcome, call, raised, delay)
       end
       if strict and not whole then
         outcome.rewind = true

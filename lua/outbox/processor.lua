@@ -642,9 +642,9 @@ local OPTIONS = {
 -- returns nothing or true when all were delivered, or a table `{[i] = reason}` of those that
 -- failed; a reason is any value, or a table with `reason` and `permanent = true` (straight to the
 -- dead letters), `retry_after` (seconds), or `uncharged = true` (it was not sent, or it is not its
--- fault: it is handed out again). When it raises, or returns false or `nil, reason`, or all failed
--- uncharged, nothing is held against any message: the destination may be down. It may yield, where
--- the loop around it can.
+-- fault: it is handed out again, after `retry_after`). When it raises, or returns false or
+-- `nil, reason`, or all failed uncharged, nothing is held against any message: the destination may
+-- be down. It may yield, where the loop around it can.
 -- @function outbox.processor
 -- @tparam table options `store`, of which each processor needs its own, and `publisher`;
 -- `processor_id`, unique among those that are alive, default made of host, process and chance;

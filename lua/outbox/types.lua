@@ -122,7 +122,7 @@
 ---@field reason? any
 ---@field permanent? boolean a dead letter at once
 ---@field retry_after? number seconds
----@field uncharged? boolean no attempt is counted
+---@field uncharged? boolean no attempt is counted; with retry_after, it waits so long
 
 ---@alias outbox.failures nil|boolean|table<integer, outbox.failure|any>
 ---@alias outbox.publish fun(messages: outbox.entry[], namespace: string): outbox.failures, any

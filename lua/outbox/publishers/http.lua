@@ -12,10 +12,10 @@
 -- `ca_file`, whose certificates alone are trusted; `verify = false` trusts anybody.
 --
 -- What an answer means: 2xx, delivered; 408, 425 and 3xx (no redirect is followed), tried again;
--- other 4xx, a dead letter, and of a batch it is found out by halves which message it is. 429, 5xx,
--- no answer, and what is about the address or the login (401, 403, 404, 405, 407): the destination
--- is down, and nothing is held against any message, unless others got through. `Retry-After` is
--- minded.
+-- other 4xx, a dead letter, and of a batch it is found out by halves which message it is. 429: too
+-- many at a time, never held against a message. 5xx, no answer, and what is about the address or
+-- the login (401, 403, 404, 405, 407): the destination is down, and nothing is held against any
+-- message, unless others got through. `Retry-After` is minded.
 -- @module outbox.publishers.http
 
 local core = require("outbox.core")
@@ -182,6 +182,7 @@ local function judge(answer, excerpt)
     retry_after = retry_after(answer),
     permanent = status:sub(1, 1) == "4" and not LATER[status],
     uncharged = status == "429" or status == "503",
+    limited = status == "429",
     down = DOWN[status] or status:sub(1, 1) == "5",
   }
 end
@@ -298,24 +299,37 @@ end
 
 --- The publisher ------------------------------------------------------------------------------
 
+-- Failures that say when to come again.
+local function put_off(self, count)
+  local failures = {}
+  for i = 1, count do
+    failures[i] = { reason = self.reason, uncharged = true,
+      retry_after = math.max(self.resume_at - cqueues.monotime(), 0) }
+  end
+  return failures
+end
+
 -- The failures; or nil and a reason, where nothing shows that the destination is up.
 local function conclude(self, failures, count)
-  local pause = 0
+  local pause, limited = 0, false
   for i = 1, count do
     local failure = failures[i]
     if not failure or not failure.down then
       return failures
     end
-    pause = math.max(pause, failure.retry_after or 0)
+    pause, limited = math.max(pause, failure.retry_after or 0), limited or failure.limited
   end
   self.resume_at = cqueues.monotime() + math.min(pause, LONGEST_PAUSE)
   self.reason = failures[1].reason
+  if limited then
+    return put_off(self, count)
+  end
   return nil, self.reason
 end
 
 function Http:publish(messages, namespace)
   if cqueues.monotime() < self.resume_at then
-    return nil, self.reason
+    return put_off(self, #messages)
   end
   local failures, loop = {}, cqueues.new()
   local prepare = self.options.mode == "batched" and send_batch or send_each
