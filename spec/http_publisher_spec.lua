@@ -631,13 +631,15 @@ describe("the http publisher", function()
     end
     refused("a URL such as https://host/path expected", "http:host")
     refused("a URL such as https://host/path expected", "https://")
-    refused("(ca_file must be a file that can be read; concurrency must be an integer from 1 to "
+    refused("(ca_file must be a file of certificates; concurrency must be an integer from 1 to "
       .. '1000; headers must be a table of strings; mode must be "binary" or "batched"; secret '
       .. 'must be "whsec_" and 24 to 64 bytes in base64; timeout must be a number of seconds, at '
       .. "least 0.001; verify must be true or false)", url, {
         ca_file = "/nowhere", concurrency = 0, headers = { a = "b\nc" }, mode = "b",
         secret = "whsec_MDEyMw==", timeout = -1, verify = 0 })
-    refused("(ca_file must be a file that can be read)", url, { ca_file = "/tmp" })
+    for _, path in ipairs({ "/tmp", "/etc/passwd" }) do
+      refused("(ca_file must be a file of certificates)", url, { ca_file = path })
+    end
   end)
 
   it("names the rock that it needs", function()

@@ -70,11 +70,11 @@ describe("outbox.publisher", function()
 end)
 
 describe("the file publisher", function()
-  local path, store
+  local path, store, database
 
   before_each(function()
     path = support.path()
-    store = support.store({ clock = testing.clock(1700000000.123456) })
+    store, database = support.store({ clock = testing.clock(1700000000.123456) })
   end)
 
   after_each(function()
@@ -163,6 +163,14 @@ describe("the file publisher", function()
     support.sql(store, [[INSERT INTO outbox_entries (headers) VALUES ('{"a": "\ud800"}')]])
     processor(outbox.publisher("file:" .. path)):pump()
     assert.equal([[{"a": "\ud800"}]], lines(read(path))[1].headers)
+  end)
+
+  it("writes numbers of headers that are too large for Lua as null", function()
+    support.sql(store, [[INSERT INTO outbox_entries (headers) VALUES ('{"a": [1e999, -1e999]}')]])
+    assert.matches('"headers":{"a":[null,null]}',
+      support.run("bin/outbox list --json " .. database), 1, true)
+    processor(outbox.publisher("file:" .. path)):pump()
+    assert.matches('"headers":{"a":[null,null]}', read(path), 1, true)
   end)
 
   it("ends a line that a crash has left unfinished", function()

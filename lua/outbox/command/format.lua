@@ -178,12 +178,12 @@ end
 function json(value)
   if type(value) == "string" then
     return written().encode(value)
-  elseif type(value) == "number" then
+  elseif type(value) == "number" and math.abs(value) < math.huge then
     return M.number(value)
   elseif type(value) == "boolean" then
     return tostring(value)
   elseif type(value) ~= "table" then
-    return "null" -- as lua-cjson has it in headers that plain SQL has published
+    return "null" -- as in headers that plain SQL has published, or as good as that: 1e999
   elseif getmetatable(value) ~= Array and #value == 0 then
     return "{" .. table.concat(members(value), ",") .. "}"
   end

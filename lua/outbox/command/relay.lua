@@ -220,8 +220,8 @@ return function(parser, convert)
       .. "stop. SIGINT, SIGTERM or SIGHUP let it finish the batch in hand and give its claim back; "
       .. "another one, two seconds later, ends it at once. Events are logged to standard error.")
     :epilog("Destinations: redis://HOST, http://HOST/PATH, https://HOST/PATH, exec:COMMAND, "
-      .. "file:PATH, stdout: (see outbox.publisher). @FILE in place of a URL, or of a value, is "
-      .. "what that file holds.")
+      .. "file:PATH, stdout: (see docs/destinations.md). @FILE in place of a URL, or of a value, "
+      .. "is what that file holds.")
     :action(function(options)
       options.run = relay
     end)

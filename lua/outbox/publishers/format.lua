@@ -6,6 +6,7 @@ local need = require("outbox.need")
 -- An instance of our own: whatever the application sets on the shared one stays its own.
 local json = need("cjson", "JSON needs lua-cjson", "lua-cjson").new()
 json.decode_invalid_numbers(false)
+json.encode_invalid_numbers("null") -- 1e999, in headers of plain SQL's, is read as infinite
 
 local M = {}
 
