@@ -104,15 +104,25 @@ static void what_comes_back_is_what_was_delayed(void **state) {
 }
 
 /* Plain SQL does not look among the delayed ones for the id that it gives. */
-static void a_delayed_entry_whose_id_was_used_again_waits_for_that_one_to_go(void **state) {
+static void a_delayed_entry_whose_id_was_used_again_comes_back_with_another(void **state) {
   fixture *f = *state;
   publish_at(f->store, "a", NOW + 1);
   execute(f->db, "INSERT INTO outbox_entries (id, payload) VALUES ('a', 'intruder')");
   f->now = NOW + 1;
   assert_true(claim(f->store, "p", NOW + SECOND));
-  assert_string_equal(ids_in(f->db, "entries"), "a");
+  assert_string_equal(ids_in(f->db, "entries"), "a a~1");
+  assert_string_equal(ids_in(f->db, "delayed"), "");
+  assert_string_equal(string(f->db, "SELECT payload FROM outbox_entries WHERE id = 'a~1'"), "a");
+}
+
+/* Then it waits for that to be gone. */
+static void one_whose_other_id_is_taken_as_well_waits(void **state) {
+  fixture *f = *state;
+  publish_at(f->store, "a", NOW + 1);
+  execute(f->db, "INSERT INTO outbox_entries (id) VALUES ('a'), ('a~1')");
+  f->now = NOW + 1;
+  assert_true(claim(f->store, "p", NOW + SECOND));
   assert_string_equal(ids_in(f->db, "delayed"), "a");
-  assert_string_equal(string(f->db, "SELECT payload FROM outbox_entries"), "intruder");
   execute(f->db, "DELETE FROM outbox_entries");
   assert_true(claim(f->store, "p", NOW + SECOND));
   assert_string_equal(string(f->db, "SELECT payload FROM outbox_entries"), "a");
@@ -128,7 +138,8 @@ int test_delayed(void) {
       TEST(a_retry_that_comes_back_belongs_to_whoever_holds_its_place),
       TEST(a_claim_brings_back_a_thousand_at_most),
       TEST(what_comes_back_is_what_was_delayed),
-      TEST(a_delayed_entry_whose_id_was_used_again_waits_for_that_one_to_go),
+      TEST(a_delayed_entry_whose_id_was_used_again_comes_back_with_another),
+      TEST(one_whose_other_id_is_taken_as_well_waits),
   };
   return cmocka_run_group_tests_name("delayed", tests, NULL, NULL);
 }
