@@ -179,15 +179,20 @@ describe("a failed delivery", function()
       assert.is_true(calls < 50, calls)
     end)
 
-    it("keeps no other waiting, where nobody comes to it but alone", function()
-      publisher:fail("a", { uncharged = true, retry_after = 5 })
-      store:publish({ id = "a", key = "a" })
+    it("keeps no other waiting for long, though several are refused again and again", function()
+      for _, id in ipairs({ "a", "b", "c" }) do
+        publisher:fail(id, { uncharged = true, retry_after = 5 })
+        store:publish({ id = id, key = id })
+      end
       local p = processor({})
-      p:pump()
-      store:publish({ id = "b", key = "b" })
-      clock.advance(5)
-      p:pump()
-      assert.same({ "b" }, support.pluck(publisher.messages, "id"))
+      p:step()
+      store:publish({ id = "d", key = "d" })
+      local start = clock.now()
+      repeat
+        clock.advance(p:step())
+      until #publisher.messages > 0
+      assert.is_true(clock.now() <= start + 60, clock.now())
+      assert.same({ "d" }, support.pluck(publisher.messages, "id"))
     end)
 
     it("and permanent is a dead letter", function()

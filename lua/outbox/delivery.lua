@@ -20,6 +20,8 @@ local text = problem.text
 -- that one who stepped aside is away: no more than that is left to whoever comes next.
 local PROBE_CAP = 30
 local ASIDE_CAP = 60
+-- How much longer than its destination one that was refused is away: that many may take turns.
+local TURNS_CAP = 600
 -- The longest wait for a retry, whoever asks for more: a year.
 local DELAY_CAP = 365 * 86400
 
@@ -295,7 +297,8 @@ local function step_aside(self, outcome, suspect)
 end
 
 -- The destination has said when to come again, which is no trial of any message. Then the next
--- probe is of another key: it may be that it wants to wait with this one only.
+-- probe is of another key: it may be that it wants to wait with this one only. The more it has
+-- refused in a row, the longer each is away, lest they keep all others waiting.
 local function rest(self, outcome, call, delay)
   local namespace = call.namespace
   local outage = self.outages[namespace] or { probes = 0 }
@@ -306,8 +309,8 @@ local function rest(self, outcome, call, delay)
   end
   outage.span = self:span(delay)
   if #call == 1 then
-    local id = outcome.batch.ids[call[1]]
-    outcome.aside[#outcome.aside + 1] = { id = id, delay = delay + math.min(delay, PROBE_CAP) }
+    outcome.aside[#outcome.aside + 1] = { id = outcome.batch.ids[call[1]],
+      delay = delay + math.min(delay * outage.probes, TURNS_CAP) }
   end
 end
 
