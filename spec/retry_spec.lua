@@ -179,6 +179,72 @@ describe("a failed delivery", function()
       assert.is_true(calls < 50, calls)
     end)
 
+    it("comes again when it says, also where it is alone", function()
+      for _, ordering in ipairs({ "key", "strict" }) do
+        local start, times = clock.now(), {}
+        store:publish({ id = "a", key = "k" })
+        local p = processor({ ordering = ordering, publisher = function()
+          times[#times + 1] = math.floor(clock.now() - start + 0.5)
+          return { #times == 1 and { uncharged = true, retry_after = 30 } or nil }
+        end })
+        repeat
+          clock.advance(p:step())
+        until p:stats().delivered == 1
+        p:stop()
+        p:step()
+        assert.same({ 0, 30 }, times)
+      end
+    end)
+
+    it("keeps its order, where its rest ends while a batch is in hand", function()
+      local up, order, failed = false, {}, false
+      local p = processor({ batch_size = 1, publisher = function(messages, namespace)
+        if namespace == "slow" and not up then
+          return { { uncharged = true, retry_after = 2 } }
+        elseif messages[1].id == "z1" and not failed then
+          failed = true
+          return { { reason = "no", retry_after = 0.5 } }
+        end
+        order[#order + 1] = messages[1].id
+      end })
+      store:publish({ id = "x", namespace = "slow" }, { id = "a1", namespace = "slow", key = "k" },
+        { id = "z0" }, { id = "z1" }, { id = "a2", namespace = "slow", key = "k" })
+      p:step()
+      p:step()
+      up = true
+      clock.advance(2)
+      p:pump()
+      clock.advance(5)
+      p:pump()
+      assert.matches("a1.* a2", table.concat(order, " "))
+    end)
+
+    it("ends a rest though each step comes after the claim has lapsed", function()
+      for _, ordering in ipairs({ "key", "none" }) do
+        local up = false
+        local p = processor({ ordering = ordering, publisher = function()
+          assert(up, "down")
+        end })
+        fill(5)
+        for step = 1, 40 do
+          up = step > 4
+          p:step()
+          clock.advance(2.5)
+        end
+        assert.outbox(store).is_empty()
+        p:stop()
+        p:step()
+      end
+    end)
+
+    it("is told of in the numbers", function()
+      store:publish({ id = "a" }, { id = "b" })
+      publisher:fail("a", { uncharged = true, retry_after = 30 })
+      local p = processor({})
+      p:pump()
+      assert.same({ 1, 1, 0 }, { p:stats().delivered, p:stats().put_off, p:stats().retried })
+    end)
+
     it("keeps no other waiting for long, though several are refused again and again", function()
       for _, id in ipairs({ "a", "b", "c" }) do
         publisher:fail(id, { uncharged = true, retry_after = 5 })

@@ -20,8 +20,6 @@ local text = problem.text
 -- that one who stepped aside is away: no more than that is left to whoever comes next.
 local PROBE_CAP = 30
 local ASIDE_CAP = 60
--- How much longer than its destination one that was refused is away: that many may take turns.
-local TURNS_CAP = 600
 -- The longest wait for a retry, whoever asks for more: a year.
 local DELAY_CAP = 365 * 86400
 
@@ -296,22 +294,25 @@ local function step_aside(self, outcome, suspect)
   outcome.rewind = true
 end
 
--- The destination has said when to come again, which is no trial of any message. Then the next
--- probe is of another key: it may be that it wants to wait with this one only. The more it has
--- refused in a row, the longer each is away, lest they keep all others waiting.
+-- The destination has said when to come again, which is no trial of any message. It may be that it
+-- wants to wait with this one only: where it has said so before, another is probed at once.
 local function rest(self, outcome, call, delay)
   local namespace = call.namespace
   local outage = self.outages[namespace] or { probes = 0 }
   self.outages[namespace] = outage
   outage.probes = outage.probes + 1
-  if delay == 0 then
+  if delay < 0.001 then
     delay = probe_delay(self.options.retry, outage.probes, 1)
   end
-  outage.span = self:span(delay)
   if #call == 1 then
-    outcome.aside[#outcome.aside + 1] = { id = outcome.batch.ids[call[1]],
-      delay = delay + math.min(delay * outage.probes, TURNS_CAP) }
+    local id, told = outcome.batch.ids[call[1]], outage.told or {}
+    outcome.aside[#outcome.aside + 1] = { id = id, delay = math.min(delay, ASIDE_CAP) }
+    if told[id] then
+      return
+    end
+    told[id], outage.told = true, told
   end
+  outage.span = self:span(delay)
 end
 
 -- A call that raised has told nothing about any message, so none is charged. All are tried again

@@ -203,6 +203,7 @@ local function tell(self, outcome)
       call_hook(self, "on_delivered", outcome.batch.entries[i])
     end
   end
+  self.counters.put_off = self.counters.put_off + #outcome.aside
   tell_failures(self, outcome.retried, "retried", "on_retry")
   tell_failures(self, outcome.dead, "dead", "on_dead")
   call_hook(self, "on_batch", {
@@ -266,7 +267,7 @@ local function settle(self)
     end
     if outcome.rewind_all then
       self.after = nil
-    elseif outcome.rewind then
+    elseif outcome.rewind and self.after then -- else it begins anew as it is
       self.after = outcome.batch.from
     end
   end)
@@ -316,7 +317,7 @@ end
 -- hand for longer may be somebody else's by now.
 local function keep_fresh(self)
   if self:left(self.lease) < 0.75 * self.options.claim_duration then
-    self.after = self.batch.from
+    self.after = self.after and self.batch.from
     if not go_on(self) then
       report_loss(self)
     end
@@ -453,6 +454,7 @@ local function step(self)
   if self.stopping then
     return finish(self)
   end
+  rest_of_outages(self)
   listen(self)
   if rest(self) == 0 then
     self.paused = nil
@@ -557,9 +559,10 @@ function Processor:wake()
   self.woken = true
 end
 
---- What it has done: `delivered`, `retried`, `dead` (entries), `batches`, `errors`, `lost`
--- (claims), `waits`; `latency`, from created to delivered: `count`, `sum` and `max` in seconds; and
--- `last_delivered_at`, seconds since the epoch, nil before the first. A copy.
+--- What it has done: `delivered`, `retried`, `put_off` (uncharged, for a while) and `dead`
+-- (entries), `batches`, `errors`, `lost` (claims), `waits`; `latency`, from created to delivered:
+-- `count`, `sum` and `max` in seconds; and `last_delivered_at`, seconds since the epoch, nil before
+-- the first. A copy.
 -- @function processor:stats
 -- @treturn table
 ---@return outbox.processor_stats
@@ -689,7 +692,8 @@ local function new(options)
     failures = 0, -- of the database, in a row
     woken = true,
     counters = {
-      delivered = 0, retried = 0, dead = 0, batches = 0, errors = 0, lost = 0, waits = 0,
+      delivered = 0, retried = 0, put_off = 0, dead = 0, batches = 0, errors = 0, lost = 0,
+      waits = 0,
       latency = { count = 0, sum = 0, max = 0 },
     },
   }, Processor)
