@@ -703,7 +703,8 @@ describe("a processor", function()
     local p = processor()
     p:pump()
     assert.same({ delivered = 2, retried = 1, put_off = 0, dead = 0, batches = 1, errors = 0,
-      lost = 0, waits = 0, last_delivered_at = 1003, latency = { count = 2, sum = 4, max = 3 } }, p:stats())
+      lost = 0, waits = 0, last_delivered_at = 1003,
+      latency = { count = 2, sum = 4, max = 3 } }, p:stats())
   end)
 
   it("takes batches of the size that suits the publisher, unless told otherwise", function()
