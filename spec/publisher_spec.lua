@@ -374,7 +374,6 @@ describe("docs/writing-a-publisher.md", function()
     assert.matches("connection refused", problem)
     support.remove()
   end)
-
 end)
 
 describe("docs/destinations.md", function()

@@ -3,6 +3,7 @@
 
 local format = require("outbox.command.format")
 local need = require("outbox.need")
+local option = require("outbox.options")
 local outbox = require("outbox")
 local problem = require("outbox.problem")
 
@@ -29,8 +30,8 @@ end
 
 function convert.seconds(text)
   local seconds = convert.number(text)
-  return seconds and seconds >= 0.001 and seconds or nil,
-    ("'%s' is not a number of seconds, at least 0.001"):format(text)
+  local ok, wanted = option.seconds(seconds)
+  return ok and seconds or nil, ("'%s' is not %s"):format(text, wanted)
 end
 
 function convert.integer(text)

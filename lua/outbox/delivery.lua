@@ -294,12 +294,17 @@ local function step_aside(self, outcome, suspect)
   outcome.rewind = true
 end
 
+-- That of a namespace whose destination may be down, from now on.
+local function outage_of(self, namespace)
+  local outage = self.outages[namespace] or { probes = 0 }
+  self.outages[namespace] = outage
+  return outage
+end
+
 -- The destination has said when to come again, which is no trial of any message. It may be that it
 -- wants to wait with this one only: where it has said so before, another is probed at once.
 local function rest(self, outcome, call, delay)
-  local namespace = call.namespace
-  local outage = self.outages[namespace] or { probes = 0 }
-  self.outages[namespace] = outage
+  local outage = outage_of(self, call.namespace)
   outage.probes = outage.probes + 1
   if delay < 0.001 then
     delay = probe_delay(self.options.retry, outage.probes, 1)
@@ -339,8 +344,7 @@ local function note_raised(self, outcome, call, raised, delay)
     suspect.successes = successes
     self.suspects[id] = suspect
   end
-  local outage = self.outages[namespace] or { probes = 0 }
-  self.outages[namespace] = outage
+  local outage = outage_of(self, namespace)
   if #call == 1 then
     local suspect = self.suspects[first]
     if suspect.raises == 0 then -- one that raised before tells nothing new: another is probed

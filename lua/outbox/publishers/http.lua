@@ -302,10 +302,10 @@ end
 
 -- Failures that say when to come again.
 local function put_off(self, count)
-  local failures = {}
+  local failures, failure = {}, { reason = self.reason, uncharged = true,
+    retry_after = math.max(self.resume_at - cqueues.monotime(), 0) }
   for i = 1, count do
-    failures[i] = { reason = self.reason, uncharged = true,
-      retry_after = math.max(self.resume_at - cqueues.monotime(), 0) }
+    failures[i] = failure
   end
   return failures
 end
