@@ -19,11 +19,13 @@ COVERAGE = -std=gnu11 -O0 -g -fPIC --coverage -fprofile-update=atomic # ISO C kn
 COVERED = $(patsubst %.c,build/coverage/%.o,$(1))
 LUA_INCLUDES = $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/include/lua5.4)
 
-CORE = $(filter-out src/extension.c,$(wildcard src/*.c))
-HEADERS = $(wildcard src/*.h)
+CORE = $(filter-out src/sqlite/extension.c,$(wildcard src/*.c src/sqlite/*.c))
+HEADERS = $(wildcard src/*.h src/sqlite/*.h)
+# The sources of the extension are those that the rockspec lists.
+EXTENSION = $(shell sed -n '/outbox_sqlite/,/}/s/.*"\(src.*\.c\)".*/\1/p' outbox-scm-1.rockspec)
 SHIM = $(wildcard src/lua/*.c) $(wildcard src/lua/*.h)
 CORE_SPECS = $(wildcard spec/core/*.c)
-C_FILES = $(CORE) src/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
+C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
 LUA_FILES = $(shell find lua examples bench spec -name '*.lua') tools/coverage tools/links
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
 # Also with what lies on the path of another Lua in Debian: lua-redis.
@@ -80,18 +82,18 @@ QUIETLY = log=$$(mktemp) && { $(1) >$$log 2>&1 || { cat $$log; exit 1; }; } && r
 
 # luarocks leaves what it compiles in the source tree.
 ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make outbox-scm-1.rockspec --tree $(@D) $(1)) && \
-  rm -rf outbox src/*.o src/lua/*.o && touch $@
+  rm -rf outbox src/*.o src/*/*.o && touch $@
 
-$(TREE)/.built: $(CORE) src/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') bin/outbox outbox-scm-1.rockspec
+$(TREE)/.built: $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') bin/outbox outbox-scm-1.rockspec
 	@$(call ROCK_MAKE)
 
 build/sanitized/.built: $(TREE)/.built
 	@mkdir -p $(@D)
 	@$(call ROCK_MAKE,CFLAGS="$(STRICT) $(SANITIZE) -fPIC" LIBFLAG="-shared $(SANITIZE)")
 
-build/baseline: bench/baseline.c src/uuid.c src/outbox.h
+build/baseline: bench/baseline.c src/uuid.c src/clock.c src/outbox.h
 	@mkdir -p $(@D)
-	$(CC) $(STRICT) -O2 bench/baseline.c src/uuid.c -o $@ -lsqlite3
+	$(CC) $(STRICT) -O2 bench/baseline.c src/uuid.c src/clock.c -o $@ -lsqlite3
 
 build/core_test: $(CORE) $(HEADERS) $(CORE_SPECS) $(wildcard spec/core/*.h)
 	@mkdir -p $(@D)
@@ -103,10 +105,9 @@ build/core_test_sanitized: build/core_test
 # The extension alone, without Lua.
 extension: build/outbox_sqlite.so
 
-build/outbox_sqlite.so: $(CORE) src/extension.c $(HEADERS)
+build/outbox_sqlite.so: $(EXTENSION) $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(STRICT) -O2 -fPIC -shared -DOUTBOX_EXTENSION \
-	  $(filter-out src/handshake.c,$(CORE)) src/extension.c -o $@
+	$(CC) $(STRICT) -O2 -fPIC -shared -DOUTBOX_EXTENSION $(EXTENSION) -o $@
 
 # Everything once more, counting what runs; the counts stand beside the objects.
 build/coverage/%.o: %.c $(HEADERS) $(wildcard src/lua/*.h spec/core/*.h)
@@ -128,10 +129,9 @@ build/coverage/bin/outbox: Makefile
 	  'export LUA_CPATH="$${root}build/coverage/lib/lua/5.4/?.so;$${root}build/?.so;;"' \
 	  'exec $(LUA) "$${root}bin/outbox" "$$@"' >$@ && chmod +x $@
 
-build/coverage/lib/lua/5.4/outbox_sqlite.so: $(CORE) src/extension.c $(HEADERS)
+build/coverage/lib/lua/5.4/outbox_sqlite.so: $(EXTENSION) $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(STRICT) $(COVERAGE) -shared -DOUTBOX_EXTENSION \
-	  $(filter-out src/handshake.c,$(CORE)) src/extension.c -o $@
+	$(CC) $(STRICT) $(COVERAGE) -shared -DOUTBOX_EXTENSION $(EXTENSION) -o $@
 
 # The fuzz targets, with a driver of our own, and with libFuzzer. The shim is in one of them.
 FUZZ = build/fuzz_values build/fuzz_operations build/fuzz_damage
@@ -186,7 +186,7 @@ format:
 	clang-format -i $(C_FILES)
 
 clean:
-	rm -rf build lua_modules outbox src/*.o src/lua/*.o
+	rm -rf build lua_modules outbox src/*.o src/*/*.o
 
 .PHONY: build extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
   bench-processor bench-publishers bench-wake lint-lua lint-format lint-c format clean

@@ -1,23 +1,14 @@
 /*
-** What a store uses when it is given no clock and no ID generator of its own.
+** The ID generators that come with the library: UUIDs as text.
 */
 #define _DEFAULT_SOURCE
 
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "outbox.h"
 
-int outbox_system_clock(void *context, int64_t *now) {
-  struct timespec time;
-  (void)context;
-  clock_gettime(CLOCK_REALTIME, &time);
-  *now = (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
-  return 0;
-}
-
-/* Sets the version's and variant's bits, and makes the 16 bytes the message's id. */
+/* Sets the bits of the version and the variant; makes the text of the 16 bytes the id. */
 static void set_uuid(outbox_message *message, uint8_t uuid[16], int version) {
   static const char DIGITS[] = "0123456789abcdef";
   uuid[6] = (uint8_t)((uuid[6] & 0x0f) | version << 4);
@@ -41,7 +32,7 @@ int outbox_uuid_v7(void *context, int64_t now, outbox_message *message) {
   }
   state->left -= 8;
   memcpy(uuid + 8, state->random + state->left, 8);
-  /* 60 bits of time, the unit 1/4096 ms; counted on where the clock has not moved or moved back. */
+  /* 60 bits of time in units of 1/4096 ms. Counts on when the clock stands still or goes back. */
   uint64_t microseconds = now > 0 ? (uint64_t)now : 0;
   uint64_t time = (microseconds / 1000) << 12 | (microseconds % 1000) * 4096 / 1000;
   if (time <= state->last) time = state->last + 1;

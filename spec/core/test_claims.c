@@ -166,12 +166,12 @@ static void a_claim_that_no_thread_can_keep_is_an_error(void **state) {
   assert_int_equal(pthread_attr_init(&huge), 0);
   assert_int_equal(pthread_attr_setstacksize(&huge, (size_t)1 << 60), 0);
   assert_int_equal(pthread_setattr_default_np(&huge), 0);
-  int code = outbox_keep_claim(f->store, text("p"), SECOND, SECOND);
+  int code = outbox_start_heartbeat(f->store, text("p"), SECOND, SECOND);
   assert_int_equal(pthread_setattr_default_np(&standard), 0);
   assert_code(f->store, code, OUTBOX_ERROR);
   assert_non_null(strstr(outbox_error_message(f->store), "no thread"));
-  assert_ok(f->store, outbox_keep_claim(f->store, text("p"), SECOND, SECOND));
-  outbox_stop_keeping(f->store);
+  assert_ok(f->store, outbox_start_heartbeat(f->store, text("p"), SECOND, SECOND));
+  outbox_stop_heartbeat(f->store);
   assert_string_equal(claimed_ids(f->store, "p"), "a");
 }
 
@@ -180,13 +180,13 @@ static void a_claim_can_be_kept_for_ever(void **state) {
   time_t end = time(NULL) + 60;
   publish(f->store, "a");
   assert_true(claim(f->store, "p", NOW));
-  assert_ok(f->store, outbox_keep_claim(f->store, text("p"), INT64_MAX, INT64_MAX));
-  assert_ok(f->store, outbox_keep_claim(f->store, text("p"), 1000, INT64_MAX));
+  assert_ok(f->store, outbox_start_heartbeat(f->store, text("p"), INT64_MAX, INT64_MAX));
+  assert_ok(f->store, outbox_start_heartbeat(f->store, text("p"), 1000, INT64_MAX));
   while (number(f->db, "SELECT deadline FROM outbox_leases") == NOW) {
     assert_true(time(NULL) < end);
     sqlite3_sleep(1); /* valgrind has one thread run at a time, and is not fair */
   }
-  outbox_stop_keeping(f->store);
+  outbox_stop_heartbeat(f->store);
 }
 
 static void ignore(int signal) {

@@ -44,7 +44,7 @@ static int try_everything(fixture *f) {
       outbox_get_claimed_entries(s, a, 1, NULL),
       outbox_hold_batch(s, a),
       outbox_renew_claim(s, a, NOW, &flag),
-      outbox_keep_claim(s, a, SECOND, SECOND),
+      outbox_start_heartbeat(s, a, SECOND, SECOND),
       outbox_release_claim(s, a),
       outbox_delete_entries(s, &a, 1, &n),
       outbox_retry_entry(s, a, NOW, a, &flag),

@@ -343,7 +343,7 @@ static int store_keep_claim(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   int64_t interval = shim_check_microseconds(L, 3), at_most = shim_check_microseconds(L, 4);
-  shim_check(L, self, outbox_keep_claim(self->store, processor_id, interval, at_most));
+  shim_check(L, self, outbox_start_heartbeat(self->store, processor_id, interval, at_most));
   return 0;
 }
 
@@ -353,7 +353,7 @@ Ends what `keep_claim` began, if it did.
 */
 static int store_stop_keeping(lua_State *L) {
   shim_store *self = luaL_checkudata(L, 1, STORE);
-  if (self->store != NULL) outbox_stop_keeping(self->store);
+  if (self->store != NULL) outbox_stop_heartbeat(self->store);
   return 0;
 }
 

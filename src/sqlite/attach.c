@@ -1,5 +1,5 @@
 /*
-** Attaching: a store on a connection that somebody else has opened, and will close.
+** Attaching: a store on a connection that the application has opened and will close.
 */
 #define _GNU_SOURCE
 
@@ -7,13 +7,13 @@
 #include <stdint.h>
 #include <unistd.h>
 
-#include "store.h"
+#include "attach.h"
 
 /*
-** SQLite will call into this code for as long as the process lasts, whoever loaded it, and whatever
-** unloads it: a Lua state that closes, for instance. A program's own code is not found, and stays.
+** SQLite may call into this code until the process ends. A Lua state that closes would unload it. A
+** program's own code is not found here; it stays loaded anyway.
 */
-void outbox_pin(void) {
+void attach_pin(void) {
   static const char HERE = 0;
   Dl_info object;
   if (dladdr(&HERE, &object) != 0)
@@ -21,11 +21,11 @@ void outbox_pin(void) {
 }
 
 /*
-** SQLite has no hook for the close of a connection, but destroys its functions then. So each store
-** adds one that nobody calls, whose data is this.
+** SQLite has no hook for the close of a connection, but it destroys the connection's functions
+** then. So each store adds a function that nobody calls, and this is its data.
 */
 struct notice {
-  outbox_store *store; /* NULL once that is closed, which may well come first */
+  outbox_store *store; /* NULL once the store is closed */
   char name[40];
 };
 
@@ -43,39 +43,38 @@ static void refuse(sqlite3_context *context, int count, sqlite3_value **values) 
   sqlite3_result_error(context, "this function only waits for the connection to be closed", -1);
 }
 
-/* The name is the notice's address, which no other one has while this one is there. */
+/* The name holds the notice's address, so no two functions have the same name. */
 static int await_close(outbox_store *store) {
   notice *notice = store->notice = sqlite3_malloc(sizeof *notice);
-  if (notice == NULL) return outbox_fail(store, OUTBOX_NOMEM, "out of memory");
+  if (notice == NULL) return store_fail_nomem(store);
   notice->store = store;
   sqlite3_snprintf(sizeof notice->name, notice->name, "outbox_attached_%llx",
                    (unsigned long long)(uintptr_t)notice);
   if (sqlite3_create_function_v2(store->db, notice->name, 0, SQLITE_UTF8 | SQLITE_DIRECTONLY,
                                  notice, refuse, NULL, NULL, connection_closed) == SQLITE_OK)
     return OUTBOX_OK;
-  store->notice =
-      NULL; /* SQLite has destroyed it, and with it the store's connection is forgotten */
-  return outbox_fail(store, OUTBOX_NOMEM, "out of memory");
+  store->notice = NULL; /* SQLite has destroyed it, and so the store has no connection any more */
+  return store_fail_nomem(store);
 }
 
-int outbox_borrow(outbox_store **out, sqlite3 *db, const outbox_options *options) {
-  int code = outbox_make_store(out, options);
+int attach_borrow(outbox_store **out, sqlite3 *db, const outbox_options *options) {
+  int code = store_make(out, options);
   if (code != OUTBOX_OK) return code;
   outbox_store *store = *out;
   store->attached = true;
   store->db = db;
-  code = outbox_check_encoding(store);
+  code = sql_check_encoding(store);
   if (code != OUTBOX_OK) store->db = NULL;
   return code;
 }
 
 int outbox_attach(outbox_store **out, sqlite3 *db, const outbox_options *options) {
-  outbox_pin();
-  int code = outbox_borrow(out, db, options);
+  attach_pin();
+  int code = attach_borrow(out, db, options);
   return code == OUTBOX_OK ? await_close(*out) : code;
 }
 
-void outbox_detach(outbox_store *store) {
+void attach_detach(outbox_store *store) {
   notice *notice = store->notice;
   bool ours = store->db != NULL && store->pid == getpid();
   if (ours) {
@@ -85,7 +84,7 @@ void outbox_detach(outbox_store *store) {
   }
   if (notice == NULL) return;
   notice->store = NULL;
-  /* Busy while any statement runs there: then it stays until the connection is closed. */
+  /* Fails while a statement runs there: then the function stays until the connection is closed. */
   if (ours)
     sqlite3_create_function_v2(store->db, notice->name, 0, SQLITE_UTF8, NULL, NULL, NULL, NULL,
                                NULL);

@@ -1,15 +1,15 @@
 /*
-** The handshake: how a connection is found that a binding of another language hides. A function of
-** ours, called on that connection, is told by SQLite which one it is.
+** The handshake: finds the connection that a binding of another language hides. SQLite tells a
+** function of ours, when it is called on that connection, which one it is.
 */
 #define _GNU_SOURCE
 
 #include <dlfcn.h>
 #include <string.h>
 
-#include "store.h"
+#include "attach.h"
 
-/* Where this thread awaits the connection; NULL while it does not. */
+/* Where to put the connection that this thread awaits; NULL: it awaits none. */
 static _Thread_local sqlite3 **awaited;
 
 void outbox_await_handshake(sqlite3 **db) {
@@ -29,7 +29,7 @@ static int greet(sqlite3 *db, char **message, const sqlite3_api_routines *api) {
 }
 
 int outbox_install(void) {
-  outbox_pin();
+  attach_pin();
   return sqlite3_auto_extension((void (*)(void))greet) == SQLITE_OK ? OUTBOX_OK : OUTBOX_NOMEM;
 }
 

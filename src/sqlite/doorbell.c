@@ -1,8 +1,8 @@
 /*
 ** Waiting for a commit of any process. A commit appends to the write-ahead log, and the kernel
-** tells those who watch that file: the doorbell. It only says when to look; whether there was a
-** commit, PRAGMA data_version says. What was seen is remembered when a claim begins, so that
-** nothing can come between a claim that found nothing and the wait that follows it.
+** reports this to whoever watches that file: the doorbell. The bell says when to look; PRAGMA
+** data_version says whether there was a commit. A claim notes what it can see when it begins, so
+** that no commit is missed between a claim that finds nothing and the wait that follows it.
 */
 #define _DEFAULT_SOURCE
 
@@ -14,17 +14,18 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "store.h"
+#include "operations.h"
 
 /*
-** The bell rings when the log is written, a moment before the commit can be seen; longer where it
-** still waits for the disk, which may be seconds where that is slow. So one who sees nothing looks
-** again, at first after LOOK_FIRST, then after ever longer pauses: a hundred looks in LOOK_FOR.
+** The bell rings when the log is written, a moment before the commit is visible. Where the commit
+** then waits for a slow disk, that moment may be seconds. So a wake that finds nothing looks again,
+** first after LOOK_FIRST microseconds, then after longer and longer pauses: some hundred looks in
+** LOOK_FOR.
 */
 #define LOOK_FIRST 20
 #define LOOK_FOR 10000000
 
-/* How often to look where there is no bell. */
+/* Microseconds between two looks where there is no bell. */
 #define LOOK_EVERY 10000
 
 /* --- The bell -------------------------------------------------------------------------------- */
@@ -32,7 +33,7 @@
 #if defined(__linux__) && !defined(OUTBOX_NO_BELL)
 #include <sys/inotify.h>
 
-/* A file that is deleted while somebody has it open only loses a link, which is an attribute. */
+/* A file that is deleted while it is open loses a link, and the link count is an attribute. */
 #define GONE (IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF)
 
 static int open_bell(void) {
@@ -43,7 +44,7 @@ static bool watch(doorbell *bell, const char *path) {
   return inotify_add_watch(bell->fd, path, IN_MODIFY | GONE) >= 0;
 }
 
-/* Takes what came off the bell; true if anything did. Notes when the file is there no more. */
+/* Reads all events; true if there was one. Notes when the watched file is gone. */
 static bool drain(doorbell *bell) {
   union {
     struct inotify_event event;
@@ -72,7 +73,7 @@ static int open_bell(void) {
   return fd;
 }
 
-/* The file must be open as long as it is watched. SQLite has no locks on it that closing drops. */
+/* The file must be open while it is watched. SQLite holds no lock on it that a close would drop. */
 static bool watch(doorbell *bell, const char *path) {
   if (bell->file >= 0) close(bell->file);
   bell->file = open(path, O_RDONLY | O_CLOEXEC);
@@ -92,7 +93,7 @@ static bool drain(doorbell *bell) {
   return rung;
 }
 
-#else /* none is known: look every now and then */
+#else /* no bell is known here: look every LOOK_EVERY */
 
 static int open_bell(void) {
   return -1;
@@ -110,7 +111,7 @@ static bool drain(doorbell *bell) {
 
 #endif
 
-/* Sees to it that the log is watched, if it can be. A database in memory has none. */
+/* Watches the log, if it can be watched. A database in memory has none. */
 static void tend(outbox_store *store) {
   doorbell *bell = &store->doorbell;
   const char *path = sqlite3_db_filename(store->db, "main");
@@ -119,7 +120,7 @@ static void tend(outbox_store *store) {
     bell->watching = watch(bell, sqlite3_filename_wal(path));
 }
 
-void outbox_close_doorbell(outbox_store *store) {
+void doorbell_close(outbox_store *store) {
   if (store->doorbell.file >= 0) close(store->doorbell.file);
   if (store->doorbell.fd >= 0) close(store->doorbell.fd);
   store->doorbell.file = store->doorbell.fd = -1;
@@ -132,17 +133,17 @@ static int64_t own_changes(outbox_store *store) {
 }
 
 static int find_version(outbox_store *store, int64_t *version) {
-  int code = outbox_prepare_control(store, DATA_VERSION, DATA_VERSION);
+  int code = transaction_prepare(store, DATA_VERSION, DATA_VERSION);
   if (code != OUTBOX_OK) return code;
-  sqlite3_stmt *statement = store->statements[DATA_VERSION];
-  code = outbox_step(store, statement);
+  sqlite3_stmt *statement = store->controls[DATA_VERSION];
+  code = sql_step(store, statement);
   if (code != OUTBOX_ROW) return code;
   *version = sqlite3_column_int64(statement, 0);
-  outbox_reset(store, statement);
+  sql_reset(store, statement);
   return OUTBOX_OK;
 }
 
-int outbox_see(outbox_store *store) {
+int doorbell_see(outbox_store *store) {
   store->doorbell.changes = own_changes(store);
   return find_version(store, &store->doorbell.version);
 }
@@ -157,14 +158,14 @@ static int look(outbox_store *store, bool *changed) {
 
 /* --- Waiting --------------------------------------------------------------------------------- */
 
-/* Looks once. *again is after how long to look again, 0 if the bell will tell. */
+/* Looks once. *again: microseconds until the next look; 0 where the bell will ring for it. */
 static int look_once(outbox_store *store, bool *changed, int64_t *again) {
   doorbell *bell = &store->doorbell;
-  int64_t now = outbox_monotonic();
+  int64_t now = clock_monotonic();
   bool watched = bell->watching;
   if (bell->watching && drain(bell)) bell->rung_at = now;
   if (!bell->watching) tend(store);
-  /* What was written before the watch was not heard. */
+  /* A write before the watch began rang no bell. */
   if (bell->watching && !watched) bell->rung_at = now;
   int code = look(store, changed);
   *again = 0;
@@ -178,8 +179,8 @@ static int look_once(outbox_store *store, bool *changed, int64_t *again) {
 }
 
 /*
-** Sleeps as exactly as can be had: Linux adds 50 microseconds, unless the thread asks it not
-** to. True if a signal ended it.
+** Sleeps as exactly as possible. Linux adds 50 microseconds unless the thread asks it not to. True
+** if a signal ended the sleep.
 */
 static bool nap(int64_t microseconds) {
   struct timespec time = {.tv_sec = microseconds / 1000000,
@@ -196,18 +197,18 @@ static bool nap(int64_t microseconds) {
 }
 
 int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_again) {
-  int64_t end = outbox_later(outbox_monotonic(), timeout);
+  int64_t end = clock_later(clock_monotonic(), timeout);
   bool changed = false, interrupted = false;
   *rung = false;
   *look_again = 0;
-  int code = outbox_enter(store);
+  int code = transaction_enter(store);
   if (code == OUTBOX_OK && !sqlite3_get_autocommit(store->db))
-    code = outbox_fail(store, OUTBOX_MISUSE, "a wait inside a transaction would keep others out");
+    code = store_fail(store, OUTBOX_MISUSE, "a wait inside a transaction would keep others out");
   while (code == OUTBOX_OK) {
     int64_t again, left;
     code = look_once(store, &changed, &again);
     if (code != OUTBOX_OK || changed || interrupted) break;
-    left = end - outbox_monotonic();
+    left = end - clock_monotonic();
     if (left <= 0) {
       *look_again = again;
       break;
@@ -226,7 +227,7 @@ int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_
 }
 
 int outbox_pollfd(outbox_store *store) {
-  if (outbox_enter(store) != OUTBOX_OK) return -1;
+  if (transaction_enter(store) != OUTBOX_OK) return -1;
   tend(store);
   return store->doorbell.fd;
 }

@@ -10,9 +10,9 @@
 ** one each call is a transaction of its own. The namespace is TEXT or NULL (then ""), the key TEXT,
 ** an INTEGER or NULL, the payload TEXT, a BLOB or NULL, the headers a JSON object or NULL.
 **
-** Both are SQLITE_DIRECTONLY: no trigger and no view can call them. A trigger that did would make
-** every write to its table fail on connections without the extension; and it can do without, with
-** an INSERT into outbox_entries.
+** Both functions are SQLITE_DIRECTONLY: no trigger and no view can call them. A trigger that did
+** would make every write to its table fail on connections without the extension. A trigger does not
+** need them: it can INSERT into outbox_entries.
 */
 #include <string.h>
 
@@ -21,11 +21,11 @@
 SQLITE_EXTENSION_INIT1
 #pragma GCC visibility pop
 
-#include "store.h"
+#include "attach.h"
 
 #define OLDEST_SQLITE 3038000
 
-/* What the functions of a connection share; freed with the last of them. */
+/* The functions of a connection share this; the last one that is destroyed frees it. */
 typedef struct shared {
   outbox_store *store;
   int functions;
@@ -82,13 +82,14 @@ static void fail(sqlite3_context *context, outbox_store *store, const char *name
   sqlite3_free(message);
 }
 
-/* Whether some text is a JSON object; fails as SQLite does where it has no JSON functions. */
+/* Whether a text is a JSON object. Fails with SQLite's error where it has no JSON functions. */
 static int is_object(sqlite3 *db, outbox_bytes text, bool *yes) {
   static const char SQL[] = "SELECT CASE WHEN json_valid(?1) THEN json_type(?1) END = 'object'";
   sqlite3_stmt *statement;
   int sqlite_code = sqlite3_prepare_v2(db, SQL, -1, &statement, NULL);
   if (sqlite_code != SQLITE_OK) return sqlite_code;
-  if (memchr(text.data, '\0', text.size) != NULL) text.size = 0; /* where JSON would end unseen */
+  if (memchr(text.data, '\0', text.size) != NULL)
+    text.size = 0; /* SQLite would read as far as the NUL */
   sqlite3_bind_text64(statement, 1, text.data, text.size, SQLITE_STATIC, SQLITE_UTF8);
   if (sqlite3_step(statement) == SQLITE_ROW) *yes = sqlite3_column_int(statement, 0);
   return sqlite3_finalize(statement);
@@ -135,7 +136,7 @@ static void migrate(sqlite3_context *context, int count, sqlite3_value **values)
 
 /* --- Loading --------------------------------------------------------------------------------- */
 
-/* SQLite calls `release` even for a function that it cannot create. */
+/* SQLite calls `release` also for a function that it fails to create. */
 static int create(sqlite3 *db, shared *shared, const char *name, int arguments,
                   void (*function)(sqlite3_context *, int, sqlite3_value **)) {
   shared->functions++;
@@ -143,7 +144,7 @@ static int create(sqlite3 *db, shared *shared, const char *name, int arguments,
                                     function, NULL, NULL, release);
 }
 
-/* The name follows from the file's: that is how SQLite finds it. */
+/* SQLite makes this name from the file's name. */
 int sqlite3_outboxsqlite_init(sqlite3 *db, char **message, const sqlite3_api_routines *api);
 
 int sqlite3_outboxsqlite_init(sqlite3 *db, char **message, const sqlite3_api_routines *api) {
@@ -156,7 +157,7 @@ int sqlite3_outboxsqlite_init(sqlite3 *db, char **message, const sqlite3_api_rou
   shared *shared = sqlite3_malloc(sizeof *shared);
   if (shared == NULL) return SQLITE_NOMEM;
   shared->functions = 1; /* this one */
-  int code = outbox_borrow(&shared->store, db, NULL);
+  int code = attach_borrow(&shared->store, db, NULL);
   if (code != OUTBOX_OK && shared->store != NULL)
     *message = sqlite3_mprintf("outbox: %s", outbox_error_message(shared->store));
   int sqlite_code = code == OUTBOX_OK ? SQLITE_OK : SQLITE_ERROR;

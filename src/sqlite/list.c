@@ -1,17 +1,18 @@
 /*
-** Listing what there is, page by page, or by its id: for those who look after it.
+** Listing entries for operators: page by page, or by their id.
 */
-#include "store.h"
+#include "../columns.h"
+#include "operations.h"
 
-/* The last column is the state. */
-#define READY "SELECT " ENTRY_COLUMNS ", 0, 0, 0 FROM @entries"
-#define DELAYED "SELECT " ENTRY_COLUMNS ", 0, due_at, 1 FROM @delayed"
-#define DEAD "SELECT " ENTRY_COLUMNS ", died_at, 0, 2 FROM @dead"
+/* The columns that reading.c expects; the last is the state. */
+#define READY "SELECT seq, " ENTRY_COLUMNS ", 0, 0, 0 FROM @entries"
+#define DELAYED "SELECT seq, " ENTRY_COLUMNS ", 0, due_at, 1 FROM @delayed"
+#define DEAD "SELECT seq, " ENTRY_COLUMNS ", died_at, 0, 2 FROM @dead"
 
 #define PAGE " WHERE seq > ?1 AND (?3 IS NULL OR namespace = ?3) ORDER BY seq LIMIT ?2"
 #define BACK " WHERE seq < ?1 AND (?3 IS NULL OR namespace = ?3) ORDER BY seq DESC LIMIT -?2"
 
-/* Forwards and backwards, as the two statements are numbered. */
+/* Forwards and backwards. */
 static const char *const SELECT_READY_SQL[] = {READY PAGE, READY BACK};
 static const char *const SELECT_DELAYED_SQL[] = {DELAYED PAGE, DELAYED BACK};
 static const char *const SELECT_DEAD_SQL[] = {DEAD PAGE, DEAD BACK};
@@ -19,31 +20,30 @@ static const char *const SELECT_DEAD_SQL[] = {DEAD PAGE, DEAD BACK};
 static const char FIND_ENTRIES_SQL[] =
     READY " WHERE id = ?1 UNION ALL " DELAYED " WHERE id = ?1 UNION ALL " DEAD " WHERE id = ?1";
 
-static int list(outbox_store *store, enum statement which, const char *const *sql,
-                outbox_bytes namespace, int64_t after, int64_t limit) {
+static int list(outbox_store *store, const char *const *sql, outbox_bytes namespace, int64_t after,
+                int64_t limit) {
   bool back = limit < 0;
-  int code = outbox_enter(store);
+  int code = transaction_enter(store);
   if (code != OUTBOX_OK) return code;
-  return outbox_query(store, which + back, sql[back], &store->reading, "iiT", after, limit,
-                      namespace);
+  return sql_query(store, sql[back], &store->reading, "iiT", after, limit, namespace);
 }
 
 int outbox_ready_entries(outbox_store *store, outbox_bytes namespace, int64_t after,
                          int64_t limit) {
-  return list(store, SELECT_READY, SELECT_READY_SQL, namespace, after, limit);
+  return list(store, SELECT_READY_SQL, namespace, after, limit);
 }
 
 int outbox_delayed_entries(outbox_store *store, outbox_bytes namespace, int64_t after,
                            int64_t limit) {
-  return list(store, SELECT_DELAYED, SELECT_DELAYED_SQL, namespace, after, limit);
+  return list(store, SELECT_DELAYED_SQL, namespace, after, limit);
 }
 
 int outbox_dead_entries(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit) {
-  return list(store, SELECT_DEAD, SELECT_DEAD_SQL, namespace, after, limit);
+  return list(store, SELECT_DEAD_SQL, namespace, after, limit);
 }
 
 int outbox_find_entries(outbox_store *store, outbox_bytes id) {
-  int code = outbox_enter(store);
+  int code = transaction_enter(store);
   if (code != OUTBOX_OK) return code;
-  return outbox_query(store, FIND_ENTRIES, FIND_ENTRIES_SQL, &store->reading, "T", id);
+  return sql_query(store, FIND_ENTRIES_SQL, &store->reading, "T", id);
 }

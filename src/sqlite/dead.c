@@ -1,29 +1,29 @@
 /*
 ** Dead letters: put back, or purged.
 */
-#include "store.h"
+#include "../columns.h"
+#include "operations.h"
 
 static const char REQUEUE_DEAD_SQL[] =
-    "INSERT INTO @entries (id, namespace, key, payload, headers, created_at, last_error)"
-    " SELECT id, namespace, key, payload, headers, created_at, last_error"
-    " FROM @dead WHERE id = ?1";
+    "INSERT INTO @entries (" MESSAGE_COLUMNS ", last_error)"
+    " SELECT " MESSAGE_COLUMNS ", last_error FROM @dead WHERE id = ?1";
 
 static const char DELETE_DEAD_SQL[] = "DELETE FROM @dead WHERE id = ?1";
 
-/* Deletes the dead letters, each after it was put back where `requeue` says so. */
+/* Takes dead letters out of their table; with `requeue`, puts each among the ready first. */
 static int take_out(outbox_store *store, const outbox_bytes *ids, size_t count, bool requeue,
                     int64_t *taken) {
   int64_t found = 0;
   *taken = 0;
-  if (count == 0) return OUTBOX_OK; /* no need of the lock */
+  if (count == 0) return OUTBOX_OK; /* then the lock is not needed */
   int code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   for (size_t i = 0; i < count && code == OUTBOX_OK; i++) {
-    if (requeue) code = outbox_run(store, REQUEUE_DEAD, REQUEUE_DEAD_SQL, "t", ids[i]);
-    if (code == OUTBOX_OK) code = outbox_run(store, DELETE_DEAD, DELETE_DEAD_SQL, "t", ids[i]);
+    if (requeue) code = sql_run(store, REQUEUE_DEAD_SQL, "t", ids[i]);
+    if (code == OUTBOX_OK) code = sql_run(store, DELETE_DEAD_SQL, "t", ids[i]);
     if (code == OUTBOX_OK) found += sqlite3_changes(store->db);
   }
-  code = outbox_end(store, code);
+  code = transaction_end(store, code);
   if (code == OUTBOX_OK) *taken = found;
   return code;
 }

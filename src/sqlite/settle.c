@@ -1,13 +1,15 @@
 /*
 ** How a claimed entry ends: deleted once delivered, delayed for a retry, or buried.
 */
-#include "store.h"
+#include "../columns.h"
+#include "operations.h"
 
 static const char DELETE_READY_SQL[] = "DELETE FROM @entries WHERE id = ?1";
 
 /*
-** Whether the whole range is there. Looks at the ends, lest somebody has emptied the tables and seq
-** begins anew. Apart from the deletion, which SQLite does in one pass only without subqueries.
+** Whether the whole range is there. Compares the ids at both ends, because seq begins anew where
+** somebody has emptied the tables. Not a part of the deletion: SQLite deletes in one pass only
+** where there is no subquery.
 */
 static const char CHECK_RANGE_SQL[] =
     "SELECT (SELECT count(*) FROM @entries WHERE seq BETWEEN ?1 AND ?2) = ?2 - ?1 + 1"
@@ -18,38 +20,33 @@ static const char DELETE_RANGE_SQL[] = "DELETE FROM @entries WHERE seq BETWEEN ?
 
 static const char DELETE_DELAYED_SQL[] = "DELETE FROM @delayed WHERE id = ?1";
 
-/* The attempts and the last error, after one more attempt if ?2 tells why it failed. */
+/* The attempts and the last error. With an error in ?2 one more attempt is counted. */
 #define COUNTED "attempts + (?2 IS NOT NULL), coalesce(?2, last_error)"
 
-/* The id, unless plain SQL has published it twice, and the other one is in that table already. */
+/* The id; changed where plain SQL has published it twice and the table holds the other one. */
 #define FREE_ID(table)                                                                             \
   "CASE WHEN EXISTS (SELECT 1 FROM " table " WHERE id = ?1) THEN id || '~' || seq ELSE id END"
 
 static const char DELAY_READY_SQL[] =
-    "INSERT INTO @delayed (id, namespace, key, payload, headers, created_at, attempts, last_error,"
-    " due_at, position)"
-    " SELECT " FREE_ID("@delayed") ", namespace, key, payload, headers, created_at, " COUNTED
-                                   ", ?3, seq FROM @entries WHERE id = ?1";
+    "INSERT INTO @delayed (" ENTRY_COLUMNS ", due_at, position)"
+    " SELECT " FREE_ID("@delayed") ", " MESSAGE_COLUMNS_BUT_ID ", " COUNTED ", ?3, seq"
+                                   " FROM @entries WHERE id = ?1";
 
 static const char MOVE_DUE_SQL[] = "UPDATE @delayed SET due_at = ?2 WHERE id = ?1";
 
 static const char BURY_READY_SQL[] =
-    "INSERT INTO @dead (" ENTRY_COLUMNS ", died_at)"
-    " SELECT seq, " FREE_ID("@dead") ", namespace, key, payload, headers, created_at, " COUNTED
-                                     ", ?3"
+    "INSERT INTO @dead (seq, " ENTRY_COLUMNS ", died_at)"
+    " SELECT seq, " FREE_ID("@dead") ", " MESSAGE_COLUMNS_BUT_ID ", " COUNTED ", ?3"
                                      " FROM @entries WHERE id = ?1";
 
-/* Deletes the entries of a range of the batch, which are `ids`, if all are there; counts them. */
+/* Deletes a range of the batch, whose entries have these ids, if it is whole. Counts them. */
 static int delete_range(outbox_store *store, range range, const outbox_bytes *ids, size_t *found) {
-  sqlite3_stmt *row;
-  int code = outbox_query(store, CHECK_RANGE, CHECK_RANGE_SQL, &row, "iitt", range.first,
-                          range.last, ids[0], ids[range.last - range.first]);
-  if (code == OUTBOX_OK) code = outbox_step(store, row);
-  if (code != OUTBOX_ROW) return code;
-  bool whole = sqlite3_column_int(row, 0);
-  outbox_reset(store, row);
-  if (!whole) return OUTBOX_OK;
-  code = outbox_process(store, DELETE_RANGE, DELETE_RANGE_SQL, "ii", range.first, range.last);
+  int64_t whole;
+  bool any;
+  int code = sql_fetch(store, CHECK_RANGE_SQL, &whole, 1, &any, "iitt", range.first, range.last,
+                       ids[0], ids[range.last - range.first]);
+  if (code != OUTBOX_OK || !whole) return code;
+  code = sql_process(store, DELETE_RANGE_SQL, "ii", range.first, range.last);
   if (code == OUTBOX_OK) *found += (size_t)(range.last - range.first) + 1;
   return code;
 }
@@ -58,13 +55,13 @@ int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t c
                           int64_t *deleted) {
   size_t found = 0, first = 0;
   *deleted = 0;
-  if (count == 0) return OUTBOX_OK; /* no need of the lock */
+  if (count == 0) return OUTBOX_OK; /* then the lock is not needed */
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
-  size_t ranges = outbox_is_batch(store, ids, count) ? store->batch.range_count : 0;
+  size_t ranges = batch_is(store, ids, count) ? store->batch.range_count : 0;
   if (ranges > count / 4) ranges = 0;
   if (ranges == 1 && !sqlite3_get_autocommit(store->db)) {
-    /* One statement needs no savepoint, which costs as much as the deletion. */
+    /* One statement needs no savepoint; that would cost as much as the deletion. */
     code = delete_range(store, store->batch.ranges[0], ids, &found);
     ranges = 0;
     if (code != OUTBOX_OK || found == count) {
@@ -80,45 +77,45 @@ int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t c
     first += (size_t)(range.last - range.first) + 1;
   }
   for (size_t i = 0; i < count && found < count && code == OUTBOX_OK; i++) {
-    code = outbox_process(store, DELETE_READY, DELETE_READY_SQL, "t", ids[i]);
+    code = sql_process(store, DELETE_READY_SQL, "t", ids[i]);
     if (code == OUTBOX_OK && sqlite3_changes(store->db) == 0)
-      code = outbox_process(store, DELETE_DELAYED, DELETE_DELAYED_SQL, "t", ids[i]);
+      code = sql_process(store, DELETE_DELAYED_SQL, "t", ids[i]);
     if (code == OUTBOX_OK) found += (size_t)sqlite3_changes(store->db);
   }
-  code = outbox_end(store, code);
+  code = transaction_end(store, code);
   if (code == OUTBOX_OK) *deleted = (int64_t)found;
   return code;
 }
 
-/* Takes an entry out of the ready ones once `copy` has put it elsewhere. */
-static int move(outbox_store *store, enum statement which, const char *copy, outbox_bytes id,
-                outbox_bytes error, int64_t time, bool *found) {
+/* Moves a ready entry to another table: `copy` puts it there. */
+static int move(outbox_store *store, const char *copy, outbox_bytes id, outbox_bytes error,
+                int64_t time, bool *found) {
   bool moved = false;
   int code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
-  code = outbox_process(store, which, copy, "tti", id, error, time);
+  code = sql_process(store, copy, "tti", id, error, time);
   if (code == OUTBOX_OK) {
     moved = sqlite3_changes(store->db) > 0;
-    if (moved) code = outbox_process(store, DELETE_READY, DELETE_READY_SQL, "t", id);
+    if (moved) code = sql_process(store, DELETE_READY_SQL, "t", id);
   }
-  code = outbox_end(store, code);
+  code = transaction_end(store, code);
   if (code == OUTBOX_OK) *found = moved;
   return code;
 }
 
 int outbox_retry_entry(outbox_store *store, outbox_bytes id, int64_t due_at, outbox_bytes error,
                        bool *found) {
-  int code = move(store, DELAY_READY, DELAY_READY_SQL, id, error, due_at, found);
+  int code = move(store, DELAY_READY_SQL, id, error, due_at, found);
   if (code != OUTBOX_OK || *found || error.data != NULL) return code;
-  code = outbox_process(store, MOVE_DUE, MOVE_DUE_SQL, "ti", id, due_at);
+  code = sql_process(store, MOVE_DUE_SQL, "ti", id, due_at);
   if (code == OUTBOX_OK) *found = sqlite3_changes(store->db) > 0;
   return code;
 }
 
 int outbox_bury_entry(outbox_store *store, outbox_bytes id, outbox_bytes error, bool *found) {
   int64_t now;
-  int code = outbox_enter(store);
-  if (code == OUTBOX_OK) code = outbox_now(store, &now);
+  int code = transaction_enter(store);
+  if (code == OUTBOX_OK) code = store_now(store, &now);
   if (code != OUTBOX_OK) return code;
-  return move(store, BURY_READY, BURY_READY_SQL, id, error, now, found);
+  return move(store, BURY_READY_SQL, id, error, now, found);
 }

@@ -1,0 +1,34 @@
+/*
+** Sets of places in the order of commits: intervals of seq, ascending, that do not overlap.
+*/
+#ifndef OUTBOX_INTERVAL_H
+#define OUTBOX_INTERVAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#pragma GCC visibility push(hidden)
+
+/* The places from `first` to `last`, both included. What `kind` means is the engine's affair. */
+typedef struct interval {
+  int64_t first, last;
+  int kind;
+} interval;
+
+/* Empty when all but `reallocate`, which works as realloc does, is zero. */
+typedef struct intervals {
+  interval *items;
+  size_t count;
+  void *(*reallocate)(void *items, uint64_t size);
+} intervals;
+
+/* Adds an interval above all others. False: there is no memory. */
+bool intervals_append(intervals *list, interval item);
+
+/* The same, but joins it to the last interval where nothing lies between the two. */
+bool intervals_join(intervals *list, interval item);
+
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,197 @@
+/*
+** The heartbeat: renews a claim while its owner cannot, in a publisher's call that blocks. A thread
+** with a connection of its own moves the deadline by the time that has passed, so it needs no
+** clock. The thread is started when it is first needed and lasts as long as the store. To start and
+** stop the heartbeat, which happens for every batch, only sets a few fields.
+*/
+#define _POSIX_C_SOURCE 200809L
+
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "operations.h"
+
+static const char BEAT_SQL[] =
+    "UPDATE @leases SET deadline = deadline + ?2, claimed_at = claimed_at + ?2"
+    " WHERE processor_id = ?1";
+
+struct heartbeat {
+  pthread_t thread;
+  pthread_mutex_t mutex;  /* guards the fields up to `capacity` */
+  pthread_cond_t changed; /* the heartbeat was started, a renewal ended, or the end has come */
+  bool ending, beating, renewing;
+  int64_t from, until;    /* when the deadline was moved last; when to give up */
+  int64_t interval, next; /* between two renewals; when the next is due */
+  int64_t wakes_at;       /* when the thread looks by itself; INT64_MAX: never */
+  char *processor_id;     /* `size` bytes, in room for `capacity` */
+  size_t size, capacity;
+  char *path, *sql; /* set before the thread starts; what follows is the thread's alone */
+  lock_wait lock_wait;
+  sqlite3 *db;
+  sqlite3_stmt *statement;
+};
+
+/* --- The thread ------------------------------------------------------------------------------ */
+
+static bool renew(heartbeat *heartbeat, int64_t passed) {
+  if (heartbeat->db == NULL) {
+    int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX;
+    if (sqlite3_open_v2(heartbeat->path, &heartbeat->db, flags, NULL) != SQLITE_OK ||
+        sqlite3_exec(heartbeat->db, "PRAGMA synchronous = NORMAL", NULL, NULL, NULL) != SQLITE_OK ||
+        sqlite3_prepare_v2(heartbeat->db, heartbeat->sql, -1, &heartbeat->statement, NULL) !=
+            SQLITE_OK) {
+      sqlite3_close(heartbeat->db);
+      heartbeat->db = NULL;
+      return false;
+    }
+    store_wait_for_locks(heartbeat->db, &heartbeat->lock_wait);
+  }
+  sqlite3_bind_text64(heartbeat->statement, 1, heartbeat->processor_id, heartbeat->size,
+                      SQLITE_STATIC, SQLITE_UTF8);
+  sqlite3_bind_int64(heartbeat->statement, 2, passed);
+  sqlite3_step(heartbeat->statement);
+  return sqlite3_reset(heartbeat->statement) == SQLITE_OK;
+}
+
+static void *beat(void *context) {
+  heartbeat *heartbeat = context;
+  pthread_mutex_lock(&heartbeat->mutex);
+  while (!heartbeat->ending) {
+    int64_t now = clock_monotonic();
+    if (now >= heartbeat->until) heartbeat->beating = false;
+    if (!heartbeat->beating) {
+      heartbeat->wakes_at = INT64_MAX;
+      pthread_cond_wait(&heartbeat->changed, &heartbeat->mutex);
+    } else if (now < heartbeat->next) {
+      struct timespec time = {.tv_sec = heartbeat->next / 1000000,
+                              .tv_nsec = heartbeat->next % 1000000 * 1000};
+      heartbeat->wakes_at = heartbeat->next;
+      pthread_cond_timedwait(&heartbeat->changed, &heartbeat->mutex, &time);
+    } else {
+      heartbeat->renewing = true; /* keeps the processor id as it is */
+      pthread_mutex_unlock(&heartbeat->mutex);
+      bool renewed = renew(heartbeat, now - heartbeat->from);
+      pthread_mutex_lock(&heartbeat->mutex);
+      heartbeat->renewing = false;
+      if (renewed) heartbeat->from = now;
+      heartbeat->next = clock_later(now, heartbeat->interval / (renewed ? 1 : 4));
+      pthread_cond_broadcast(&heartbeat->changed);
+    }
+  }
+  pthread_mutex_unlock(&heartbeat->mutex);
+  return NULL;
+}
+
+/* --- The owner ------------------------------------------------------------------------------- */
+
+static void free_heartbeat(heartbeat *heartbeat) {
+  sqlite3_finalize(heartbeat->statement);
+  sqlite3_close(heartbeat->db);
+  pthread_cond_destroy(&heartbeat->changed);
+  pthread_mutex_destroy(&heartbeat->mutex);
+  sqlite3_free(heartbeat->processor_id);
+  sqlite3_free(heartbeat->path);
+  sqlite3_free(heartbeat->sql);
+  sqlite3_free(heartbeat);
+}
+
+/* Blocks all signals in the thread, because a handler may belong to an interpreter. */
+static int start(heartbeat *heartbeat) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int failed = pthread_create(&heartbeat->thread, NULL, beat, heartbeat);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return failed;
+}
+
+static int make_heartbeat(outbox_store *store, const char *path) {
+  pthread_condattr_t monotonic_clock;
+  heartbeat *heartbeat = sqlite3_malloc(sizeof *heartbeat);
+  if (heartbeat == NULL) return store_fail_nomem(store);
+  memset(heartbeat, 0, sizeof *heartbeat);
+  heartbeat->wakes_at = INT64_MAX;
+  pthread_mutex_init(&heartbeat->mutex, NULL);
+  pthread_condattr_init(&monotonic_clock);
+  pthread_condattr_setclock(&monotonic_clock, CLOCK_MONOTONIC);
+  pthread_cond_init(&heartbeat->changed, &monotonic_clock);
+  pthread_condattr_destroy(&monotonic_clock);
+  heartbeat->lock_wait = store->lock_wait;
+  heartbeat->path = sqlite3_mprintf("%s", path);
+  heartbeat->sql = sql_expand(store, BEAT_SQL);
+  int code = OUTBOX_OK;
+  if (heartbeat->path == NULL || heartbeat->sql == NULL)
+    code = store_fail_nomem(store);
+  else if (start(heartbeat) != 0)
+    code = store_fail(store, OUTBOX_ERROR, "no thread can be started for the heartbeat");
+  if (code != OUTBOX_OK)
+    free_heartbeat(heartbeat);
+  else
+    store->heartbeat = heartbeat;
+  return code;
+}
+
+/* Waits until the thread is not writing, with the mutex locked. */
+static void await_renewal(heartbeat *heartbeat) {
+  while (heartbeat->renewing)
+    pthread_cond_wait(&heartbeat->changed, &heartbeat->mutex);
+}
+
+int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64_t interval,
+                           int64_t max_duration) {
+  int code = transaction_enter(store);
+  const char *path = code == OUTBOX_OK ? sqlite3_db_filename(store->db, "main") : NULL;
+  if (path == NULL || path[0] == '\0')
+    return code; /* nobody else can claim in a database in memory */
+  if (store->heartbeat == NULL) code = make_heartbeat(store, path);
+  if (code != OUTBOX_OK) return code;
+  heartbeat *heartbeat = store->heartbeat;
+  pthread_mutex_lock(&heartbeat->mutex);
+  await_renewal(heartbeat);
+  if (processor_id.size >= heartbeat->capacity) {
+    char *larger = sqlite3_realloc64(heartbeat->processor_id, processor_id.size + 1);
+    if (larger == NULL) {
+      code = store_fail_nomem(store);
+    } else {
+      heartbeat->processor_id = larger;
+      heartbeat->capacity = processor_id.size + 1;
+    }
+  }
+  if (code == OUTBOX_OK) {
+    memcpy(heartbeat->processor_id, processor_id.data, processor_id.size);
+    heartbeat->size = processor_id.size;
+    heartbeat->interval = interval > 1000 ? interval : 1000;
+    heartbeat->from = clock_monotonic();
+    heartbeat->until = clock_later(heartbeat->from, max_duration);
+    heartbeat->next = clock_later(heartbeat->from, heartbeat->interval);
+    heartbeat->beating = true;
+    /* A thread that wakes soon enough is left asleep: a signal for every batch costs too much. */
+    if (heartbeat->next < heartbeat->wakes_at) pthread_cond_broadcast(&heartbeat->changed);
+  }
+  pthread_mutex_unlock(&heartbeat->mutex);
+  return code;
+}
+
+void outbox_stop_heartbeat(outbox_store *store) {
+  heartbeat *heartbeat = store->heartbeat;
+  if (heartbeat == NULL || store->pid != getpid()) return;
+  pthread_mutex_lock(&heartbeat->mutex);
+  await_renewal(heartbeat);
+  heartbeat->beating = false;
+  pthread_mutex_unlock(&heartbeat->mutex);
+}
+
+void heartbeat_close(outbox_store *store) {
+  heartbeat *heartbeat = store->heartbeat;
+  store->heartbeat = NULL;
+  if (heartbeat == NULL || store->pid != getpid()) return; /* the thread is the parent's */
+  pthread_mutex_lock(&heartbeat->mutex);
+  heartbeat->ending = true;
+  pthread_cond_broadcast(&heartbeat->changed);
+  pthread_mutex_unlock(&heartbeat->mutex);
+  pthread_join(heartbeat->thread, NULL);
+  free_heartbeat(heartbeat);
+}

@@ -1,0 +1,113 @@
+/*
+** Opening a database in the way that the outbox needs it, and closing a store of any kind.
+*/
+#define _POSIX_C_SOURCE 200809L
+
+#include <string.h>
+#include <unistd.h>
+
+#include "attach.h"
+#include "operations.h"
+
+/*
+** The change to WAL mode needs exclusive access for a moment. SQLite waits for that, and keeps new
+** readers out meanwhile, but sometimes it gives up at once. So it is asked again, and all its waits
+** together take no longer than the timeout.
+*/
+static int enter_wal(outbox_store *store) {
+  bool wal = false, memory = false;
+  int64_t *left = &store->lock_wait.timeout, timeout = *left;
+  int64_t end = clock_monotonic() + timeout;
+  int code;
+  for (;; sqlite3_sleep(1)) {
+    code = sql_configure(store, "PRAGMA journal_mode = WAL", "wal", &wal);
+    *left = end - clock_monotonic();
+    if (code != OUTBOX_BUSY || *left <= 0) break;
+  }
+  *left = timeout;
+  if (code != OUTBOX_OK || wal) return code;
+  code = sql_configure(store, "PRAGMA journal_mode", "memory", &memory);
+  if (code == OUTBOX_OK && !memory)
+    code = store_fail(store, OUTBOX_CANTOPEN, "WAL mode is not possible on this file system");
+  return code;
+}
+
+/* Keeps SQL of the application's from ending the transaction, or the savepoint, that we began. */
+static int authorize(void *context, int action, const char *operation, const char *name,
+                     const char *database, const char *trigger) {
+  (void)operation, (void)database, (void)trigger;
+  outbox_store *store = context;
+  bool ours = action == SQLITE_TRANSACTION ||
+              (action == SQLITE_SAVEPOINT && sqlite3_stricmp(name, "outbox") == 0);
+  return ours && store->restricted ? SQLITE_DENY : SQLITE_OK;
+}
+
+static int open_database(outbox_store *store, const char *path, const outbox_options *options) {
+  static const char *const SYNCHRONOUS[] = {
+      [OUTBOX_SYNCHRONOUS_OFF] = "PRAGMA synchronous = OFF",
+      [OUTBOX_SYNCHRONOUS_NORMAL] = "PRAGMA synchronous = NORMAL",
+      [OUTBOX_SYNCHRONOUS_FULL] = "PRAGMA synchronous = FULL",
+      [OUTBOX_SYNCHRONOUS_EXTRA] = "PRAGMA synchronous = EXTRA",
+  };
+  int flags =
+      SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_NOMUTEX;
+  if (sqlite3_open_v2(path, &store->db, flags, NULL) != SQLITE_OK) return store_fail_sqlite(store);
+  store_wait_for_locks(store->db, &store->lock_wait);
+  int code = sql_check_encoding(store);
+  if (code == OUTBOX_OK && sqlite3_db_readonly(store->db, "main") == 1)
+    code = store_fail(store, OUTBOX_READONLY, "the file cannot be written");
+  if (code == OUTBOX_OK) code = enter_wal(store);
+  if (code == OUTBOX_OK) code = sql_configure(store, SYNCHRONOUS[options->synchronous], NULL, NULL);
+  /* A checkpoint at a log of 16 MiB instead of 4: draining is a twelfth faster. */
+  if (code == OUTBOX_OK)
+    code = sql_configure(store, "PRAGMA wal_autocheckpoint = 4000", NULL, NULL);
+  /* Cuts a log that a burst or a long reader made large back to 64 MiB. */
+  if (code == OUTBOX_OK)
+    code = sql_configure(store, "PRAGMA journal_size_limit = 67108864", NULL, NULL);
+  if (code == OUTBOX_OK) code = transaction_prepare(store, BEGIN, DATA_VERSION);
+  sqlite3_set_authorizer(store->db, authorize, store);
+  return code;
+}
+
+static void close_database(outbox_store *store) {
+  sql_finalize(store);
+  if (store->db != NULL) { /* it outlives the store if the user left a statement open */
+    sqlite3_set_authorizer(store->db, NULL, NULL);
+    sqlite3_busy_timeout(store->db, (int)(store->lock_wait.timeout / 1000));
+  }
+  sqlite3_close_v2(store->db);
+  store->db = NULL;
+}
+
+int outbox_open(outbox_store **out, const char *path, const outbox_options *options) {
+  int code = store_make(out, options);
+  if (code != OUTBOX_OK) return code;
+  outbox_store *store = *out;
+  code = open_database(store, path, options != NULL ? options : &(outbox_options)OUTBOX_DEFAULTS);
+  if (code != OUTBOX_OK) {
+    char reason[sizeof store->message];
+    memcpy(reason, store->message, sizeof reason);
+    store_fail(store, code, "%s: %s", path, reason);
+    close_database(store);
+  }
+  return code;
+}
+
+int outbox_close(outbox_store *store) {
+  if (store == NULL) return OUTBOX_OK;
+  if (store->working) return store_fail_reentered(store); /* that call goes on using the store */
+  heartbeat_close(store);
+  if (store->attached) {
+    attach_detach(store);
+  } else if (store->pid == getpid() && store->db != NULL) {
+    /* A statement that the user left open keeps the connection, but not the transaction. */
+    if (!sqlite3_get_autocommit(store->db)) transaction_control(store, ROLLBACK);
+    close_database(store);
+  }
+  doorbell_close(store);
+  sqlite3_free(store->batch.ids);
+  sqlite3_free(store->batch.ranges);
+  sqlite3_free(store->prefix);
+  sqlite3_free(store);
+  return OUTBOX_OK;
+}

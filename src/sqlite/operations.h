@@ -1,0 +1,23 @@
+/*
+** What the operations offer one another, and the floor above them.
+*/
+#ifndef OUTBOX_OPERATIONS_H
+#define OUTBOX_OPERATIONS_H
+
+#include "transaction.h"
+
+#pragma GCC visibility push(hidden)
+
+/* The next row of the reading under way: OUTBOX_ROW, OUTBOX_DONE, or an error. */
+int reading_next(outbox_store *store);
+
+/* Notes what this connection can see now, so that outbox_wait knows what is new. */
+int doorbell_see(outbox_store *store);
+void doorbell_close(outbox_store *store);
+
+/* Ends the heartbeat's thread, if there is one. */
+void heartbeat_close(outbox_store *store);
+
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,45 @@
+/*
+** The outbox's tables: each step of the ladder brings them one version forward.
+*/
+#include "schema.h"
+
+/* Microseconds since the epoch; SQL's clock gives milliseconds. */
+#define NOW_MS "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
+
+/* A UUIDv7 for plain SQL that publishes. It rises with time, as the default generator's ids do. */
+#define UUID_V7                                                                                    \
+  "substr(printf('%012x', " NOW_MS "), 1, 8) || '-' || substr(printf('%012x', " NOW_MS "), 9)"     \
+  " || '-7' || substr(hex(randomblob(2)), 2) || '-' || substr('89AB', 1 + (random() & 3), 1)"      \
+  " || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))"
+
+/* The check of the headers is rough because an application's SQLite may lack JSON functions. */
+#define COLUMNS_V1                                                                                 \
+  " id TEXT NOT NULL UNIQUE DEFAULT (lower(" UUID_V7 ")) CHECK (typeof(id) = 'text'),"             \
+  " namespace TEXT NOT NULL DEFAULT '',"                                                           \
+  " key TEXT,"                                                                                     \
+  " payload BLOB,"                                                                                 \
+  " headers TEXT CHECK (headers IS NULL OR headers GLOB '{*}'),"                                   \
+  " created_at INTEGER NOT NULL DEFAULT (" NOW_MS " * 1000),"                                      \
+  " attempts INTEGER NOT NULL DEFAULT 0,"                                                          \
+  " last_error TEXT"
+
+/*
+** Version 1. The entries' seq is AUTOINCREMENT because it must never come twice: a lease may still
+** cover it. In the delayed table seq only keeps the order; `position` is the seq that an entry
+** which waits for its retry had among the ready ones.
+*/
+static const char VERSION_1[] =
+    "CREATE TABLE @schema (version INTEGER NOT NULL);"
+    "CREATE TABLE @entries (seq INTEGER PRIMARY KEY AUTOINCREMENT," COLUMNS_V1 ");"
+    "CREATE TABLE @delayed (seq INTEGER PRIMARY KEY," COLUMNS_V1 ","
+    " due_at INTEGER NOT NULL, position INTEGER);"
+    "CREATE INDEX @delayed_due_at ON @delayed (due_at);"
+    "CREATE INDEX @delayed_key ON @delayed (namespace, key, position);"
+    "CREATE INDEX @delayed_position ON @delayed (position);"
+    "CREATE TABLE @dead (seq INTEGER PRIMARY KEY," COLUMNS_V1 ", died_at INTEGER NOT NULL);"
+    "CREATE TABLE @leases (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL,"
+    " processor_id TEXT NOT NULL, deadline INTEGER NOT NULL, claimed_at INTEGER NOT NULL,"
+    " batch TEXT);";
+
+const char *const schema_steps[] = {VERSION_1};
+const int schema_version = sizeof schema_steps / sizeof *schema_steps;

@@ -1,0 +1,17 @@
+/*
+** The ladder of schema versions.
+*/
+#ifndef OUTBOX_SCHEMA_H
+#define OUTBOX_SCHEMA_H
+
+#pragma GCC visibility push(hidden)
+
+/* schema_steps[n] is the SQL that brings the tables from version n to n + 1. */
+extern const char *const schema_steps[];
+
+/* The version that this library works with: the number of steps. */
+extern const int schema_version;
+
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,78 @@
+/*
+** The store: what it is made of, its clock, and how its connection waits for locks.
+*/
+#define _POSIX_C_SOURCE 200809L
+
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "store.h"
+
+int store_now(outbox_store *store, int64_t *now) {
+  if (store->clock(store->clock_context, now) != 0)
+    return store_fail(store, OUTBOX_CALLBACK, "the clock failed");
+  return OUTBOX_OK;
+}
+
+#define PATIENT_FOR 50000 /* microseconds in which a connection asks for a lock without haste */
+
+/*
+** SQLite's own handler asks less and less often, in the end every 100 ms. Where a lock is hardly
+** ever free, the connection that has waited longest then has the least chance of it, and fails at
+** last. This one does the reverse: it asks more often after a while. A tenth of a millisecond is
+** about the time that a transaction takes.
+*/
+static int wait_for_lock(void *context, int count) {
+  static const struct timespec AT_FIRST = {.tv_nsec = 1000000}, LATER = {.tv_nsec = 100000};
+  lock_wait *wait = context;
+  int64_t now = clock_monotonic();
+  if (count == 0) wait->since = now;
+  if (now - wait->since >= wait->timeout) return 0;
+  nanosleep(now - wait->since < PATIENT_FOR ? &AT_FIRST : &LATER, NULL);
+  return 1;
+}
+
+void store_wait_for_locks(sqlite3 *db, lock_wait *wait) {
+  sqlite3_busy_handler(db, wait_for_lock, wait);
+}
+
+static const outbox_options DEFAULTS = OUTBOX_DEFAULTS;
+
+int store_make(outbox_store **out, const outbox_options *options) {
+  if (options == NULL) options = &DEFAULTS;
+  outbox_store *store = *out = sqlite3_malloc(sizeof *store);
+  if (store == NULL) return OUTBOX_NOMEM;
+  memset(store, 0, sizeof *store);
+  store->pid = getpid();
+  store->doorbell.fd = store->doorbell.file = -1;
+  store->doorbell.version = -1; /* nothing has been seen: the first wait returns at once */
+  store->doorbell.rung_at = INT64_MIN / 2;
+  store->lock_wait.timeout = 1000 * (int64_t)options->busy_timeout;
+  store->clock = options->clock != NULL ? options->clock : outbox_system_clock;
+  store->clock_context = options->clock_context;
+  store->id_generator = options->id_generator;
+  store->id_generator_context = options->id_generator_context;
+  if (store->id_generator == NULL) {
+    store->id_generator = outbox_uuid_v7;
+    store->id_generator_context = &store->uuid_state;
+  }
+  const char *prefix = options->prefix != NULL ? options->prefix : DEFAULTS.prefix;
+  if (!outbox_is_prefix((outbox_bytes){prefix, strlen(prefix)}))
+    return store_fail(store, OUTBOX_MISUSE, "the prefix is not a plain identifier");
+  store->prefix = sqlite3_mprintf("%s", prefix);
+  return store->prefix != NULL ? OUTBOX_OK : store_fail_nomem(store);
+}
+
+const char *outbox_prefix(const outbox_store *store) {
+  return store->prefix;
+}
+
+struct sqlite3 *outbox_connection(outbox_store *store) {
+  return store->pid == getpid() ? store->db : NULL;
+}
+
+bool outbox_in_transaction(outbox_store *store) {
+  sqlite3 *db = outbox_connection(store);
+  return db != NULL && !sqlite3_get_autocommit(db);
+}

@@ -1,0 +1,133 @@
+/*
+** The ground floor: the store itself, how it waits for locks, and its errors.
+**
+** The floors of this folder, from the ground up: store, statement, batch, transaction; then the
+** operations side by side; then open, attach and the extension. A file calls the floors below it,
+** or the public face of its neighbours in ../outbox.h and operations.h, and never up.
+*/
+#ifndef OUTBOX_STORE_H
+#define OUTBOX_STORE_H
+
+#include <sys/types.h>
+
+/* A loadable extension uses the SQLite of the program that loads it, by pointers it is given. */
+#ifdef OUTBOX_EXTENSION
+#include <sqlite3ext.h>
+#pragma GCC visibility push(hidden)
+SQLITE_EXTENSION_INIT3
+#pragma GCC visibility pop
+#else
+#include <sqlite3.h>
+#endif
+
+#include "../bytes.h"
+#include "../clock.h"
+#include "../outbox.h"
+
+#pragma GCC visibility push(hidden)
+
+/* The statements that begin and end transactions, and one more that needs no table. */
+enum control { BEGIN, COMMIT, ROLLBACK, SAVEPOINT, RELEASE, ROLLBACK_TO, DATA_VERSION, CONTROLS };
+
+/* A prepared statement, known by the address of its SQL. */
+typedef struct statement {
+  const char *sql;
+  sqlite3_stmt *prepared; /* NULL: not now */
+} statement;
+
+#define MAX_STATEMENTS 64 /* a test counts those that all operations together use */
+
+/* Places in the order of commits: values of seq, both ends included. */
+typedef struct range {
+  int64_t first, last;
+} range;
+
+/* The entries that outbox_get_claimed_entries gave last; see batch.c. */
+typedef struct batch {
+  bool open;    /* may still grow: the rows are being read */
+  size_t count; /* of the entries */
+  char *ids;    /* for each entry the size of its id, a size_t, and then its bytes */
+  size_t size, capacity;
+  range *ranges;
+  size_t range_count, range_capacity;
+} batch;
+
+/* What outbox_next leaves out of a reading, and how far that reading has come. */
+typedef struct filter {
+  bool active;
+  int64_t wanted; /* how many more entries to give */
+  const outbox_bytes *except;
+  size_t except_count;
+  int64_t read_to;
+} filter;
+
+/* What a store knows of the commits of others; see doorbell.c. */
+typedef struct doorbell {
+  int fd, file;       /* the descriptor to poll; the watched file where it must be open; or -1 */
+  bool watching;      /* there is a watch on the write-ahead log */
+  int64_t version;    /* of the database, when the last claim began */
+  int64_t changes;    /* rows that this connection had changed by then, but for processing's */
+  int64_t processing; /* rows that claims and settlements changed: they ring no bell of their own */
+  int64_t rung_at;    /* when the bell rang last: its commit may not be visible yet */
+} doorbell;
+
+/* How long a connection waits for a lock, and since when it has been waiting; microseconds. */
+typedef struct lock_wait {
+  int64_t timeout, since;
+} lock_wait;
+
+typedef struct heartbeat heartbeat; /* see heartbeat.c */
+typedef struct notice notice;       /* see attach.c */
+
+struct outbox_store {
+  sqlite3 *db;
+  pid_t pid; /* the process that opened it */
+  char *prefix;
+  outbox_clock *clock;
+  void *clock_context;
+  outbox_id_generator *id_generator;
+  void *id_generator_context;
+  outbox_uuid_state uuid_state; /* context of the default ID generator */
+  bool migrated;                /* the schema's version was found to be ours */
+  int depth;                    /* how many begins are open */
+  bool doomed;                  /* a rollback failed and is still to be done */
+  bool outermost;               /* the first begin is a BEGIN, not a savepoint in another's */
+  bool attached;   /* the connection is the application's: no statement may outlive a call */
+  bool working;    /* SQLite is running for us, and may call functions that call us again */
+  bool restricted; /* SQL of the application's is being compiled: no COMMIT in it; see sql.c */
+  notice *notice;
+  batch batch;
+  filter filter;
+  doorbell doorbell;
+  heartbeat *heartbeat; /* NULL until it is first started */
+  lock_wait lock_wait;
+  sqlite3_stmt *reading; /* what outbox_next and outbox_next_lease step, else NULL */
+  sqlite3_stmt *controls[CONTROLS];
+  statement statements[MAX_STATEMENTS];
+  int statement_count;
+  char message[512];
+};
+
+/* Makes a store without a connection. Sets *store as outbox_open does. */
+int store_make(outbox_store **store, const outbox_options *options);
+
+/* Asks the store's clock. Fails with CALLBACK. */
+int store_now(outbox_store *store, int64_t *now);
+
+/* Has a connection wait for locks. *wait must live as long as the connection. */
+void store_wait_for_locks(sqlite3 *db, lock_wait *wait);
+
+/* Records an error: the message, made as printf does, and the code. Returns the code. */
+int store_fail(outbox_store *store, int code, const char *format, ...);
+
+/* The same for errors that have several places. */
+int store_fail_nomem(outbox_store *store);
+int store_fail_duplicate(outbox_store *store);
+int store_fail_reentered(outbox_store *store);
+
+/* Records the error that SQLite has just returned on the store's connection. */
+int store_fail_sqlite(outbox_store *store);
+
+#pragma GCC visibility pop
+
+#endif
