@@ -24,6 +24,7 @@
 int test_open(void);
 int test_schema(void);
 int test_transactions(void);
+int test_sql(void);
 int test_publish(void);
 int test_ids(void);
 int test_values(void);

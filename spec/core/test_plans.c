@@ -140,7 +140,7 @@ static void no_query_scans_or_sorts_an_empty_outbox(void **state) {
   run_every_operation(f);
   execute(f->db, "DELETE FROM outbox_entries; DELETE FROM outbox_delayed; DELETE FROM outbox_dead;"
                  "DELETE FROM outbox_leases");
-  assert_in_range(check_plans(f->db), 20, 100);
+  assert_in_range(check_plans(f->db), 20, 50);
 }
 
 static void no_query_scans_or_sorts_a_full_outbox_that_was_analyzed(void **state) {
@@ -150,7 +150,7 @@ static void no_query_scans_or_sorts_a_full_outbox_that_was_analyzed(void **state
                  " SELECT 'n' || i % 3, 'k' || i % 50, i FROM n");
   run_every_operation(f);
   execute(f->db, "ANALYZE");
-  assert_in_range(check_plans(f->db), 20, 100);
+  assert_in_range(check_plans(f->db), 20, 50);
   /* And so for a store that has planned with the statistics from the start. */
   outbox_options options = test_options(f);
   close_store(f, f->store);
@@ -158,7 +158,7 @@ static void no_query_scans_or_sorts_a_full_outbox_that_was_analyzed(void **state
   f->db = outbox_connection(f->store);
   execute(f->db, "DELETE FROM outbox_dead; DELETE FROM outbox_entries WHERE seq > 5000");
   run_every_operation(f);
-  assert_in_range(check_plans(f->db), 20, 100);
+  assert_in_range(check_plans(f->db), 20, 50);
 }
 
 /* --- Statements ------------------------------------------------------------------------------ */

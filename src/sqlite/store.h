@@ -35,7 +35,7 @@ typedef struct statement {
   sqlite3_stmt *prepared; /* NULL: not now */
 } statement;
 
-#define MAX_STATEMENTS 64 /* a test counts those that all operations together use */
+#define MAX_STATEMENTS 64 /* all operations together use some 40; test_plans.c bounds them */
 
 /* Places in the order of commits: values of seq, both ends included. */
 typedef struct range {
