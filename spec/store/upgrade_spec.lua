@@ -1,0 +1,316 @@
+-- Databases that older versions wrote: spec/fixtures/<version>/<name>.db. spec/fixtures/make.lua
+-- made them of the entries in contents.lua.
+
+local contents = require("spec.fixtures.contents")
+local outbox = require("outbox")
+local process = require("process")
+local support = require("spec.support")
+
+local ALIVE = contents.LEASES[2].processor_id
+
+local function read(path)
+  local file <close> = assert(io.open(path, "rb"))
+  return file:read("a")
+end
+
+local function copy(path)
+  local target = support.path()
+  local file <close> = assert(io.open(target, "wb"))
+  file:write(read(path))
+  return target
+end
+
+local function is_alive(entry)
+  return entry.LEASE == ALIVE
+end
+
+local function of_id(entries)
+  local result = {}
+  for _, entry in ipairs(entries) do
+    result[entry.id] = entry
+  end
+  return result
+end
+
+-- The entry as it must be after its delivery was cut off.
+local function charged(entry)
+  local result = {}
+  for field, value in pairs(entry) do
+    result[field] = value
+  end
+  result.attempts, result.last_error = entry.attempts + 1, outbox.LAPSED
+  return result
+end
+
+-- How a claim must give the entries of contents.lua that `chosen` returns true for, in their order:
+-- without their place, and charged if they are in hand.
+local function as_claimed(chosen)
+  local list = {}
+  for _, entry in ipairs(contents.ENTRIES) do
+    if entry.seq and not entry.died_at and chosen(entry) then
+      local result = { id = entry.id, namespace = entry.namespace, key = entry.key,
+        payload = entry.payload, headers = entry.headers, created_at = entry.created_at,
+        attempts = entry.attempts, last_error = entry.last_error }
+      list[#list + 1] = entry.IN_HAND and charged(result) or result
+    end
+  end
+  return list
+end
+
+local function describe_file(file, version, prefix)
+  describe("the database " .. file .. ", when it is migrated,", function()
+    local path, clock, store
+
+    -- Migrated by three at once, in this process and two others, and then once more.
+    before_each(function()
+      path, clock = copy(file), support.clock(contents.NOW)
+      local gate, children = process.gate(), {}
+      for i = 1, 2 do
+        children[i] = process.fork(function()
+          gate:wait()
+          local other <close> = outbox.open(path, { prefix = prefix })
+          other:migrate()
+        end)
+      end
+      gate:open()
+      store = outbox.open(path, { prefix = prefix, clock = clock })
+      store:migrate()
+      for _, child in ipairs(children) do
+        assert.equal(0, process.wait(child))
+      end
+      store:migrate()
+    end)
+
+    after_each(function()
+      store:close()
+      support.remove()
+    end)
+
+    local function check_contents(expected)
+      assert.same(expected.ready, store:ready_entries())
+      assert.same(expected.delayed, store:delayed_entries())
+      assert.same(expected.dead, store:dead_entries())
+    end
+
+    it("keeps every entry, its state and its place, byte for byte", function()
+      local expected = contents.expected(version)
+      check_contents(expected)
+      local stats, retries = store:stats(), 0
+      for _, entry in ipairs(contents.ENTRIES) do
+        retries = retries + (entry.seq and entry.due_at and 1 or 0)
+      end
+      assert.same({ #expected.ready, #expected.delayed, #expected.dead, retries,
+        contents.LAST_SEQ }, { stats.ready, stats.delayed, stats.dead, stats.retries,
+        stats.last_seq })
+    end)
+
+    it("keeps the leases, and what they name as in hand", function()
+      local expected, leases = contents.expected(version).leases, store:stats().leases
+      assert.equal(#expected, #leases)
+      for i, lease in ipairs(expected) do
+        for field, value in pairs(lease) do
+          assert.equal(value, leases[i][field])
+        end
+      end
+    end)
+
+    it("finds each entry by its id, the twin of a dead letter too", function()
+      for _, entry in ipairs(contents.ENTRIES) do
+        local found = store:find_entries(entry.id)
+        assert.equal(entry.id == "twin" and 2 or 1, #found)
+        for _, each in ipairs(found) do
+          assert.equal(entry.id, each.id)
+        end
+      end
+    end)
+
+    it("refuses each of its ids when it is published again", function()
+      local expected = contents.expected(version)
+      for _, entry in ipairs(contents.ENTRIES) do
+        local problem = support.raised(store.publish, store, { id = entry.id })
+        assert.equal("duplicate", problem.code)
+      end
+      check_contents(expected)
+    end)
+
+    it("gives no place in the order twice", function()
+      store:publish({ id = "new" })
+      assert.equal(contents.LAST_SEQ + 1, store:find_entries("new")[1].seq)
+    end)
+
+    it("keeps the entries of the live lease from others until its deadline has passed", function()
+      for _, time in ipairs({ contents.NOW, contents.FOREVER }) do
+        clock.time = time
+        store:claim_entries("other", time + 60)
+        for _, entry in ipairs(store:get_claimed_entries("other", 100)) do
+          assert.not_equal("alive", entry.namespace)
+          assert.not_equal("Größe", entry.namespace)
+        end
+        local own = support.pluck(store:get_claimed_entries(ALIVE, 100), "id")
+        assert.same(contents.ids(function(entry)
+          return is_alive(entry) or entry.seq == 8 and time > contents.DUE
+        end), own)
+      end
+      clock.time = contents.FOREVER + 1
+      assert.same({}, store:get_claimed_entries(ALIVE, 100))
+      assert.is_true(store:claim_entries("other", clock.time + 60))
+      local entries = of_id(store:get_claimed_entries("other", 100))
+      for _, entry in ipairs(as_claimed(is_alive)) do
+        assert.same(entry, entries[entry.id])
+      end
+    end)
+
+    it("lets the holder of the live lease go on, and renew it", function()
+      local entries = store:get_claimed_entries(ALIVE, 100)
+      assert.same(contents.ids(is_alive), support.pluck(entries, "id"))
+      assert.same({ 0, 3, 0 }, support.pluck(entries, "attempts"))
+      assert.is_true(store:renew_claim(ALIVE, contents.FOREVER + 10))
+      clock.time = contents.FOREVER + 10
+      assert.same(contents.ids(is_alive),
+        support.pluck(store:get_claimed_entries(ALIVE, 100), "id"))
+    end)
+
+    it("charges what was in hand under the lapsed lease, and nothing else", function()
+      assert.is_true(store:claim_entries("other", contents.NOW + 60))
+      assert.same(as_claimed(function(entry)
+        return not is_alive(entry) and not entry.due_at
+      end), store:get_claimed_entries("other", 100))
+    end)
+
+    it("brings retries back to their places and puts scheduled messages last", function()
+      clock.time = contents.DUE
+      store:claim_entries("other", clock.time + 60)
+      local expected = contents.ids(function(entry)
+        return not is_alive(entry) and entry.seq ~= 8
+      end)
+      table.move({ "id-s2", "id-s1" }, 1, 2, #expected + 1, expected)
+      assert.same(expected, support.pluck(store:get_claimed_entries("other", 100), "id"))
+      assert.same(contents.ids(function(entry)
+        return is_alive(entry) or entry.seq == 8
+      end), support.pluck(store:get_claimed_entries(ALIVE, 100), "id"))
+      local before = of_id(contents.expected(version).delayed)
+      for _, processor_id in ipairs({ "other", ALIVE }) do
+        for _, entry in ipairs(store:get_claimed_entries(processor_id, 100)) do
+          local delayed = before[entry.id]
+          if delayed then
+            entry.due_at, entry.seq = delayed.due_at, delayed.seq
+            assert.same(delayed, entry)
+          end
+        end
+      end
+    end)
+
+    it("lets dead letters be requeued, and purged", function()
+      local dead = contents.expected(version).dead
+      assert.equal("duplicate", support.raised(store.requeue_entries, store, "twin").code)
+      store:delete_entries("twin") -- the ready entry with this id
+      assert.equal(2, store:requeue_entries("twin", "id-14"))
+      for i = 1, 2 do
+        dead[i].seq, dead[i].attempts, dead[i].died_at = contents.LAST_SEQ + i, 0, nil
+        assert.same({ dead[i] }, store:find_entries(dead[i].id))
+      end
+      assert.equal(1, store:purge_entries("id-15"))
+      assert.same({}, store:dead_entries())
+    end)
+
+    -- Delivers everything that a processor can have; returns the messages.
+    local function deliver(ordering)
+      local messages = {}
+      local processor = outbox.processor({ store = store, ordering = ordering,
+        publisher = function(batch)
+          table.move(batch, 1, #batch, #messages + 1, messages)
+        end })
+      processor:pump()
+      return messages
+    end
+
+    local function check_delivered(expected, messages)
+      local ids = support.pluck(messages, "id")
+      table.sort(ids)
+      table.sort(expected)
+      assert.same(expected, ids)
+    end
+
+    -- Everything was delivered, as it was published; what has a key, in the order of the places.
+    local function check_all_delivered(messages)
+      local places, last, delivered = { ["id-s2"] = 101, ["id-s1"] = 102 }, {}, of_id(messages)
+      for _, entry in ipairs(contents.ENTRIES) do
+        if not entry.died_at then
+          places[entry.id] = entry.seq or places[entry.id]
+          local message = delivered[entry.id]
+          assert.same({ entry.namespace, entry.key, entry.payload, entry.headers },
+            { message.namespace, message.key, message.payload, message.headers })
+        end
+      end
+      for _, message in ipairs(messages) do
+        if message.key then
+          local line = ("%s\0\0%s"):format(message.namespace, message.key)
+          assert.is_true(places[message.id] > (last[line] or 0))
+          last[line] = places[message.id]
+        end
+      end
+      assert.equal(#contents.ENTRIES - 3, #messages)
+      assert.same({ 0, 0 }, { store:stats().ready, store:stats().delayed })
+      assert.same(contents.expected(version).dead, store:dead_entries())
+    end
+
+    it("is delivered by a processor, except for what is not due or under the live lease", function()
+      check_delivered(contents.ids(function(entry)
+        return not is_alive(entry) and not entry.due_at
+      end), deliver("none"))
+      assert.same(contents.ids(is_alive), support.pluck(store:ready_entries(), "id"))
+      assert.same(contents.expected(version).delayed, store:delayed_entries())
+    end)
+
+    it("is delivered in order per key as entries fall due", function()
+      store:release_claim(ALIVE)
+      local messages = deliver()
+      local waits = { ["id-9"] = true, ["id-10"] = true, ["id-17"] = true } -- for a retry
+      check_delivered(contents.ids(function(entry)
+        return not entry.due_at and not waits[entry.id]
+      end), messages)
+      clock.time = contents.DUE
+      table.move(deliver(), 1, 100, #messages + 1, messages)
+      check_all_delivered(messages)
+      assert.same({ 0, 1 }, { of_id(messages)["Größe-6 'quoted'"].attempts,
+        of_id(messages)["id-1"].attempts })
+    end)
+
+    it("is delivered in order per key when the live lease has lapsed, too", function()
+      clock.time = contents.FOREVER + 1
+      local messages = deliver()
+      check_all_delivered(messages)
+      for _, entry in ipairs(contents.ENTRIES) do
+        if entry.IN_HAND then
+          local message = of_id(messages)[entry.id]
+          assert.same({ entry.attempts + 1, outbox.LAPSED },
+            { message.attempts, message.last_error })
+        end
+      end
+    end)
+  end)
+
+  it("The database " .. file .. " is left as it is when a newer version has migrated it", function()
+    local path = copy(file)
+    local store = outbox.open(path, { prefix = prefix })
+    support.sql(store, ("UPDATE %sschema SET version = 1000"):format(prefix))
+    store:close()
+    local before = read(path)
+    store = outbox.open(path, { prefix = prefix })
+    for _ = 1, 2 do
+      assert.equal("newer", support.raised(store.migrate, store).code)
+    end
+    assert.equal("newer", support.raised(store.publish, store, {}).code)
+    assert.equal("newer", support.raised(store.claim_entries, store, "p", contents.NOW).code)
+    store:close()
+    assert.is_true(before == read(path))
+    support.remove()
+  end)
+end
+
+local pipe = assert(io.popen("ls spec/fixtures/*/*.db"))
+for file in pipe:lines() do
+  local version, name = file:match("([^/]+)/([^/]+)%.db$")
+  describe_file(file, version, assert(contents.PREFIXES[name]))
+end
+pipe:close()
