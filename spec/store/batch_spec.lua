@@ -1,4 +1,4 @@
--- What a processor has in hand, and how it renews, releases and keeps its claim.
+-- The batch that a processor has in hand. How a claim is renewed, released and kept alive.
 
 local outbox = require("outbox")
 local support = require("spec.support")
@@ -35,7 +35,7 @@ describe("a batch", function()
     return table.concat(list, " ")
   end
 
-  it("is named in the claim that holds it, as ranges of seq", function()
+  it("is stored in its claim as ranges of seq", function()
     publish("a", "b", "c", "d")
     store:delete_entries("b")
     store:claim_entries("p", 1010)
@@ -47,7 +47,7 @@ describe("a batch", function()
   end)
 
   describe("that was in hand when the claim lapsed", function()
-    it("is charged an attempt by whoever takes over, once, and nothing else is", function()
+    it("is charged one attempt, once, when another processor takes over", function()
       publish("a", "b", "c")
       store:claim_entries("p", 1010)
       get("p", 2, { hold = true })
@@ -60,7 +60,7 @@ describe("a batch", function()
       assert.equal("a1 b1 c0", attempts())
     end)
 
-    it("is charged even if the taker has a limit, or the same name", function()
+    it("is charged even if the next claim has a limit, or the same processor id", function()
       publish("a", "b", "c")
       store:claim_entries("p", 1010)
       get("p", 3, { hold = true })
@@ -72,7 +72,7 @@ describe("a batch", function()
       assert.equal("a2 b2 c2", attempts())
     end)
 
-    it("is not charged when the claim was renewed or released", function()
+    it("is not charged after the claim was renewed or released", function()
       publish("a")
       store:claim_entries("p", 1010)
       get("p", 1, { hold = true })
@@ -86,7 +86,7 @@ describe("a batch", function()
       assert.equal("a0", attempts())
     end)
 
-    it("is not charged for what is no batch", function()
+    it("is not charged when the stored batch is malformed", function()
       publish("a")
       for _, nonsense in ipairs({ "", "x", "1", "1-", "9-1", "-", "2-x,1-1" }) do
         store:claim_entries("p", clock.time + 1)
@@ -105,7 +105,7 @@ describe("a batch", function()
       store:claim_entries("p", 1010, { exclusive = true })
     end)
 
-    it("from where another ended", function()
+    it("from the place where another reading ended", function()
       local ids, after = get("p", 2, {})
       assert.equal("a b", ids)
       ids, after = get("p", 5, { after = after })
@@ -118,13 +118,13 @@ describe("a batch", function()
       assert.same({ "", 4 }, { get("p", 5, { except = { "a", "b", "c" } }) })
     end)
 
-    it("without some namespaces, whatever the clock makes of their list", function()
+    it("without some namespaces, even if the clock changes their list", function()
       local except, now = { ("x"):rep(1000) }, clock.now
       store:publish({ id = "d", namespace = except[1] })
       clock.now = function()
         except[1] = nil
         collectgarbage()
-        for i = 2, 100 do -- in its place
+        for i = 2, 100 do -- reuse its memory
           except[i] = ("y"):rep(1000)
         end
         return now()
@@ -132,8 +132,9 @@ describe("a batch", function()
       assert.same({ "a b a2 c", 5 }, { get("p", 9, { except = except }) })
     end)
 
-    it("without more namespaces than there can be", function()
-      local powers = {} -- of two; that many holes are too many to find the border before the last
+    it("but not without an impossible number of namespaces", function()
+      -- Its length is that of the last power of two, because of all the holes.
+      local powers = {}
       for i = 0, 60 do
         powers[#powers + 1] = ("[1 << %d] = 'a'"):format(i)
       end
@@ -142,7 +143,7 @@ describe("a batch", function()
       assert.matches("an array of strings", support.raised(get, "p", 1, { except = vast }), 1, true)
     end)
 
-    it("in the order that a retry asks for", function()
+    it("in the order that `ordering` asks for while a retry waits", function()
       store:retry_entry("a", 1005, "no")
       publish("a3")
       assert.equal("b a2 c a3", (get("p", 9, { ordering = "none" })))
@@ -154,7 +155,7 @@ describe("a batch", function()
       assert.equal("a b a2 c a3", (get("p", 9, { ordering = "strict" })))
     end)
 
-    it("with options that are checked", function()
+    it("with options, which are checked", function()
       for message, options in pairs({
         ['ordering must be one of "none", "key", "strict"'] = { ordering = "keys" },
         ["after must be an integer"] = { after = 1.5 },
@@ -168,7 +169,7 @@ describe("a batch", function()
     end)
   end)
 
-  it("that is lost cannot be renewed; one that only expired can", function()
+  it("whose claim is lost cannot be renewed, unless the claim has only expired", function()
     publish("a")
     store:claim_entries("p", 1010)
     clock.time = 1020
@@ -179,17 +180,17 @@ describe("a batch", function()
     assert.is_false(store:renew_claim("nobody", 1060))
   end)
 
-  it("of a claim from the future is up to others: the clock was put back", function()
+  it("under a claim made in the future is free, because the clock was put back", function()
     publish("a")
     clock.time = 5000
     store:claim_entries("p", 5010)
-    clock.time = 4990 -- or was it read a little before, and waited for the lock since?
+    clock.time = 4990 -- this claim may have read its clock first, and then waited for the lock
     assert.is_false(store:claim_entries("q", 5000))
     clock.time = 1400
     assert.is_true(store:claim_entries("q", 1410))
   end)
 
-  it("is kept while time passes, and no longer than it is told to", function()
+  it("stays claimed while time passes, for as long as the caller allows", function()
     store:close()
     store = outbox.open(path)
     publish("a")
@@ -210,6 +211,6 @@ describe("a batch", function()
     store:stop_keeping()
     store:stop_keeping()
     assert.matches("number expected", support.raised(store.keep_claim, store, "p"))
-    store:keep_claim("p", 0.001, 60) -- and closed meanwhile
+    store:keep_claim("p", 0.001, 60) -- still active when the store is closed
   end)
 end)

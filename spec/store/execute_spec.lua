@@ -46,7 +46,7 @@ describe("txn:execute", function()
     end)
   end)
 
-  it("refuses what cannot be bound, and a wrong number of values", function()
+  it("refuses values that cannot be bound, and a wrong number of values", function()
     store:transaction(function(txn)
       local function refused(pattern, ...)
         local arguments = table.pack(...)
@@ -67,7 +67,7 @@ describe("txn:execute", function()
     end)
   end)
 
-  it("counts what the statement itself changed", function()
+  it("counts the rows that the statement itself changed, without those of triggers", function()
     store:transaction(function(txn)
       for _, step in ipairs({
         { 0, "CREATE TABLE t (a INTEGER PRIMARY KEY, b)" },
@@ -106,7 +106,7 @@ describe("txn:execute", function()
     assert.is_true(#support.sql(store, "PRAGMA table_info(outbox_entries)") > 5)
   end)
 
-  it("runs every row of a query", function()
+  it("reads a query to its end", function()
     store:transaction(function(txn)
       txn:execute("CREATE TABLE t (a)")
       txn:execute("INSERT INTO t VALUES (1), (2), (3)")
@@ -201,7 +201,7 @@ describe("txn:execute", function()
     end)
   end)
 
-  it("refuses any spelling of what would end the transaction, which stays open", function()
+  it("refuses to end the transaction in any spelling, and leaves it open", function()
     for _, sql in ipairs({ "BEGIN IMMEDIATE", "begin exclusive transaction", "End Transaction",
       "commit transaction;", "ROLLBACK TRANSACTION", "/* c */ COMMIT -- c", "EXPLAIN COMMIT",
       'SAVEPOINT "outbox"', "SAVEPOINT [OutBox]", "RELEASE SAVEPOINT outbox",
@@ -227,7 +227,7 @@ describe("txn:execute", function()
     end)
   end)
 
-  it("says what SQLite says, with a code", function()
+  it("raises SQLite's message with a code", function()
     store:transaction(function(txn)
       local problem = support.raised(txn.execute, txn, "INSERT INTO nowhere VALUES (1)")
       assert.equal("error", problem.code)

@@ -4,7 +4,7 @@ local support = require("spec.support")
 local UUID = "^%x%x%x%x%x%x%x%x%-%x%x%x%x%-(%x)%x%x%x%-([89ab])%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x$"
 
 describe("outbox.uuid_v7", function()
-  it("has the form of RFC 9562, and the clock's time in it", function()
+  it("has the form of RFC 9562, and contains the clock's time", function()
     -- The example of RFC 9562, appendix A.6: 2022-02-22 14:22:22 -05:00.
     local id = outbox.uuid_v7(support.clock(1645557742))
     assert.equal(36, #id)
@@ -12,7 +12,7 @@ describe("outbox.uuid_v7", function()
     assert.equal("017f22e2-79b0-7", id:sub(1, 15))
   end)
 
-  it("rises, also when the clock stands still or steps back", function()
+  it("rises even when the clock stands still or steps back", function()
     local clock = support.clock(2000000000)
     local last = ""
     for i = 1, 20000 do
@@ -25,7 +25,7 @@ describe("outbox.uuid_v7", function()
     end
   end)
 
-  it("refuses what is no clock", function()
+  it("refuses a value that is not a clock", function()
     for _, clock in ipairs({ 5, print, {} }) do
       assert.has_error(function()
         outbox.uuid_v7(clock)
@@ -36,8 +36,8 @@ describe("outbox.uuid_v7", function()
     }))
   end)
 
-  it("takes the system's clock when there is none", function()
-    -- The one generator keeps rising above all that it has made, so a process of its own asks.
+  it("uses the system's clock when none is given", function()
+    -- The generator never falls below the ids that it has made, so another process is asked.
     local output = support.run(
       [[-e 'local outbox = require("outbox") print(outbox.clock.now(), outbox.uuid_v7())']])
     local now, high, low = output:match("^(%S+)\t(%x+)%-(%x+)")
@@ -74,7 +74,7 @@ describe("outbox.uuid_v4", function()
 end)
 
 describe("outbox.clock", function()
-  it("gives the time of day, finer than os.time", function()
+  it("returns the time of day with a finer resolution than os.time", function()
     local before = os.time()
     local now = outbox.clock.now()
     assert.is_true(before <= now and now < os.time() + 1)
@@ -85,7 +85,7 @@ describe("outbox.clock", function()
     assert.is_true(fraction)
   end)
 
-  it("sleeps at least as long as it is told, and not at all for a time in the past", function()
+  it("sleeps at least for the given time, and not at all if that is negative", function()
     local before = outbox.clock.now()
     outbox.clock.sleep(0.01)
     outbox.clock.sleep(-1)

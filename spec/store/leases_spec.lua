@@ -1,13 +1,13 @@
--- Claims are intervals of seq. What they must amount to is simple to say of single rows: a claim
--- takes every row that nobody has, that the processor has itself, or whose deadline has passed.
--- Here both are led through the same random steps and compared after each.
+-- Claims are intervals of seq. The rule is simple for single rows: a claim takes every row that is
+-- unclaimed, that the processor has claimed itself, or whose claim has lapsed. This spec takes a
+-- store and a model of single rows through the same random steps, and compares them after each.
 
 local support = require("spec.support")
 
 local STEPS = 10000
 local PROCESSORS = { "one", "two", "three" }
 
--- The model: rows in the order of seq, each with its owner and deadline, or none.
+-- The model: rows in the order of seq, each with its owner and deadline if it is claimed.
 local Model = {}
 Model.__index = Model
 
@@ -18,7 +18,7 @@ end
 function Model:add(id)
   self.last_seq = self.last_seq + 1
   local row = { seq = self.last_seq, id = id }
-  if self.open then -- an exclusive claim also has what is still to come
+  if self.open then -- an exclusive claim also covers later entries
     row.owner, row.deadline = self.open.owner, self.open.deadline
   end
   self.rows[#self.rows + 1] = row
@@ -42,7 +42,7 @@ function Model:restore_due(now, leases)
     local entry = table.remove(self.delayed, 1)
     if entry.position then
       local row = { seq = entry.position, id = entry.id }
-      for _, lease in ipairs(leases) do -- it is whoever's that has claimed its place by now
+      for _, lease in ipairs(leases) do -- the lease that now covers its place gets it
         if lease.first_seq <= row.seq and row.seq <= lease.last_seq then
           row.owner, row.deadline = lease.processor_id, lease.deadline
         end
@@ -61,7 +61,8 @@ local function lapsed(claim, now)
   return claim.deadline < now
 end
 
--- Whether somebody else keeps an exclusive claim from being made, with a row or one due back.
+-- Whether the live claim of another processor, which covers a row or a retry that is due back,
+-- prevents an exclusive claim.
 function Model:refuses(processor, now, leases)
   for _, entry in ipairs(self.delayed) do
     for _, lease in ipairs(leases) do
@@ -129,7 +130,7 @@ function Model:claimed(processor, now)
 end
 
 describe("leases", function()
-  it("never overlap, and are what the rule for single rows says", function()
+  it("never overlap, and cover what the rule for single rows says", function()
     local seed = tonumber(os.getenv("OUTBOX_SEED")) or os.time()
     math.randomseed(seed)
     local clock = support.clock(1000)
@@ -174,7 +175,7 @@ describe("leases", function()
           options.limit = random(8)
         end
         local expected = false
-        -- One that stands by leaves everything to the one who works.
+        -- A refused exclusive claim changes nothing: it is a standby.
         local leases = store:stats().leases
         if not (options.exclusive and model:refuses(processor, clock.time, leases)) then
           model:restore_due(clock.time, leases)

@@ -8,7 +8,7 @@ describe("outbox.open", function()
     return support.raised(outbox.open, ...).code
   end
 
-  it("creates the file, in WAL mode, and waits for the disk by default", function()
+  it("creates the file in WAL mode, and waits for the disk by default", function()
     local path = support.path()
     os.remove(path)
     local store <close> = outbox.open(path)
@@ -17,7 +17,7 @@ describe("outbox.open", function()
     assert.equal(0, support.sql(store, "PRAGMA foreign_keys")[1].foreign_keys)
   end)
 
-  it("waits for the disk as the option says", function()
+  it("waits for the disk as the option `synchronous` says", function()
     for value, name in pairs({ [0] = "off", "normal", "full", "extra" }) do
       local store <close> = outbox.open(support.path(), { synchronous = name })
       assert.equal(value, support.sql(store, "PRAGMA synchronous")[1].synchronous)
@@ -35,14 +35,14 @@ describe("outbox.open", function()
     assert.equal(0, blue:stats().ready)
   end)
 
-  it("works in memory, for tests", function()
+  it("opens a database in memory", function()
     local store <close> = outbox.open(":memory:")
     store:migrate()
     store:publish({})
     assert.equal(1, store:stats().ready)
   end)
 
-  it("refuses wrong arguments by name", function()
+  it("refuses wrong arguments and names them", function()
     local function refused(pattern, ...)
       assert.matches(pattern, support.raised(outbox.open, ...))
     end
@@ -74,7 +74,7 @@ describe("outbox.open", function()
     assert.equal("cantopen", code_of("/tmp"))
   end)
 
-  it("leaves a file that is no database as it is", function()
+  it("refuses a file that is not a database, and leaves it unchanged", function()
     local path = support.path()
     local text = ("This is no database. "):rep(100)
     local file = assert(io.open(path, "w"))
@@ -84,19 +84,19 @@ describe("outbox.open", function()
     assert.equal(text, assert(io.open(path)):read("a"))
   end)
 
-  it("refuses a file that can only be read", function()
+  it("refuses a file that is read-only", function()
     local store, path = support.store()
     store:close()
     assert(os.execute("chmod 444 " .. path))
     local program =
       ([[-e 'print(select(2, pcall(require("outbox").open, "%s")).code)']]):format(path)
-    -- For root no file is read-only, so that the program is run as somebody else.
+    -- root can write every file, so the program runs as another user.
     local root = io.popen("id -u"):read("n") == 0
     local output = support.run(program, root and "setpriv --reuid=65534 --clear-groups" or "")
     assert.matches("readonly", output)
   end)
 
-  it("refuses a database whose text is in UTF-16, where bytes would be lost", function()
+  it("refuses a database whose text is in UTF-16, because bytes would be lost", function()
     local path = support.path()
     os.remove(path)
     local sql = "PRAGMA encoding = 'UTF-16'; CREATE TABLE t (a)"
@@ -108,7 +108,7 @@ end)
 describe("a closed store", function()
   after_each(support.remove)
 
-  it("is closed by close, again by close, by leaving its scope, and says so", function()
+  it("can be closed twice, or by leaving its scope, and is shown as closed", function()
     local store = support.store()
     assert.matches("^outbox.store %(open%)", tostring(store))
     store:close()
@@ -145,7 +145,7 @@ describe("a closed store", function()
     end
   end)
 
-  it("lets nothing of an open transaction through", function()
+  it("commits nothing of an open transaction", function()
     local store, path = support.store()
     local problem = support.raised(store.transaction, store, function(txn)
       txn:publish({})
@@ -159,7 +159,7 @@ describe("a closed store", function()
 end)
 
 describe("a method", function()
-  it("checks its self and its arguments, and names them", function()
+  it("checks its `self` and its arguments, and names the wrong one", function()
     local store <close> = support.store()
     local function refused(message, fn)
       assert.matches(message, support.raised(fn))

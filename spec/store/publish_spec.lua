@@ -19,7 +19,7 @@ describe("store:publish", function()
     return store:get_claimed_entries("reader", 1000)
   end
 
-  it("keeps every field, and gives the ids", function()
+  it("keeps every field, and returns the ids", function()
     local id, own = store:publish(
       { namespace = "orders", key = "k", payload = "p", headers = { a = "1", ["b c"] = "" } },
       { id = "mine" })
@@ -52,7 +52,7 @@ describe("store:publish", function()
     end
   end)
 
-  it("keeps every byte, and the empty string apart from nil", function()
+  it("keeps every byte, and distinguishes the empty string from nil", function()
     local bytes = {}
     for i = 0, 255 do
       bytes[#bytes + 1] = string.char(i)
@@ -74,7 +74,7 @@ describe("store:publish", function()
     assert.equal("\0\0", entries()[1].id)
   end)
 
-  it("keeps bytes in headers as well", function()
+  it("keeps every byte of headers", function()
     local headers = { ["\0\1"] = "\0\n\"\\", utf8 = "\u{1F4EE}", [""] = "" }
     store:publish({ headers = headers }, { headers = {} })
     assert.same({ headers, {} }, support.pluck(entries(), "headers"))
@@ -88,14 +88,14 @@ describe("store:publish", function()
     assert.is_true(entries()[1].payload == payload)
   end)
 
-  it("refuses one that is larger than SQLite takes", function()
+  it("refuses a payload that is larger than SQLite allows", function()
     local payload = ("x"):rep(1000):rep(1000001)
     local problem = support.raised(store.publish, store, {}, { payload = payload })
     assert.equal("toobig", problem.code)
     assert.equal(0, store:stats().ready)
   end)
 
-  it("refuses messages of a wrong form by name, and publishes none of them", function()
+  it("refuses wrong messages, names the field, and publishes none of them", function()
     local function refused(pattern, message)
       assert.matches(pattern, support.raised(function()
         store:publish({}, message)
@@ -115,7 +115,7 @@ describe("store:publish", function()
     assert.equal(0, store:stats().ready)
   end)
 
-  it("raises before it stores anything when there are too many to give their ids", function()
+  it("raises before it stores anything when Lua cannot return that many ids", function()
     local message, messages = {}, {}
     for i = 1, 600000 do
       messages[i] = message
@@ -126,13 +126,13 @@ describe("store:publish", function()
     assert.equal(0, store:stats().ready)
   end)
 
-  it("takes headers as `pairs` gives them", function()
+  it("reads headers with `pairs`", function()
     local real = { a = "b" }
     store:publish({ headers = setmetatable({}, { __pairs = function() return pairs(real) end }) })
     assert.same({ a = "b" }, entries()[1].headers)
   end)
 
-  it("holds a message back until its time", function()
+  it("delays a message until deliver_at", function()
     store:publish({ payload = "later", deliver_at = 1005 }, { payload = "now", deliver_at = 1000 },
       { payload = "past", deliver_at = 1 })
     assert.same({ "now", "past" }, support.pluck(entries(), "payload"))
@@ -165,14 +165,14 @@ describe("store:publish", function()
       end
     end)
 
-    it("but not for ever", function()
+    it("until it is deleted", function()
       store:publish({ id = "a" })
       store:delete_entries("a")
       assert.equal("a", store:publish({ id = "a" }))
     end)
   end)
 
-  it("stores ready and delayed messages of one call together or not at all", function()
+  it("stores the ready and delayed messages of one call together or not at all", function()
     local messages = {}
     for i = 1, 40 do
       messages[i] = { id = "id" .. i, deliver_at = i % 3 == 0 and 2000 or nil }
@@ -187,7 +187,7 @@ end)
 describe("the ID generator", function()
   after_each(support.remove)
 
-  it("is a function that gets the clock and the message", function()
+  it("is a function that is called with the clock and the message", function()
     local clock = support.clock()
     local seen
     local store <close> = support.store({
@@ -205,7 +205,7 @@ describe("the ID generator", function()
     assert.equal("x", seen[2].payload)
   end)
 
-  it("is a table, looked into each time", function()
+  it("is a table whose function is looked up for each call", function()
     local generator = {
       generate_id = function()
         return "first"
@@ -219,7 +219,7 @@ describe("the ID generator", function()
     assert.equal("second", store:publish({}))
   end)
 
-  it("gets a clock also where the system's is used", function()
+  it("is called with a clock even when the store uses the system's", function()
     local store <close> = support.store({
       id_generator = function(clock)
         return tostring(clock == outbox.clock)
@@ -242,7 +242,7 @@ describe("the ID generator", function()
     assert.equal(0, store:stats().ready)
   end)
 
-  it("is asked before the database is entered", function()
+  it("is called before the database is locked", function()
     local store, path
     local other
     store, path = support.store({
@@ -267,7 +267,7 @@ describe("a callback", function()
     return { (support.store({ id_generator = callback })), (support.store({ clock = callback })) }
   end
 
-  it("that raises fails the publish, and its error passes unchanged", function()
+  it("that raises fails the publish, and its error is raised unchanged", function()
     local thrown = setmetatable({}, { __tostring = error })
     for _, store in ipairs(with(function()
       error(thrown)
@@ -278,7 +278,7 @@ describe("a callback", function()
     end
   end)
 
-  it("that raises within a transaction rolls back what came before", function()
+  it("that raises in a transaction rolls the whole transaction back", function()
     local fail = false
     local store <close> = support.store({
       id_generator = function(clock)
@@ -294,7 +294,7 @@ describe("a callback", function()
     assert.equal(0, store:stats().ready)
   end)
 
-  it("that yields is an error, and leaves nothing", function()
+  it("that yields is an error, and nothing is published", function()
     for _, store in ipairs(with(coroutine.yield)) do
       local co = coroutine.create(function()
         store:publish({})
@@ -307,7 +307,7 @@ describe("a callback", function()
     end
   end)
 
-  it("that publishes itself is no harm", function()
+  it("may itself publish", function()
     local store
     local depth = 0
     store = support.store({
@@ -324,7 +324,7 @@ describe("a callback", function()
     store:close()
   end)
 
-  it("that closes the store is an error", function()
+  it("that closes the store makes the call fail", function()
     local store, path
     store, path = support.store({
       id_generator = function()
@@ -337,7 +337,7 @@ describe("a callback", function()
     assert.equal(0, again:stats().ready)
   end)
 
-  it("that changes the message is seen to", function()
+  it("may change the message", function()
     local store <close> = support.store({
       id_generator = function(_, message)
         message.payload = nil
@@ -352,7 +352,7 @@ describe("a callback", function()
     assert.same({ nil, "changed" }, { entry.payload, entry.key })
   end)
 
-  it("that is the clock may change the message too", function()
+  it("that is the clock may also change the message", function()
     local message
     local store <close> = support.store({
       clock = function()
@@ -369,7 +369,7 @@ describe("a callback", function()
     assert.same({ nil, "k" }, { entry.payload, entry.key })
   end)
 
-  it("that is the clock must give a time, whoever asks", function()
+  it("that is the clock must return a time to every method", function()
     for _, value in ipairs({ "now", 0 / 0, math.huge, false }) do
       local now = 1000
       local store <close> = support.store({
@@ -396,7 +396,7 @@ describe("a callback", function()
 end)
 
 describe("headers without lua-cjson", function()
-  it("name the rock to install, and nothing else needs it", function()
+  it("name the rock to install; nothing else needs it", function()
     local program = [[-e '
       package.preload.cjson = function() error("module \x27cjson\x27 not found") end
       local outbox = require("outbox")

@@ -18,7 +18,7 @@ describe("txn:rows", function()
     support.remove()
   end)
 
-  it("gives each row as a table by column name", function()
+  it("returns each row as a table by column name", function()
     local rows = support.sql(store, "SELECT a, b, a + 1 AS next FROM t WHERE a <= ?", 2)
     assert.same({ { a = 1, next = 2 }, { a = 2, b = 2, next = 3 } }, rows)
   end)
@@ -33,19 +33,19 @@ describe("txn:rows", function()
     assert.equal(10, store:stats().ready)
   end)
 
-  it("can be left early without a trace", function()
+  it("can be left early", function()
     store:transaction(function(txn)
       for row in txn:rows("SELECT a FROM t") do
         if row.a == 2 then
           break
         end
       end
-      -- A query that is open would keep its table from being dropped.
+      -- An open query would prevent its table from being dropped.
       txn:execute("DROP TABLE t")
     end)
   end)
 
-  it("may end before, or after, others that were begun later", function()
+  it("may end before or after others that were started later", function()
     store:transaction(function(txn)
       local left = {}
       for i = 1, 3 do
@@ -69,7 +69,7 @@ describe("txn:rows", function()
     end)
   end)
 
-  it("raises what goes wrong on the way", function()
+  it("raises an error that occurs after the first row", function()
     store:transaction(function(txn)
       local problem = support.raised(function()
         for _ in txn:rows("SELECT abs(CASE a WHEN 3 THEN -9223372036854775807 - 1 END) FROM t") do
@@ -80,7 +80,7 @@ describe("txn:rows", function()
     end)
   end)
 
-  it("is finalized with the transaction, however many were left open", function()
+  it("is finalized at the end of the transaction, however many were left open", function()
     store:transaction(function(txn)
       for _ = 1, 10 do
         txn:rows("SELECT a FROM t")()
@@ -102,7 +102,7 @@ describe("txn:rows", function()
     assert.same({ text = "\xff\xfe\0", blob = "\0\xff" }, row)
   end)
 
-  it("runs nothing before the first row is asked for", function()
+  it("runs nothing before the first row is read", function()
     store:transaction(function(txn)
       local rows = txn:rows("DELETE FROM t WHERE a = ? RETURNING a", 10)
       assert.equal(1, txn:execute("UPDATE t SET b = 1 WHERE a = 10"))

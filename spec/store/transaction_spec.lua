@@ -16,7 +16,7 @@ describe("store:transaction", function()
     support.remove()
   end)
 
-  -- What a connection of its own sees: only what was committed, and no lock may be left.
+  -- The orders and messages that another connection sees. Fails if a lock was left behind.
   local function committed()
     local other <close> = outbox.open(path, { busy_timeout = 0 })
     other:publish({ id = "probe" })
@@ -30,7 +30,7 @@ describe("store:transaction", function()
     return txn:execute("INSERT INTO orders (number) VALUES (?)", number)
   end
 
-  it("commits the row and the message together, and returns what the function does", function()
+  it("commits the row and the message together, and returns what the function returns", function()
     local results = table.pack(store:transaction(function(txn)
       insert(txn, 1)
       return 1, nil, "x", nil
@@ -51,7 +51,7 @@ describe("store:transaction", function()
     end
   end)
 
-  it("takes what is done on the store meanwhile into the transaction", function()
+  it("includes all calls on the store meanwhile", function()
     pcall(store.transaction, store, function()
       store:publish({})
       store:claim_entries("p", outbox.clock.now() + 60)
@@ -61,7 +61,7 @@ describe("store:transaction", function()
     assert.same({}, store:stats().leases)
   end)
 
-  it("makes a savepoint of a transaction in a transaction", function()
+  it("makes a savepoint when it is nested", function()
     store:transaction(function(outer)
       insert(outer, 1)
       pcall(store.transaction, store, function(inner)
@@ -83,7 +83,7 @@ describe("store:transaction", function()
     assert.same({ 2, 2 }, { committed() })
   end)
 
-  it("ends with its function: the txn cannot be used later", function()
+  it("ends with its function; the txn cannot be used later", function()
     local kept, rows
     store:transaction(function(txn)
       kept = txn
@@ -126,9 +126,9 @@ describe("store:transaction", function()
     end
   end)
 
-  it("is not left open by an error from a hook, wherever that strikes", function()
-    -- As an interrupt does, or a limit of time: the hook raises at the n-th instruction. It is the
-    -- coroutine's alone.
+  it("is not left open by an error from a hook, wherever the error is raised", function()
+    -- The hook raises at the n-th instruction, as an interrupt or a time limit does. Only the
+    -- coroutine has the hook.
     for n = 1, 60 do
       local finished = false
       coroutine.wrap(function()
@@ -153,7 +153,7 @@ describe("store:transaction", function()
     end
   end)
 
-  it("rolls an inner one back that errors from a hook kept even from being closed", function()
+  it("rolls an inner one back even if a hook raises in its close too", function()
     coroutine.wrap(function()
       store:transaction(function(txn)
         txn:publish({})
@@ -168,13 +168,13 @@ describe("store:transaction", function()
             error("interrupted")
           end, "c")
         end)
-        assert.equal(2, raised) -- at the calls of commit and of __close
+        assert.equal(2, raised) -- in the calls of commit and of __close
       end)
     end)()
     assert.same({ 0, 1 }, { committed() })
   end)
 
-  it("says why no savepoint can be set while a statement that writes gives its rows", function()
+  it("reports why no savepoint can be set while the rows of a writing query are read", function()
     store:transaction(function(txn)
       insert(txn, 1)
       insert(txn, 2)
@@ -202,7 +202,7 @@ describe("store:transaction", function()
     assert.same({ 1, 1 }, { committed() })
   end)
 
-  it("runs nothing more, and does not commit, once SQLite has rolled back by itself", function()
+  it("runs nothing more, and does not commit, after SQLite itself has rolled back", function()
     local second
     local problem = support.raised(store.transaction, store, function(txn)
       insert(txn, 1)
@@ -262,7 +262,7 @@ describe("store:transaction", function()
       assert.same({ 0, 0 }, { committed() })
     end)
 
-    it("that an error ends is rolled back at once", function()
+    it("that ends with an error is rolled back at once", function()
       local problem = {}
       local co = coroutine.create(function()
         store:transaction(function(txn)
@@ -300,7 +300,7 @@ describe("store:transaction", function()
       end
     end)
 
-    it("keeps other coroutines out of its transaction, except by its txn", function()
+    it("keeps other coroutines out, unless they use its txn", function()
       local shared
       local co = coroutine.create(function()
         store:transaction(function(txn)

@@ -2,7 +2,7 @@ local outbox = require("outbox")
 local process = require("process")
 local support = require("spec.support")
 
--- Long enough never to be reached, unless a wake was missed.
+-- A timeout that is reached only if a wake was missed.
 local LONG = 60
 
 describe("store:wait", function()
@@ -22,12 +22,12 @@ describe("store:wait", function()
     store:claim_entries("p", outbox.clock.now() + LONG)
   end
 
-  it("returns at the timeout when nothing came", function()
+  it("returns at the timeout when nobody committed", function()
     assert.is_false((store:wait(0.01)))
     assert.is_false((store:wait(0)))
   end)
 
-  it("returns at once when something came since the last claim", function()
+  it("returns at once when somebody committed since the last claim", function()
     local other <close> = outbox.open(path)
     other:publish({})
     assert.is_true((store:wait(LONG)))
@@ -41,7 +41,7 @@ describe("store:wait", function()
     assert.is_true((other:wait(LONG)))
   end)
 
-  it("hears what is published on the store itself, but not claims and settlements", function()
+  it("wakes when the same store publishes, but not when it claims or settles", function()
     store:publish({ id = "a" }, { id = "b" })
     assert.is_true((store:wait(LONG)))
     settled()
@@ -75,7 +75,7 @@ describe("store:wait", function()
     process.wait(published)
   end)
 
-  it("misses none of a burst, whatever else happens to the file", function()
+  it("misses no commit of a burst, whatever else happens to the file", function()
     local ready = process.gate()
     store:close()
     local child = process.fork(function()
@@ -102,7 +102,7 @@ describe("store:wait", function()
     assert.equal(0, (process.wait(child)))
   end)
 
-  it("misses no commit, however long that waits for the disk", function()
+  it("misses no commit, however long the commit waits for the disk", function()
     settled()
     local ready = process.gate()
     local child = process.fork(function()
@@ -115,7 +115,7 @@ describe("store:wait", function()
     process.wait(child)
   end)
 
-  it("has one descriptor for as long as the store is open", function()
+  it("has the same descriptor for as long as the store is open", function()
     local fd = store:pollfd()
     assert.equal("integer", math.type(fd))
     os.execute(("sqlite3 %s 'PRAGMA busy_timeout = 5000; VACUUM' >/dev/null"):format(path))
@@ -123,7 +123,7 @@ describe("store:wait", function()
     assert.equal(fd, store:pollfd())
   end)
 
-  it("looks by itself where the file cannot be watched", function()
+  it("polls when the file cannot be watched", function()
     store:close()
     local publisher = process.fork(function()
       local other <close> = outbox.open(path)
@@ -135,7 +135,7 @@ describe("store:wait", function()
     local output = support.run(([[-e '
       local outbox = require("outbox")
       local store, files = outbox.open("%s"), {}
-      store:stats() -- from here on it needs no more files
+      store:stats() -- opens the last files that it needs
       repeat
         local file = io.open("/dev/null")
         files[#files + 1] = file
