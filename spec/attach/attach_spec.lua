@@ -37,7 +37,7 @@ for module, adapt in pairs(bindings) do
       return binding.execute(connection, sql)
     end
 
-    -- What is there for others: orders and messages.
+    -- The numbers of orders and messages that another connection sees.
     local function committed()
       local other = binding.open(path)
       local orders = binding.count(other, "SELECT count(*) FROM orders")
@@ -75,17 +75,17 @@ for module, adapt in pairs(bindings) do
       assert.outbox(store).has_entry({ key = "kept" })
     end)
 
-    it("has a transaction of its own where there is none", function()
+    it("uses a transaction of its own when none is open", function()
       store:publish({ id = "a" })
       assert.same({ 0, 1 }, { committed() })
       assert.equal("duplicate",
         support.raised(store.publish, store, { id = "b" }, { id = "a" }).code)
       assert.same({ 0, 1 }, { committed() })
-      execute("BEGIN IMMEDIATE") -- nothing of it is left open
+      execute("BEGIN IMMEDIATE") -- so no transaction was left open
       execute("COMMIT")
     end)
 
-    it("adds one entry for each message, with every byte", function()
+    it("adds one entry for each message, and keeps every byte", function()
       local bytes = { id = "i\0\255", namespace = "n\0", key = "k\0'", payload = "\0p\0\1\255",
         headers = { ["h\0"] = "\0" } }
       execute("BEGIN")
@@ -114,7 +114,7 @@ for module, adapt in pairs(bindings) do
       assert.same({ 1, 2 }, { committed() })
     end)
 
-    it("leaves it usable, too, where there are no tables", function()
+    it("leaves the transaction usable when there are no tables", function()
       local bare = outbox.attach(connection, { prefix = "other_" })
       execute("BEGIN")
       execute("INSERT INTO orders VALUES (1)")
@@ -129,7 +129,7 @@ for module, adapt in pairs(bindings) do
       assert.same({ 0, 0 }, { committed() })
     end)
 
-    it("leaves it usable when the clock or the ID generator raises", function()
+    it("leaves the transaction usable when the clock or the ID generator raises", function()
       local problem
       local picky = outbox.attach(connection, { id_generator = function()
         return problem and error(problem) or "made"
@@ -164,7 +164,7 @@ for module, adapt in pairs(bindings) do
       assert.same(before, settings())
     end)
 
-    it("leaves the rowid of the application's last insert", function()
+    it("keeps the rowid of the application's last insert", function()
       store:publish({}, {}, {})
       execute("INSERT INTO orders VALUES (17)")
       store:publish({ id = "a" })
@@ -173,7 +173,7 @@ for module, adapt in pairs(bindings) do
       assert.equal(17, binding.count(connection, "SELECT last_insert_rowid()"))
     end)
 
-    it("says so when SQLite rolls the application's transaction back", function()
+    it("reports that SQLite has rolled the application's transaction back", function()
       local pages = binding.count(connection, "PRAGMA page_count")
       binding.count(connection, "PRAGMA max_page_count = " .. pages + 2)
       execute("BEGIN")
@@ -193,7 +193,7 @@ for module, adapt in pairs(bindings) do
       local function wrapped()
         return setmetatable({ store = outbox.attach(connection) }, { __gc = function(wrapper)
           wrapper.store:close()
-        end }).store -- from now on only the store itself is held
+        end }).store -- from here on only the store itself is referenced
       end
       for _ = 1, 3 do
         pcall(function()
@@ -210,7 +210,7 @@ for module, adapt in pairs(bindings) do
       assert.is_true(binding.close(connection))
     end)
 
-    it("is closed with the connection, which nothing of it holds open", function()
+    it("is closed with the connection, and does not keep the connection open", function()
       store:publish({}, {})
       store:stats()
       pcall(store.publish, store, { id = "x" }, { id = "x" })
@@ -226,19 +226,19 @@ for module, adapt in pairs(bindings) do
       store:publish({})
     end)
 
-    it("may be closed before it", function()
+    it("may be closed before the connection", function()
       for _ = 1, 100 do
         local short <close> = outbox.attach(connection)
         short:publish({})
       end
-      outbox.attach(connection) -- and this one is collected
+      outbox.attach(connection) -- this one is left to the collector
       collectgarbage()
       collectgarbage()
       execute("INSERT INTO orders VALUES (1)")
       assert.same({ 1, 100 }, { committed() })
     end)
 
-    it("has nothing to do with a second connection", function()
+    it("is independent of a second connection", function()
       local other = binding.open(path)
       local theirs = outbox.attach(other)
       execute("BEGIN IMMEDIATE")
@@ -251,13 +251,13 @@ for module, adapt in pairs(bindings) do
       binding.close(other)
     end)
 
-    it("has no transaction of ours", function()
+    it("has no store:transaction, and cannot be given to a processor", function()
       assert.equal("misuse", support.raised(store.transaction, store, print).code)
       assert.matches("store must be what outbox.open returns",
         support.raised(outbox.processor, { store = store, publisher = print }), 1, true)
     end)
 
-    it("rings the bell of a processor in another process", function()
+    it("wakes a processor in another process", function()
       binding.close(connection)
       store:close()
       local woken_by = support.sleeping_processor(path)
@@ -268,7 +268,7 @@ for module, adapt in pairs(bindings) do
     end)
 
     if not binding.knows_itself then
-      it("is refused when that was opened before outbox.install()", function()
+      it("is refused when the connection was opened before outbox.install()", function()
         local output = support.run(([[-e '
           local binding = %s
           local connection = binding("%s")
@@ -285,7 +285,7 @@ for module, adapt in pairs(bindings) do
         assert.matches("^false\tmisuse\t.*outbox.install%(%) first, then open it", first)
       end)
     else
-      it("needs no outbox.install()", function()
+      it("does not need outbox.install()", function()
         local output = support.run(([[-e '
           local connection = require("lsqlite3").open("%s")
           local store = require("outbox").attach(connection)
@@ -297,7 +297,7 @@ for module, adapt in pairs(bindings) do
       end)
     end
 
-    it("is refused when that is closed, or in UTF-16", function()
+    it("is refused when the connection is closed, or its text is in UTF-16", function()
       local wide = binding.open(support.path())
       binding.execute(wide, "PRAGMA encoding = 'UTF-16le'")
       binding.execute(wide, "CREATE TABLE t (x)")
@@ -309,7 +309,7 @@ for module, adapt in pairs(bindings) do
 end
 
 describe("outbox.attach", function()
-  it("refuses what is no connection it knows", function()
+  it("refuses a value that is not a known connection", function()
     for _, thing in ipairs({ 1, "app.db", {}, io.stdout, true }) do
       assert.matches("LuaSQL, LuaDBI or lsqlite3, or a function",
         support.raised(outbox.attach, thing))
@@ -348,7 +348,7 @@ describe("outbox.attach", function()
 end)
 
 describe("a host of several Lua states and threads", function()
-  it("opens databases as before when they have installed, attached and closed", function()
+  it("opens databases as before after they have installed, attached and closed", function()
     local pipe = assert(io.popen(("env LUA_PATH='%s' LUA_CPATH='%s' build/host 2>&1"):format(
       package.path, package.cpath)))
     local output = pipe:read("a")

@@ -4,7 +4,7 @@ local outbox = require("outbox")
 local support = require("spec.support")
 
 describe("a store on a connection that is not in autocommit", function()
-  -- LuaDBI begins a transaction with the first statement in it, LuaSQL has one open all the time.
+  -- LuaDBI begins a transaction with its first statement. LuaSQL always has one open.
   local OPEN = {
     LuaDBI = function(path)
       return require("DBI").Connect("SQLite3", path)
@@ -16,7 +16,7 @@ describe("a store on a connection that is not in autocommit", function()
     end,
   }
   for name, open in pairs(OPEN) do
-    it("takes part in the transaction that " .. name .. " has or will begin", function()
+    it("takes part in the transaction that " .. name .. " has open or begins", function()
       outbox.install()
       local own <close>, path = support.store()
       local connection = assert(open(path))
@@ -34,7 +34,7 @@ describe("a store on a connection that is not in autocommit", function()
     end)
   end
 
-  it("leaves it usable when a message is larger than SQLite takes", function()
+  it("leaves the transaction usable when a message is larger than SQLite allows", function()
     outbox.install()
     local own <close>, path = support.store()
     local connection = require("luasql.sqlite3").sqlite3():connect(path)
@@ -87,7 +87,7 @@ describe("a store on a connection of lsqlite3", function()
     end)
   end
 
-  try("rolls nothing back that it has not begun, not even a statement at work", function()
+  try("rolls back only what it has begun, and no statement that is in progress", function()
     for number in connection:urows("INSERT INTO orders VALUES (1), (2) RETURNING number") do
       assert.equal("misuse", support.raised(store.publish, store, {}, {}).code)
       assert.equal("misuse", support.raised(store.publish, store, { id = "mine" }).code)
@@ -99,7 +99,7 @@ describe("a store on a connection of lsqlite3", function()
     assert.same({ "1", "2" }, support.pluck(own:ready_entries(), "key"))
   end)
 
-  try("refuses to be called by what its own statements call", function()
+  try("refuses calls from functions that its own statements call", function()
     local problem
     connection:create_function("audit", 1, function(context)
       problem = problem or support.raised(store.publish, store, { key = "audit" }, {})
@@ -116,7 +116,7 @@ describe("a store on a connection of lsqlite3", function()
     assert.equal(lsqlite3.OK, connection:close())
   end)
 
-  try("refuses to be closed in the middle of a call, also by leaving a scope", function()
+  try("refuses to be closed in the middle of a call, even by leaving a scope", function()
     local codes = {}
     connection:update_hook(function()
       codes[#codes + 1] = support.raised(store.close, store).code
@@ -132,7 +132,7 @@ describe("a store on a connection of lsqlite3", function()
     assert.equal(lsqlite3.OK, connection:close())
   end)
 
-  try("checks the encoding once more when it makes the tables", function()
+  try("checks the encoding again when it creates the tables", function()
     local other = lsqlite3.open(support.path())
     local early = outbox.attach(other)
     other:exec("PRAGMA encoding = 'UTF-16le'; CREATE TABLE t (x)")

@@ -1,11 +1,12 @@
--- Publishing in SQL: the loadable extension, in the sqlite3 shell and in Python; and plain SQL.
+-- Publishing in SQL: with the loadable extension, in the sqlite3 shell and in Python, and with
+-- plain SQL.
 
 local outbox = require("outbox")
 local support = require("spec.support")
 
--- As the documentation says to find it, without what SQLite adds itself.
+-- Found as the documentation says, without the suffix, which SQLite adds itself.
 local EXTENSION = assert(package.searchpath("outbox_sqlite", package.cpath)):gsub("%.so$", "")
--- Debian's Python, for others are built without extensions. It does not free all that it has.
+-- Debian's Python, because others are built without extensions. It leaks at its exit.
 local PYTHON = "env ASAN_OPTIONS=detect_leaks=0 /usr/bin/python3"
 
 local function shell(path, sql, options)
@@ -49,7 +50,7 @@ describe("the loadable extension", function()
     return store:ready_entries()
   end
 
-  it("is found by load_extension, and migrates, as often as one likes", function()
+  it("is found by load_extension, and migrates any number of times", function()
     local output, ok = shell(path, ([[
       SELECT load_extension('%s');
       SELECT outbox_migrate();
@@ -59,13 +60,13 @@ describe("the loadable extension", function()
     assert.equal("\n\n\n0\n", output)
   end)
 
-  it("is no module that require would take for outbox", function()
+  it("is not a module that require takes for outbox", function()
     local output = support.run([[-e 'print(pcall(require, "outbox_sqlite"))']])
     assert.matches("false.*luaopen_outbox_sqlite", output)
     assert.is_nil(package.searchpath("outbox", package.cpath))
   end)
 
-  it("publishes, and gives the id", function()
+  it("publishes, and returns the id", function()
     local output, ok = run([[
       SELECT outbox_migrate();
       SELECT outbox_publish('orders', 'k', 'text');
@@ -113,7 +114,7 @@ describe("the loadable extension", function()
     assert.same({ "kept", "from a query", "row 1", "row 2" }, support.pluck(entries(), "key"))
   end)
 
-  it("says what is wrong, and leaves the transaction usable", function()
+  it("reports wrong arguments, and leaves the transaction usable", function()
     local output = run([[
       BEGIN;
       SELECT outbox_publish('', '', '');
@@ -146,14 +147,14 @@ describe("the loadable extension", function()
     assert.same({ "after" }, support.pluck(entries(), "key"))
   end)
 
-  it("says what SQLite says, with its code", function()
+  it("reports SQLite's message with its code", function()
     outbox.open(path):migrate()
     local sql = (".load %s\nSELECT outbox_publish('', '', '');"):format(EXTENSION)
     assert.matches("outbox_publish: attempt to write a readonly database (readonly)",
       shell(path, sql, "-readonly"), 1, true)
   end)
 
-  it("fails where SQLite's JSON functions cannot be called", function()
+  it("fails when SQLite's JSON functions cannot be called", function()
     local output = python(([[
 import sqlite3
 connection = sqlite3.connect("%s")
@@ -171,7 +172,7 @@ for headers in None, "{}":
     assert.equal("{} not authorized to use function: json_valid\n", output)
   end)
 
-  it("leaves the rowid of the last insert; says why it cannot be loaded just now", function()
+  it("keeps the rowid of the last insert, and reports why it cannot be loaded now", function()
     local output = run(([[
       SELECT outbox_migrate();
       CREATE TABLE orders (number INTEGER PRIMARY KEY);
@@ -183,7 +184,7 @@ for headers in None, "{}":
     assert.matches("outbox: unable to delete/modify user-function", output, 1, true)
   end)
 
-  it("cannot be called by triggers and views, which plain SQL does for them", function()
+  it("cannot be called by triggers and views, which can use plain SQL", function()
     local output = run([[
       SELECT outbox_migrate();
       CREATE TABLE t (x);
@@ -203,7 +204,7 @@ for headers in None, "{}":
     assert.matches("UTF-16", output, 1, true)
   end)
 
-  it("rings the bell of a processor, closes in Python, and may be loaded again", function()
+  it("wakes a processor, can be closed in Python, and can be loaded again", function()
     outbox.open(path):migrate()
     local woken_by = support.sleeping_processor(path)
     local output = python(([[
@@ -241,7 +242,7 @@ describe("examples/", function()
 
   after_each(support.remove)
 
-  -- What each of them leaves behind, in the database or printed.
+  -- The messages that an example has published, in one text.
   local function placed()
     local store <close> = outbox.open(path)
     local list = {}
@@ -263,7 +264,7 @@ describe("examples/", function()
     end)
   end
 
-  it("function.lua does, with an SQLite of its own", function()
+  it("function.lua does the same with its own SQLite", function()
     if not pcall(require, "lsqlite3complete") then
       pending("lsqlite3complete cannot be had")
       return
@@ -275,14 +276,14 @@ describe("examples/", function()
     assert.equal(ONE, placed())
   end)
 
-  it("extension.sql does, in the sqlite3 shell", function()
+  it("extension.sql does the same in the sqlite3 shell", function()
     local example = assert(io.open("examples/extension.sql")):read("a")
     local output, ok = shell(path, (example:gsub("build/outbox_sqlite", EXTENSION)))
     assert.is_true(ok, output)
     assert.equal(ONE, placed())
   end)
 
-  it("extension.py does, in Python", function()
+  it("extension.py does the same in Python", function()
     local pipe = assert(io.popen(("%s examples/extension.py %s %s 2>&1"):format(PYTHON, path,
       EXTENSION)))
     assert.equal("", pipe:read("a"))
@@ -290,8 +291,8 @@ describe("examples/", function()
     assert.equal(ONE, placed())
   end)
 
-  it("extension.php does, in PHP", function()
-    -- PHP does not go with sanitizers: it is given the rock that was built without.
+  it("extension.php does the same in PHP", function()
+    -- PHP does not run with sanitizers, so it gets the rock that was built without them.
     local pipe = assert(io.popen(("env -u LD_PRELOAD php "
       .. "-d sqlite3.extension_dir=$PWD/lua_modules/lib/lua/5.4 "
       .. "examples/extension.php %s 2>&1"):format(path)))
@@ -300,7 +301,7 @@ describe("examples/", function()
     assert.equal(ONE, placed())
   end)
 
-  it("trigger.sql makes a message of every change, in plain SQL", function()
+  it("trigger.sql publishes a message for every change, in plain SQL", function()
     local store = outbox.open(path)
     store:migrate()
     store:close()

@@ -12,8 +12,8 @@ describe("a store on a function", function()
     own, path = support.store()
     own:close()
     seen = {}
-    -- The plainest function, on the sqlite3 library of a store of ours; without savepoints, which
-    -- that has itself.
+    -- A minimal function, which runs each statement in a transaction of another store. It ignores
+    -- savepoints, because that store sets its own.
     run = function(sql, ...)
       if sql:find("SAVEPOINT") then
         return
@@ -34,7 +34,7 @@ describe("a store on a function", function()
     return own:ready_entries()
   end
 
-  it("publishes through it, with every byte", function()
+  it("publishes with that function, and keeps every byte", function()
     local store = outbox.attach(run, { id_generator = testing.ids(), clock = testing.clock(5) })
     assert.equal("id-1", store:publish({ namespace = "n", key = "k", payload = "p",
       headers = { a = "b" } }))
@@ -51,7 +51,7 @@ describe("a store on a function", function()
       { list[2].id, list[2].namespace, list[2].key, list[2].payload })
   end)
 
-  it("publishes for later, and refuses an id that waits anywhere", function()
+  it("publishes scheduled messages, and refuses an id that is in any table", function()
     local store = outbox.attach(run)
     store:publish({ id = "late", deliver_at = os.time() + 1000 })
     assert.equal(0, #entries())
@@ -65,7 +65,7 @@ describe("a store on a function", function()
     assert.matches("NOT NULL", tostring(support.raised(twice.publish, twice, {})))
   end)
 
-  it("takes nothing for success but success", function()
+  it("fails unless the function returns nothing or true", function()
     for _, answer in ipairs({ { false }, { nil, "locked" }, { 0 }, { 1 }, { 101 }, { "ok" } }) do
       local store = outbox.attach(function()
         return table.unpack(answer, 1, 2)
@@ -80,7 +80,7 @@ describe("a store on a function", function()
     end):publish({}))
   end)
 
-  it("makes a savepoint, and rolls it back whatever fails", function()
+  it("sets a savepoint, and rolls it back whatever fails", function()
     local UNDONE = { "ROLLBACK TO SAVEPOINT ", "RELEASE SAVEPOINT " }
     local ALL = { "SAVEPOINT ", "INSERT INTO ", "INSERT INTO ", "RELEASE SAVEPOINT " }
     for failing = 1, #ALL do
@@ -91,7 +91,7 @@ describe("a store on a function", function()
           if #ran == failing and answer == "raise" then
             error("full")
           elseif #ran >= failing then
-            return answer -- and whatever it says from then on
+            return answer -- the same for all later statements
           end
         end)
         assert.is_false((pcall(store.publish, store, {}, {})))
@@ -101,7 +101,7 @@ describe("a store on a function", function()
     end
   end)
 
-  it("checks messages and options as the others do", function()
+  it("checks messages and options as other stores do", function()
     local store = outbox.attach(run)
     for message, wrong in pairs({
       ["table expected, got number"] = 1,

@@ -1,5 +1,5 @@
--- Eight processes that publish and four that share the backlog, at once, on one database: each
--- message is delivered once, no entry is two processors' at any moment, and nobody is told "busy".
+-- Eight processes publish and four share the backlog, at once, on one database. Each message is
+-- delivered once, no entry is ever claimed by two processors, and no call fails with "busy".
 
 local outbox = require("outbox")
 local process = require("process")
@@ -7,12 +7,12 @@ local support = require("spec.support")
 local torture = require("spec.support.torture")
 
 local PUBLISHERS, PROCESSORS = 8, 4
-local SHARE = torture.long and 25000 or 500 -- of each publisher
-local SIZES = { 1, 1, 1, 1, 1, 1, 10, 10, 100 } -- of transactions, at random
+local SHARE = torture.long and 25000 or 500 -- messages of each publisher
+local SIZES = { 1, 1, 1, 1, 1, 1, 10, 10, 100 } -- messages in a transaction, chosen at random
 
 local note = torture.note
 
--- Publishes its share of messages, and notes how far it is and how long each transaction took.
+-- Publishes its share of messages. Logs the number so far and the duration of each transaction.
 local function publish(path, log, name)
   local store <close> = outbox.open(path)
   local published = 0
@@ -35,7 +35,7 @@ local function process_messages(path, log)
     store = store,
     ordering = "none",
     limit = 100,
-    claim_duration = 30, -- a machine with other work may stall for some seconds
+    claim_duration = 30, -- a busy machine may stall for some seconds
     publisher = function(messages)
       note(log, "delivered", table.unpack(support.pluck(messages, "payload")))
     end,
@@ -49,7 +49,7 @@ local function process_messages(path, log)
   processor:run()
 end
 
--- How many processors have entries at this moment, and whether any entry is two processors'.
+-- How many processors have live leases, and whether the leases of two of them overlap.
 local function look(leases, now)
   local owners, count, overlap = {}, 0, false
   for _, lease in ipairs(leases) do
@@ -66,8 +66,8 @@ local function look(leases, now)
   return count, overlap
 end
 
--- Looks at the leases again and again. Tells how often, how often there were those of several
--- processors, and how often two overlapped.
+-- Looks at the leases repeatedly. Logs how often it looked, how often several processors had
+-- leases, and how often two overlapped.
 local function watch(path, log)
   local store <close> = outbox.open(path)
   local looks, shared, overlaps, watching = 0, 0, 0, true
@@ -88,7 +88,7 @@ describe("publishers and processors at once", function()
   local path, log_path
 
   before_each(function()
-    path = support.quick_path() -- when a disk stalls, whoever holds the lock holds it for that long
+    path = support.quick_path() -- a stalled disk makes the holder of the lock keep it
     local store = outbox.open(path)
     store:migrate()
     store:close() -- before the forks
@@ -100,7 +100,8 @@ describe("publishers and processors at once", function()
     support.remove()
   end)
 
-  -- Starts all at once; ends them when all is published and nothing waits. Returns how many failed.
+  -- Starts all processes at once. Ends them when everything is published and nothing waits. Returns
+  -- how many failed.
   local function run()
     local go, publishers, others, failed = process.gate(), {}, {}, 0
     local function start(list, fn, name)
@@ -131,7 +132,7 @@ describe("publishers and processors at once", function()
       local stats = store:stats()
     until stats.ready + stats.delayed == 0 or outbox.clock.now() > latest
     for _, pid in ipairs(others) do
-      repeat -- one that comes just before it falls asleep is not heard
+      repeat -- a signal just before the processor falls asleep does not wake it
         process.kill(pid, 15)
         outbox.clock.sleep(0.01)
       until process.ended(pid)
@@ -164,7 +165,7 @@ describe("publishers and processors at once", function()
     return log
   end
 
-  it("deliver each message once, share no entry, and are never told busy", function()
+  it("deliver each message once, share no entry, and never fail with busy", function()
     math.randomseed(torture.seed)
     local failed, log = run(), read_log()
     local cases, lost, phantom = 0, 0, 0
@@ -179,10 +180,10 @@ describe("publishers and processors at once", function()
     for _ in pairs(log.counts) do
       phantom = phantom + 1
     end
-    local summary = ("seed %d: %d messages in %d transactions, the longest %.2f s; %d came again;"
-      .. " of %d looks %d saw leases of several processors, %d leases that overlap"):format(
-      torture.seed, cases, log.transactions, log.longest, log.again, log.looks, log.shared,
-      log.overlaps)
+    local summary = ("seed %d: %d messages in %d transactions, the longest %.2f s;"
+      .. " %d delivered again; of %d looks %d saw leases of several processors,"
+      .. " %d leases that overlap"):format(torture.seed, cases, log.transactions, log.longest,
+      log.again, log.looks, log.shared, log.overlaps)
     torture.say(summary)
     torture.tally("contention", cases, lost, phantom)
     assert.same({}, log.errors, summary)

@@ -1,4 +1,4 @@
--- What happens to a database happens to ours: each failure has a code and changes nothing.
+-- Failures of the database and of the process. Each one has a code and changes nothing.
 
 local outbox = require("outbox")
 local process = require("process")
@@ -7,7 +7,7 @@ local support = require("spec.support")
 describe("a full disk", function()
   after_each(support.remove)
 
-  it("fails what needs room, changes nothing, and is over when there is room", function()
+  it("fails calls that need space, changes nothing, and ends when there is space", function()
     local store <close> = support.store()
     store:publish({ id = "a" }, { id = "b" }, { id = "c" })
     local payload = ("x"):rep(100000)
@@ -50,7 +50,7 @@ describe("a locked database", function()
     return store:stats()
   end
 
-  it("fails every write once busy_timeout has passed, and no read", function()
+  it("fails every write after busy_timeout, and no read", function()
     locked({ busy_timeout = 0.01 }, function(store)
       for method, arguments in pairs({
         publish = { {} },
@@ -72,7 +72,7 @@ describe("a locked database", function()
     end)
   end)
 
-  it("is waited for, so that writers queue", function()
+  it("makes writers queue, because they wait for the lock", function()
     local store, path = support.store()
     store:close()
     local gate = process.gate()
@@ -98,7 +98,7 @@ describe("a locked database", function()
     store:close()
   end)
 
-  it("is everybody's in the end, though somebody hardly ever lets go", function()
+  it("is available to every writer in the end, even if one holds it almost always", function()
     local store, path = support.store()
     store:close()
     local locked_once = process.gate()
@@ -133,7 +133,7 @@ end)
 describe("a damaged database", function()
   after_each(support.remove)
 
-  it("is reported as such", function()
+  it("is reported with its code", function()
     local store, path = support.store()
     local messages = {}
     for i = 1, 500 do
@@ -156,7 +156,7 @@ end)
 describe("a forked child", function()
   after_each(support.remove)
 
-  it("cannot use its parent's store, nor harm it", function()
+  it("can neither use its parent's store nor damage it", function()
     local store <close>, path = support.store()
     store:publish({ id = "a" })
     local child
@@ -186,7 +186,8 @@ describe("a forked child", function()
           local problem = support.raised(table.unpack(call))
           assert(problem.code == "forked", tostring(problem))
         end
-        -- Not even one of its own, closed or not: it would write without a lock.
+        -- It cannot open a store of its own either, whether its parent's is closed or not: it would
+        -- write without a lock.
         assert(support.raised(outbox.open, path).code == "forked")
         store:close()
         assert(support.raised(outbox.open, path).code == "forked")
@@ -198,7 +199,7 @@ describe("a forked child", function()
     assert.equal("ok", support.sql(store, "PRAGMA integrity_check")[1].integrity_check)
   end)
 
-  it("that is killed in a transaction leaves nothing, and no lock", function()
+  it("that is killed in a transaction leaves neither an entry nor a lock", function()
     local store, path = support.store()
     store:close()
     local child = process.fork(function()
@@ -215,7 +216,7 @@ describe("a forked child", function()
     store:close()
   end)
 
-  it("makes ids of its own", function()
+  it("makes ids that differ from its parent's and siblings'", function()
     local path = support.path()
     os.remove(path)
     outbox.uuid_v7()
@@ -241,7 +242,7 @@ end)
 
 describe("Lua running out of memory while entries are read", function()
   it("leaves no query open", function()
-    -- An open query would keep its connection's view of the database as it was.
+    -- With an open query, the connection would not see later commits.
     local store, path = support.store()
     for _ = 1, 64 do
       store:publish({ payload = ("x"):rep(1024 * 1024) })

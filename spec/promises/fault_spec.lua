@@ -1,20 +1,20 @@
--- A processor on a database whose calls to the operating system fail: one after the other, and for
--- a while all of a kind.
+-- A processor on a database whose calls to the operating system fail: each call in turn, once alone
+-- and once with all later calls of its kind for a while.
 
 local faults = require("faults")
 local outbox = require("outbox")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
-local PATIENCE = 20 -- steps, for as long as which all fail
+local PATIENCE = 20 -- for how many steps all calls fail
 
-describe("a processor, whatever call fails,", function()
+describe("a processor, when a call fails,", function()
   setup(faults.begin)
   teardown(faults.finish)
   after_each(support.remove)
 
-  -- Works until all is delivered, from a fault on; returns whether it struck. Another processor has
-  -- died with the first entry in hand, so that one alone is charged.
+  -- Makes the n-th call fail, and works until everything is delivered. Returns whether that call
+  -- was reached. Another processor has died with the first entry in hand: only that one is charged.
   local function work(kind, n, for_ever)
     local clock, came, attempts = testing.clock(1e6), {}, {}
     local path = support.path()
@@ -71,7 +71,7 @@ describe("a processor, whatever call fails,", function()
     end)
   end
 
-  it("was tried", function()
+  it("was tested with more than a hundred faults", function()
     print(("\nTALLY\tI/O fault in a processor\t%d\t0\t0"):format(tried))
     assert.is_true(tried > 100)
   end)

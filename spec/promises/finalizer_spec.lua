@@ -1,4 +1,4 @@
--- The collector may run a finalizer wherever Lua takes memory, in the middle of a call too.
+-- The collector may run a finalizer whenever Lua allocates memory, even in the middle of a call.
 
 local support = require("spec.support")
 
@@ -9,27 +9,27 @@ describe("a finalizer in the middle of a call", function()
     assert.is_true(ok)
   end
 
-  it("that changes the messages finds them published or not read yet", function()
+  it("that changes the messages changes those that are not read yet", function()
     run("spoils")
   end)
 
-  it("cannot use the transaction in which the store reads", function()
+  it("cannot use the transaction in which the store is reading", function()
     run("uses")
   end)
 
-  it("that closes an iterator does so after the row", function()
+  it("that closes an iterator closes it after the current row", function()
     run("closes_iterator")
   end)
 
-  it("that is an iterator's own closes it", function()
+  it("that belongs to an iterator closes it", function()
     run("forgets_iterators")
   end)
 
-  it("that closes the coroutine of a transaction rolls back after the row", function()
+  it("that closes the coroutine of a transaction rolls back after the current row", function()
     run("closes_coroutine")
   end)
 
-  it("that closes the store does so after the reading, headers and all", function()
+  it("that closes the store closes it after the reading, headers included", function()
     run("closes_store")
   end)
 end)

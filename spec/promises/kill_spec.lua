@@ -1,16 +1,17 @@
--- Publishers and processors on one database, killed at any moment and started again: what was
--- committed is delivered, what was not is not, and only what was in hand at a kill comes twice.
+-- Publishers and processors on one database are killed at any moment and started again. Messages
+-- are delivered if and only if they were committed. Only messages that were in hand at a kill are
+-- delivered twice.
 
 local outbox = require("outbox")
 local process = require("process")
 local support = require("spec.support")
 local torture = require("spec.support.torture")
 
-local KILLS = torture.long and 1000 or 15 -- with each ordering
+local KILLS = torture.long and 1000 or 15 -- for each ordering
 local PUBLISHERS, PROCESSORS = 3, 3
 local CUSTOMERS = 8
 local BATCH_SIZE = 10
-local PATIENCE = 60 -- seconds that they wait for a lock: the disk of a busy machine may stall
+local PATIENCE = 60 -- seconds to wait for a lock, because the disk of a busy machine may stall
 local UNDONE = {}
 
 local random, note = math.random, torture.note
@@ -19,8 +20,8 @@ local function die()
   process.kill(process.pid())
 end
 
--- Takes orders for ever, up to five in a transaction. Some transactions are undone, and in some the
--- publisher dies; the names of their orders tell.
+-- Takes orders for ever, up to five in a transaction. Some transactions are rolled back, and in
+-- some the publisher dies. The orders of both have names that begin with "undone-".
 local function take_orders(path, log, incarnation)
   local store <close> = outbox.open(path, { busy_timeout = PATIENCE })
   store:migrate()
@@ -56,10 +57,10 @@ local function take_orders(path, log, incarnation)
   end
 end
 
--- A processor that delivers to the log. One that is mortal may die in the middle of it.
+-- A processor that delivers to the log. If `mortal`, it may die in the middle of a batch.
 local function processor(options, log, incarnation, mortal)
   options.batch_size, options.claim_duration = BATCH_SIZE, 0.2
-  -- What is in hand at a kill is charged for it, though innocent; none may become a dead letter.
+  -- A kill charges the entries in hand an attempt each. None may become a dead letter.
   options.retry = { max_attempts = 100000 }
   function options.on_error(problem)
     note(log, problem.code == "lost" and "lost" or "error", incarnation, problem.message)
@@ -87,7 +88,7 @@ describe("killed at any moment, an outbox", function()
     local store
     store, path = support.store()
     store:transaction(function(txn)
-      -- Numbered in the order of the commits, for each transaction begins by taking the lock.
+      -- The numbers follow the order of the commits, because each transaction begins by locking.
       txn:execute("CREATE TABLE orders (number INTEGER PRIMARY KEY AUTOINCREMENT,"
         .. " name TEXT NOT NULL UNIQUE, customer TEXT NOT NULL)")
     end)
@@ -104,7 +105,7 @@ describe("killed at any moment, an outbox", function()
     torture.tally("kill", total.kills, total.lost, total.phantom)
   end)
 
-  -- Until so much more has been written to the log, or for a while.
+  -- Waits until some more bytes have been written to the log, or for a while.
   local function wait_for_a_moment(log)
     local size, time = log:seek("end") + random(0, 5000), outbox.clock.now() + 0.3 * random()
     repeat
@@ -123,13 +124,14 @@ describe("killed at any moment, an outbox", function()
         store = store,
         ordering = ordering,
         limit = limit,
-        -- Under an old name it need not wait until the old claim has lapsed.
+        -- With the same id as before, it need not wait until the old claim has lapsed.
         processor_id = random(2) == 1 and "processor " .. slot or nil,
       }, log, incarnation, true):run()
     end)
   end
 
-  -- Starts all, kills one or all, and starts these again. Returns how many of each were killed.
+  -- Starts all processes, kills one or all, and starts these again. Returns how many publishers and
+  -- how many processors were killed.
   local function kill(ordering, limit)
     local pids, incarnation, publishers, processors = {}, 0, 0, 0
     local log <close> = assert(io.open(log_path))
@@ -164,7 +166,7 @@ describe("killed at any moment, an outbox", function()
     return publishers, processors
   end
 
-  -- What the dead have left behind is delivered by one who is left alone. Returns the orders.
+  -- Delivers with one processor everything that the killed ones have left. Returns the orders.
   local function drain(ordering)
     local store <close> = outbox.open(path)
     local log <close> = torture.log(log_path)
@@ -177,8 +179,9 @@ describe("killed at any moment, an outbox", function()
     return support.sql(store, "SELECT number, name, customer FROM orders")
   end
 
-  -- What came, first and again. That something comes again is accounted for if it came before in
-  -- the last batch of its processor, which was in hand at the kill, or in one whose claim was lost.
+  -- Reads which messages were delivered for the first time, and which again. A second delivery is
+  -- allowed if the first was in the last batch of a processor, which was in hand at the kill, or in
+  -- a batch whose claim was lost.
   local function read_log()
     local log = { committed = {}, undone = 0, first = {}, again = {}, in_hand = 0, lost_claims = 0,
       unaccounted = 0, errors = {} }
@@ -221,8 +224,9 @@ describe("killed at any moment, an outbox", function()
     return log
   end
 
-  -- Compares what came with the orders. Lost is what is committed, but did not come or is not even
-  -- there; a phantom came, but is not there; what is overtaken came after a later one of its key.
+  -- Compares the deliveries with the orders. Returns how many were lost (committed, but not
+  -- delivered or not even in the table), phantom (delivered, but not in the table) and overtaken
+  -- (delivered after a later one of the same key).
   local function compare(log, orders)
     local by_name, came, last = {}, {}, {}
     local lost, phantom, overtaken = 0, 0, 0
@@ -256,9 +260,9 @@ describe("killed at any moment, an outbox", function()
     total.kills = total.kills + publishers + processors
     total.lost, total.phantom = total.lost + lost, total.phantom + phantom
     local summary = ("seed %d, ordering %s: killed %d publishers, %d processors with %d entries in"
-      .. " hand; of %d orders %d came again; %d transactions undone, %d claims lost"):format(
-      torture.seed, ordering, publishers, processors, log.in_hand, #orders, #log.again, log.undone,
-      log.lost_claims)
+      .. " hand; of %d orders %d were delivered again; %d transactions undone,"
+      .. " %d claims lost"):format(torture.seed, ordering, publishers, processors, log.in_hand,
+      #orders, #log.again, log.undone, log.lost_claims)
     torture.say(summary)
     assert.same({}, log.errors, summary)
     assert.equal(0, lost, summary)
@@ -270,11 +274,11 @@ describe("killed at any moment, an outbox", function()
     assert.same({ { integrity_check = "ok" } }, support.sql(store, "PRAGMA integrity_check"))
   end
 
-  it("loses nothing, delivers no more, and keeps the order of every key", function()
+  it("loses nothing, delivers nothing else, and keeps the order of every key", function()
     test("key")
   end)
 
-  it("loses nothing and delivers no more where processors share the backlog", function()
+  it("loses nothing and delivers nothing else when processors share the backlog", function()
     test("none", 3 * BATCH_SIZE)
   end)
 end)

@@ -1,12 +1,12 @@
--- Whatever strings come from outside, they stay strings; and nobody learns or reaches more than is
--- his to know.
+-- Strings from outside stay strings. Errors, files and the extension reveal and reach no more than
+-- they have to.
 
 local outbox = require("outbox")
 local support = require("spec.support")
 
 local EXTENSION = assert(package.searchpath("outbox_sqlite", package.cpath)):gsub("%.so$", "")
 
--- Each would do harm, or get lost, where SQL is put together from strings.
+-- Each would do harm or be changed if it became part of SQL.
 local NASTY = {
   "'; DROP TABLE orders; --",
   "\"); DELETE FROM orders; --",
@@ -36,7 +36,7 @@ describe("a string from outside", function()
     support.remove()
   end)
 
-  it("is an id, a namespace, a key, a payload or a header as it is", function()
+  it("is kept unchanged as an id, a namespace, a key, a payload or a header", function()
     for _, nasty in ipairs(NASTY) do
       local message = { id = nasty, namespace = nasty, key = nasty, payload = nasty }
       message.headers = nasty ~= "\xff\xfe" and { [nasty] = nasty } or nil
@@ -61,7 +61,7 @@ describe("a string from outside", function()
     assert.outbox(store).is_empty()
   end)
 
-  it("is a processor's id as it is, and no other's", function()
+  it("is kept unchanged as the id of a processor, and matches no other", function()
     for _, nasty in ipairs(NASTY) do
       store:publish({ id = "one" })
       assert.is_true(store:claim_entries(nasty, outbox.clock.now() + 100))
@@ -95,7 +95,7 @@ describe("a string from outside", function()
     assert.same({}, support.sql(store, "SELECT name FROM sqlite_master WHERE name LIKE '%DROP%'"))
   end)
 
-  it("is an argument of outbox_publish as it is", function()
+  it("is kept unchanged as an argument of outbox_publish", function()
     for _, nasty in ipairs(NASTY) do
       local hex = nasty:gsub(".", function(byte)
         return ("%02x"):format(byte:byte())
@@ -121,7 +121,7 @@ end)
 describe("an error", function()
   after_each(support.remove)
 
-  it("says nothing of payloads nor of the values of headers", function()
+  it("contains neither payloads nor values of headers", function()
     local secret = "sesame" .. ("x"):rep(200)
     local store <close>, path = support.store({ busy_timeout = 0 })
     local said = {}
@@ -173,7 +173,7 @@ describe("a new database", function()
   after_each(support.remove)
 
   for umask, mode in pairs({ ["022"] = "644", ["077"] = "600", ["027"] = "640" }) do
-    it("may be read by whom the umask " .. umask .. " lets, as the files beside it", function()
+    it("and the files beside it have the mode that the umask " .. umask .. " gives", function()
       local path = support.path()
       os.remove(path)
       local output = support.run(([[-e '
@@ -190,7 +190,7 @@ end)
 describe("the loadable extension", function()
   after_each(support.remove)
 
-  it("adds two functions, which no schema can call, and writes to the outbox alone", function()
+  it("adds two functions that no schema can call, and writes only to the outbox", function()
     local store, path = support.store()
     store:close()
     local function shell(sql)

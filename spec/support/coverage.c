@@ -1,6 +1,6 @@
 /*
-** Notes which lines of lua/ run, for `make coverage`, which has every Lua program load this first:
-** at once, in the file $OUTBOX_LINES, so that a process may end as it likes.
+** Records which lines of lua/ run. `make coverage` makes every Lua program load this module first.
+** Each line is written to the file $OUTBOX_LINES at once, so that a process may end in any way.
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -26,7 +26,7 @@ static void note(lua_State *L, lua_Debug *debug) {
 
 int luaopen_coverage(lua_State *L);
 
-/* Every coroutine has the hook of the one that it was made in. */
+/* A coroutine inherits the hook of the coroutine that creates it. */
 int luaopen_coverage(lua_State *L) {
   notes = open(getenv("OUTBOX_LINES"), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
   if (notes < 0) return luaL_error(L, "no notes can be taken");

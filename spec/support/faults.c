@@ -1,10 +1,10 @@
 /*
-** Calls to the operating system that fail, for the specs; see spec/core/faults.h.
+** Makes calls to the operating system fail, for the specs; see spec/core/faults.h.
 **
-**     faults.begin()              all databases that are opened from now on
+**     faults.begin()              affects all databases that are opened from now on
 **     faults.finish()
 **     faults.kinds                a list of names
-**     faults.arm(kind, n, for_ever)   the n-th call of a kind fails, or with for_ever all from then
+**     faults.arm(kind, n, for_ever)   the n-th call of a kind fails; if for_ever, all later too
 **     failed = faults.disarm()
 */
 #include <lauxlib.h>

@@ -1,13 +1,13 @@
--- Programs for finalizer_spec.lua, each in a process of its own with next to nothing in memory: so
--- the collector, which works without a pause, runs a finalizer at any moment of a call. Each prints
--- whether it was seen at work in the middle of one.
+-- Programs for finalizer_spec.lua. Each runs in its own process with very little in memory and a
+-- collector that never pauses. So a finalizer may run at any moment of a call. Each program prints
+-- whether a finalizer was observed in the middle of a call.
 
 local outbox = require("outbox")
 
 local store = outbox.open(":memory:")
 store:migrate()
 
--- Runs `finalize` in a finalizer, after more cycles of the collector the higher `delay` is.
+-- Runs `finalize` in a finalizer, after `delay` more cycles of the collector.
 local function leave(delay, finalize)
   setmetatable({}, { __gc = function()
     if delay == 0 then
@@ -36,7 +36,7 @@ end
 
 local programs = {}
 
--- Takes from the messages what they hold while they are published.
+-- Clears the payloads of the messages while they are published.
 function programs.spoils()
   local seen = false
   for delay = 0, 40 do
@@ -61,7 +61,7 @@ function programs.spoils()
   return seen
 end
 
--- Uses the transaction while the store reads in it.
+-- Uses the transaction while the store is reading in it.
 function programs.uses()
   local seen = false
   fill(10)
@@ -80,7 +80,7 @@ function programs.uses()
   return seen
 end
 
--- Closes an iterator while a row is made.
+-- Closes an iterator while it makes the table of a row.
 function programs.closes_iterator()
   local seen = false
   fill(10)
@@ -100,7 +100,7 @@ function programs.closes_iterator()
   return seen
 end
 
--- Leaves iterators to the collector, which comes while the store reads.
+-- Leaves iterators to the collector, which collects them while the store is reading.
 function programs.forgets_iterators()
   local seen = false
   fill(10)
@@ -118,7 +118,7 @@ function programs.forgets_iterators()
   return seen
 end
 
--- Closes a coroutine with a transaction whose rows are read elsewhere.
+-- Closes a coroutine that has a transaction open, while another coroutine reads its rows.
 function programs.closes_coroutine()
   local seen = false
   fill(10)
@@ -144,7 +144,7 @@ function programs.closes_coroutine()
   return seen
 end
 
--- Closes the store while the headers of what was claimed are decoded.
+-- Closes the store while the headers of claimed entries are decoded.
 function programs.closes_store()
   local seen = false
   for delay = 0, 40 do
@@ -153,7 +153,7 @@ function programs.closes_store()
     store:migrate()
     fill(10)
     store:claim_entries("p", outbox.clock.now() + 60)
-    local victim = store -- for the next one is not to be closed
+    local victim = store -- because a late finalizer must not close the next one
     leave(delay, function()
       victim:close()
     end)

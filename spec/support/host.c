@@ -1,6 +1,7 @@
 /*
-** A program that uses SQLite itself, and runs Lua in several states and threads, which install
-** outbox and attach stores. When they are gone, its connections must open and work as before.
+** A program that uses SQLite itself, and runs Lua in several states and threads. These install
+** outbox and attach stores. After they are closed, the program's connections must open and work as
+** before.
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -39,7 +40,7 @@ static void use_sqlite(void) {
   check(sqlite3_close(db) == SQLITE_OK, "cannot close");
 }
 
-/* A Lua state that attaches to a connection of the host's, which outlives it and is at work. */
+/* A Lua state attaches to a connection of the program, which is in use and outlives the state. */
 static void lend_connection(void) {
   static const char LEND[] = "local found, lsqlite3 = pcall(require, 'lsqlite3')\n"
                              "if found then\n"
@@ -79,7 +80,7 @@ static void *run_lua(void *context) {
 int main(void) {
   pthread_t threads[4];
   int numbers[4];
-  lend_connection(); /* first: nothing is installed yet */
+  lend_connection(); /* first, while nothing is installed yet */
   for (int i = 0; i < 4; i++) {
     numbers[i] = i % 2;
     check(pthread_create(&threads[i], NULL, run_lua, &numbers[i]) == 0, "no thread");

@@ -1,12 +1,12 @@
--- A webhook's receiver, for the specs: http_server.lua PORT DIRECTORY [tls]. In its directory it
--- notes each request, a line of JSON, in the file `requests`, and answers as the file `answers`
--- says: by the ids of the events, or "*", what to answer with.
+-- The receiver of a webhook, for the specs: http_server.lua PORT DIRECTORY [tls]. It appends each
+-- request as a line of JSON to the file `requests` in its directory. The file `answers` there holds
+-- a JSON object of answers by the id of an event; "*" stands for all other events. An answer has:
 --
 --    status   default 204
 --    headers, body
---    hang     no answer at all
---    close    the connection is closed instead
---    crowd    answers only once so many requests are waiting
+--    hang     do not answer
+--    close    close the connection instead
+--    crowd    answer only when this many requests are waiting
 
 local cjson = require("cjson")
 local cqueues = require("cqueues")
@@ -24,7 +24,7 @@ local function read(name)
   return file and file:read("a")
 end
 
--- What to answer to events with these ids.
+-- Returns the answer to events with these ids.
 local function find_answer(ids)
   local answers = cjson.decode(read("answers") or "{}")
   for _, id in ipairs(ids) do

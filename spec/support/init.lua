@@ -1,4 +1,4 @@
--- What the specs share: databases of their own, a clock that they set, programs in processes.
+-- Helpers of the specs: temporary databases, a clock that the spec sets, programs in processes.
 
 local outbox = require("outbox")
 local process = require("process")
@@ -8,14 +8,14 @@ local M = { clock = testing.clock }
 
 local paths = {}
 
---- A path for a new database; `remove` deletes it and SQLite's files beside it.
+--- Returns a path for a new database. `remove` deletes it and SQLite's files beside it.
 function M.path()
   local path = os.tmpname()
   paths[#paths + 1] = path
   return path
 end
 
---- The same where no disk is waited for, if the system has such a place.
+--- The same in memory, without waiting for a disk, if the system has such a file system.
 function M.quick_path()
   local path = M.path()
   local name = path:gsub("^.*/", "/dev/shm/")
@@ -37,7 +37,7 @@ function M.remove()
   paths = {}
 end
 
---- A store on a database of its own, migrated.
+--- Returns a store on a new, migrated database, and its path.
 function M.store(options)
   local path = M.path()
   local store = outbox.open(path, options)
@@ -57,9 +57,9 @@ function M.sql(store, sql, ...)
   end)
 end
 
---- Starts a processor in a process of its own, on a migrated database, that sleeps until a commit
--- wakes it. Returns, once it sleeps, a function that waits for it to end and gives the payload of
--- the message that it was woken for.
+--- Starts a processor in a process of its own, on a migrated database. It sleeps until a commit
+-- wakes it, and ends with that message. Returns, when it is ready, a function that waits for its
+-- end and returns the payload of the message.
 function M.sleeping_processor(path)
   local ready, delivered = process.gate(), M.path()
   local pid = process.fork(function()
@@ -85,7 +85,7 @@ function M.sleeping_processor(path)
   end
 end
 
---- The values of one field of each entry.
+--- Returns the values of one field of each entry.
 function M.pluck(entries, field)
   local values = {}
   for i, entry in ipairs(entries) do
@@ -94,14 +94,14 @@ function M.pluck(entries, field)
   return values
 end
 
---- Calls a function that must raise, and returns what it raised.
+--- Calls a function that must raise an error, and returns the error.
 function M.raised(fn, ...)
   local ok, problem = pcall(fn, ...)
   assert(not ok, "nothing was raised")
   return problem
 end
 
---- The command that runs a Lua program with this rock on its path.
+--- Returns the command that runs a Lua program with this rock on its path.
 function M.command(arguments)
   return ("env LUA_PATH='%s' LUA_CPATH='%s' %s %s"):format(package.path, package.cpath, M.lua,
     arguments)

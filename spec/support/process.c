@@ -1,14 +1,14 @@
 /*
-** Processes, for the specs: Lua cannot fork.
+** Processes, for the specs, because Lua cannot fork.
 **
-**     pid = process.fork(fn)      a child that runs fn and exits: 0, or 1 if fn raised
-**     code, pid = process.wait([pid])   its exit code, or minus the signal that ended it;
-**                                       without a pid, that of the first child to end
-**     process.kill(pid [, signal])      by default SIGKILL
-**     process.on_term(fn)         has SIGTERM run fn, as lua5.4 has SIGINT raise: by a hook
-**     ended = process.ended(pid)  whether that child has ended; for wait to tell how
-**     pid = process.pid()         this one's
-**     gate = process.gate()       gate:wait() blocks, in children, until gate:open() in the parent
+**     pid = process.fork(fn)      forks a child that runs fn and exits with 0, or 1 if fn raised
+**     code, pid = process.wait([pid])   waits for a child, or without a pid for any; returns its
+**                                       exit code, or minus the signal that ended it
+**     process.kill(pid [, signal])      sends a signal, by default SIGKILL
+**     process.on_term(fn)         makes SIGTERM run fn in a hook, as lua5.4 handles SIGINT
+**     ended = process.ended(pid)  whether that child has ended; wait still returns how
+**     pid = process.pid()         the id of this process
+**     gate = process.gate()       gate:wait() blocks in children until the parent calls gate:open()
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -23,12 +23,12 @@
 
 #define GATE "process.gate"
 
-static lua_State *terminated; /* where the signal goes, as in lua.c */
+static lua_State *terminated; /* the state in which SIGTERM runs its function, as in lua.c */
 
 static int process_fork(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
   fflush(NULL);
-  lua_gc(L, LUA_GCCOLLECT); /* closes stores that nobody holds: a child must not inherit them */
+  lua_gc(L, LUA_GCCOLLECT); /* closes unreferenced stores, which a child must not inherit */
   lua_gc(L, LUA_GCCOLLECT);
   pid_t pid = fork();
   if (pid < 0) return luaL_error(L, "fork failed");

@@ -1,4 +1,4 @@
--- Real servers for the specs, each on a port of its own of the loopback interface.
+-- Real servers for the specs, each on its own port of the loopback interface.
 
 local outbox = require("outbox")
 local process = require("process")
@@ -8,7 +8,7 @@ local M = {}
 
 local servers = {}
 
---- A port that is free.
+--- Returns a free port.
 function M.port()
   local listener = assert(socket.bind("127.0.0.1", 0))
   local _, port = listener:getsockname()
@@ -24,7 +24,7 @@ local function answers(port)
   return connection ~= nil
 end
 
--- Waits until it answers, or no longer does.
+-- Waits until the server answers or, if `wanted` is false, no longer does.
 local function wait(server, wanted)
   local deadline = outbox.clock.now() + 30
   while answers(server.port) ~= wanted do
@@ -36,7 +36,7 @@ end
 local Server = {}
 Server.__index = Server
 
---- Starts it, again after a kill; returns once it answers.
+--- Starts the server, also again after a kill. Returns when it answers.
 function Server:start()
   local shell <close> = assert(io.popen(
     ("DIRECTORY=%s; exec %s >>$DIRECTORY/log 2>&1 </dev/null & echo $!")
@@ -45,14 +45,15 @@ function Server:start()
   wait(self, true)
 end
 
---- Kills it, by default with SIGKILL; returns once it no longer answers.
+--- Kills the server, by default with SIGKILL. Returns when it no longer answers.
 function Server:kill(signal)
   process.kill(self.pid, signal)
   self.pid = nil
   wait(self, false)
 end
 
---- A server: a command that listens on the port. It has a directory of its own, `$DIRECTORY`.
+--- Returns a server, not started yet: a command that listens on the port. It has its own directory,
+-- `$DIRECTORY`.
 function M.new(command, port)
   local directory = os.tmpname()
   os.remove(directory)
@@ -62,7 +63,7 @@ function M.new(command, port)
   return server
 end
 
---- Kills all that were started, and removes their directories.
+--- Kills all started servers, and removes their directories.
 function M.stop()
   for _, server in ipairs(servers) do
     if server.pid then

@@ -1,6 +1,6 @@
 /*
-** A disk that takes its time, for the specs: to be preloaded. With OUTBOX_SYNCED in the environment
-** it notes instead, in the file of that name, what was synchronized.
+** A slow disk, for the specs; loaded with LD_PRELOAD. If the environment has OUTBOX_SYNCED, it does
+** not slow down, but appends the path of each synchronized file to the file of that name.
 */
 #define _DEFAULT_SOURCE
 

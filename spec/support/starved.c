@@ -1,11 +1,12 @@
 /*
-** Runs operations in Lua, each time with one more allocation failing, Lua's own and SQLite's alike:
+** Runs operations in Lua again and again, and makes a later allocation fail each time: of Lua or of
+** SQLite, first alone and then with all that follow.
 **
 **     starved script.lua
 **
-** The script returns a list of operations: tables with a `name`, and functions `prepare()`, whose
-** result the others get, `run(it)`, during which memory is short, and `check(it, ok, problem)`.
-** With `once` the memory comes back after the one that failed.
+** The script returns a list of operations. Each is a table with a `name` and three functions:
+** `prepare()`, whose result is passed to the others; `run(it)`, in which allocations fail; and
+** `check(it, ok, problem)`. With `once`, allocations only fail alone.
 */
 #include <lauxlib.h>
 #include <lualib.h>
@@ -15,7 +16,7 @@
 
 #include "../core/allocations.h"
 
-/* What shrinks must not fail. */
+/* Lua requires that shrinking a block does not fail. */
 static void *allocate(void *context, void *memory, size_t old, size_t size) {
   (void)context;
   if (size == 0) {
@@ -31,18 +32,18 @@ enum { WRONG = -1, NO_MORE = -2 };
 
 static int fail(const char *what, const char *why) {
   printf("%s: %s\n", what, why);
-  fflush(stdout); /* what leaks ends the process before that is done */
+  fflush(stdout); /* the sanitizer may end the process, because of a leak, before the exit does */
   return WRONG;
 }
 
-/* Leaves on the stack a field of the number-th operation. */
+/* Pushes a field of the number-th operation. */
 static void get_field(lua_State *L, int number, const char *name) {
   lua_rawgeti(L, 1, number);
   lua_getfield(L, -1, name);
   lua_remove(L, -2);
 }
 
-/* Returns whether an allocation failed; WRONG, or NO_MORE where there is no such operation. */
+/* Returns whether an allocation failed; WRONG after an error; NO_MORE without such an operation. */
 static int try_one(const char *script, int number, int n, int for_ever) {
   char what[120];
   int64_t memory = sqlite3_memory_used();
@@ -77,7 +78,7 @@ static int try_one(const char *script, int number, int n, int for_ever) {
   if (status == LUA_OK)
     lua_pushnil(L);
   else
-    lua_rotate(L, -2, 1); /* the problem to the end */
+    lua_rotate(L, -2, 1); /* the error is the last argument */
   if (lua_pcall(L, 3, 0, 0) != LUA_OK) return fail(what, luaL_tolstring(L, -1, NULL));
   lua_close(L);
   if (n < NEVER && sqlite3_memory_used() != memory) return fail(what, "leaks memory");
@@ -89,7 +90,7 @@ int main(int argc, char **argv) {
   int step = getenv("OUTBOX_LONG") != NULL ? 1 : 7;
   if (argc != 2) return 2;
   begin_allocations();
-  /* First with nothing failing: what is kept for ever is there from then on. */
+  /* First without a failure, which allocates what is never freed. */
   for (; (failed = try_one(argv[1], number, NEVER, 0)) == 0; number++)
     for (int for_ever = 0; for_ever < 2; for_ever++) {
       int n = 1;

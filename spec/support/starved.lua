@@ -1,9 +1,9 @@
--- Every operation of a store in Lua, for `starved` to run while memory is short: it is done, or it
--- fails and has changed nothing; then it can be done again.
+-- Every operation of a store in Lua. `starved` runs them while allocations fail. An operation
+-- either succeeds, or fails, changes nothing and can then be repeated.
 
 local outbox = require("outbox")
 local testing = require("outbox.testing")
-require("outbox.headers") -- as in a program that has run for a while
+require("outbox.headers") -- loaded first, as in a program that has run for a while
 
 local function rows(store, sql)
   local list = {}
@@ -26,8 +26,8 @@ local function dump(store)
     SELECT 'order ' || number FROM orders]])
 end
 
--- A store with something of everything, and a Lua function for all that may be one. No entry has
--- headers to be read: what lua-cjson holds while it decodes is lost when memory runs out.
+-- A store with entries in every state, and Lua functions for all callbacks. No entry has headers,
+-- because lua-cjson leaks memory when it runs out of memory while it decodes.
 local function prepare()
   local clock = testing.clock(1000)
   local store = outbox.open(":memory:", {
@@ -53,14 +53,14 @@ end
 
 local function nothing() end
 
--- What an operation leaves behind when nothing is in its way.
+-- The contents of the store after an operation that nothing disturbs.
 local function effect(run)
   local store <close> = prepare()
   run(store)
   return dump(store)
 end
 
-local function is_want_of_memory(problem)
+local function is_out_of_memory(problem)
   return problem == "not enough memory" or type(problem) == "table" and problem.code == "nomem"
 end
 
@@ -70,9 +70,9 @@ local function operation(name, run)
     prepare = prepare,
     run = run,
     check = function(store, ok, problem)
-      assert(ok or is_want_of_memory(problem), tostring(problem))
+      assert(ok or is_out_of_memory(problem), tostring(problem))
       collectgarbage()
-      store:wait(0) -- which it refuses in a transaction
+      store:wait(0) -- fails if a transaction was left open
       local now, after = dump(store), effect(run)
       assert(now == (ok and after or effect(nothing)), now)
       if not ok then
@@ -100,7 +100,7 @@ return {
       it.store:migrate()
     end,
     check = function(it, ok, problem)
-      assert(ok or is_want_of_memory(problem), tostring(problem))
+      assert(ok or is_out_of_memory(problem), tostring(problem))
       if it.store then
         it.store:migrate()
         it.store:publish({})
@@ -205,8 +205,8 @@ return {
     run = function(it)
       outbox.attach(it.connection):publish(message(7))
     end,
-    check = function(it, ok, problem) -- LuaSQL tells of it by a text alone
-      assert(ok or is_want_of_memory(problem) or problem.code == "misuse", tostring(problem))
+    check = function(it, ok, problem) -- LuaSQL reports it only by a text
+      assert(ok or is_out_of_memory(problem) or problem.code == "misuse", tostring(problem))
       collectgarbage()
       assert(it.store:stats().ready == (ok and 1 or 0))
       it.store:publish(message(8))
@@ -238,10 +238,10 @@ return {
       it.processor:pump()
     end,
     check = function(it, ok, problem)
-      assert(ok or is_want_of_memory(problem), tostring(problem))
+      assert(ok or is_out_of_memory(problem), tostring(problem))
       collectgarbage()
       it.store:wait(0)
-      for i = 1, 5 do -- delivered, or still there
+      for i = 1, 5 do -- each was delivered, or is still there
         local id = "old-" .. i
         local there = #rows(it.store, ([[SELECT id AS line FROM outbox_entries WHERE id = '%s'
           UNION SELECT id FROM outbox_delayed WHERE id = '%s']]):format(id, id)) > 0

@@ -1,4 +1,4 @@
--- What the specs share that go on for minutes where OUTBOX_LONG is set, and for seconds elsewhere.
+-- Helpers of the specs that run for minutes if OUTBOX_LONG is set, and for seconds otherwise.
 
 local process = require("process")
 
@@ -9,7 +9,7 @@ local M = {
 
 local children = {}
 
---- A child that runs fn, with a seed of its own. None outlives `kill_all`.
+--- Forks a child that runs fn with its own seed. `kill_all` ends all children. Returns the pid.
 function M.fork(fn)
   local number = math.random(0)
   local pid = process.fork(function()
@@ -32,20 +32,20 @@ function M.kill_all()
   end
 end
 
---- Opens a file that several processes add records to.
+--- Opens a log, to which several processes append records.
 function M.log(path)
   local file = assert(io.open(path, "a"))
   file:setvbuf("no")
   return file
 end
 
---- Adds a record of words to it, in one write, so that it is not mixed up with another's. A kill
--- may cut it short: it counts only if its end is there.
+--- Appends a record of words to the log in one write, so that records of several processes do not
+-- mix. A kill may cut a record short. Only a complete record counts.
 function M.note(log, ...)
   assert(log:write("\n" .. table.concat({ ... }, " "):gsub("[\n;]", ",") .. ";"))
 end
 
---- Iterates over the records of a log, each a list of words.
+--- Iterates over the complete records of a log, each a list of words.
 function M.records(path)
   local file <close> = assert(io.open(path))
   local next_record = file:read("a"):gmatch("\n([^\n;]*);")
@@ -61,14 +61,14 @@ function M.records(path)
   end
 end
 
---- Tells what a long run came to.
+--- Prints a text in a long run.
 function M.say(text)
   if M.long then
     io.write("\n", text, "\n")
   end
 end
 
---- The same in a line for programs.
+--- Prints the result of a long run as a line that tools/torture reads.
 function M.tally(kind, cases, lost, phantom)
   M.say(("TALLY\t%s\t%d\t%d\t%d"):format(kind, cases, lost, phantom))
 end
