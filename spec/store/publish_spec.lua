@@ -247,7 +247,7 @@ describe("the ID generator", function()
     local other
     store, path = support.store({
       id_generator = function()
-        other:publish({ payload = "from inside" }) -- would wait for a lock that we held
+        other:publish({ payload = "from inside" }) -- would wait if the store held the lock
         return "outer"
       end,
     })

@@ -1,5 +1,5 @@
 -- Databases that older versions wrote: spec/fixtures/<version>/<name>.db. spec/fixtures/make.lua
--- made them of the entries in contents.lua.
+-- wrote them with the entries in contents.lua.
 
 local contents = require("spec.fixtures.contents")
 local outbox = require("outbox")
@@ -32,7 +32,7 @@ local function of_id(entries)
   return result
 end
 
--- The entry as it must be after its delivery was cut off.
+-- The entry after its delivery was cut off.
 local function charged(entry)
   local result = {}
   for field, value in pairs(entry) do
@@ -42,8 +42,8 @@ local function charged(entry)
   return result
 end
 
--- How a claim must give the entries of contents.lua that `chosen` returns true for, in their order:
--- without their place, and charged if they are in hand.
+-- The entries of contents.lua for which `chosen` returns true, as they must be read under a new
+-- claim: in their order, without their place, and charged if they were in hand.
 local function as_claimed(chosen)
   local list = {}
   for _, entry in ipairs(contents.ENTRIES) do
@@ -57,11 +57,18 @@ local function as_claimed(chosen)
   return list
 end
 
-local function describe_file(file, version, prefix)
+local function describe_file(file, version, name)
+  local prefix, exclusive = contents.PREFIXES[name], name == "exclusive"
+
+  -- Whether the lease whose deadline comes first, or the only one, names the entry as in hand.
+  local function is_first_in_hand(entry)
+    return entry.IN_HAND and not is_alive(entry)
+  end
+
   describe("the database " .. file .. ", when it is migrated,", function()
     local path, clock, store
 
-    -- Migrated by three at once, in this process and two others, and then once more.
+    -- Three processes migrate the database at once; then this one does again.
     before_each(function()
       path, clock = copy(file), support.clock(contents.NOW)
       local gate, children = process.gate(), {}
@@ -93,7 +100,7 @@ local function describe_file(file, version, prefix)
     end
 
     it("keeps every entry, its state and its place, byte for byte", function()
-      local expected = contents.expected(version)
+      local expected = contents.expected(version, name)
       check_contents(expected)
       local stats, retries = store:stats(), 0
       for _, entry in ipairs(contents.ENTRIES) do
@@ -105,7 +112,7 @@ local function describe_file(file, version, prefix)
     end)
 
     it("keeps the leases, and what they name as in hand", function()
-      local expected, leases = contents.expected(version).leases, store:stats().leases
+      local expected, leases = contents.expected(version, name).leases, store:stats().leases
       assert.equal(#expected, #leases)
       for i, lease in ipairs(expected) do
         for field, value in pairs(lease) do
@@ -125,7 +132,7 @@ local function describe_file(file, version, prefix)
     end)
 
     it("refuses each of its ids when it is published again", function()
-      local expected = contents.expected(version)
+      local expected = contents.expected(version, name)
       for _, entry in ipairs(contents.ENTRIES) do
         local problem = support.raised(store.publish, store, { id = entry.id })
         assert.equal("duplicate", problem.code)
@@ -138,70 +145,102 @@ local function describe_file(file, version, prefix)
       assert.equal(contents.LAST_SEQ + 1, store:find_entries("new")[1].seq)
     end)
 
-    it("keeps the entries of the live lease from others until its deadline has passed", function()
-      for _, time in ipairs({ contents.NOW, contents.FOREVER }) do
-        clock.time = time
-        store:claim_entries("other", time + 60)
-        for _, entry in ipairs(store:get_claimed_entries("other", 100)) do
-          assert.not_equal("alive", entry.namespace)
-          assert.not_equal("Größe", entry.namespace)
+    local function describe_exclusive_claim()
+      it("keeps everything from others, even later entries, until the deadline", function()
+        local expected = contents.ids(function(entry)
+          return not entry.due_at
+        end)
+        store:publish({ id = "later" })
+        expected[#expected + 1] = "later"
+        for _, time in ipairs({ contents.NOW, contents.NOW + 100 }) do
+          clock.time = time
+          assert.is_false(store:claim_entries("other", time + 60))
+          assert.is_false(store:claim_entries("other", time + 60, { exclusive = true }))
+          assert.same({}, store:get_claimed_entries("other", 100))
+          assert.same(expected, support.pluck(store:get_claimed_entries(ALIVE, 100), "id"))
         end
-        local own = support.pluck(store:get_claimed_entries(ALIVE, 100), "id")
-        assert.same(contents.ids(function(entry)
-          return is_alive(entry) or entry.seq == 8 and time > contents.DUE
-        end), own)
-      end
-      clock.time = contents.FOREVER + 1
-      assert.same({}, store:get_claimed_entries(ALIVE, 100))
-      assert.is_true(store:claim_entries("other", clock.time + 60))
-      local entries = of_id(store:get_claimed_entries("other", 100))
-      for _, entry in ipairs(as_claimed(is_alive)) do
-        assert.same(entry, entries[entry.id])
-      end
-    end)
-
-    it("lets the holder of the live lease go on, and renew it", function()
-      local entries = store:get_claimed_entries(ALIVE, 100)
-      assert.same(contents.ids(is_alive), support.pluck(entries, "id"))
-      assert.same({ 0, 3, 0 }, support.pluck(entries, "attempts"))
-      assert.is_true(store:renew_claim(ALIVE, contents.FOREVER + 10))
-      clock.time = contents.FOREVER + 10
-      assert.same(contents.ids(is_alive),
-        support.pluck(store:get_claimed_entries(ALIVE, 100), "id"))
-    end)
-
-    it("charges what was in hand under the lapsed lease, and nothing else", function()
-      assert.is_true(store:claim_entries("other", contents.NOW + 60))
-      assert.same(as_claimed(function(entry)
-        return not is_alive(entry) and not entry.due_at
-      end), store:get_claimed_entries("other", 100))
-    end)
-
-    it("brings retries back to their places and puts scheduled messages last", function()
-      clock.time = contents.DUE
-      store:claim_entries("other", clock.time + 60)
-      local expected = contents.ids(function(entry)
-        return not is_alive(entry) and entry.seq ~= 8
       end)
-      table.move({ "id-s2", "id-s1" }, 1, 2, #expected + 1, expected)
-      assert.same(expected, support.pluck(store:get_claimed_entries("other", 100), "id"))
-      assert.same(contents.ids(function(entry)
-        return is_alive(entry) or entry.seq == 8
-      end), support.pluck(store:get_claimed_entries(ALIVE, 100), "id"))
-      local before = of_id(contents.expected(version).delayed)
-      for _, processor_id in ipairs({ "other", ALIVE }) do
-        for _, entry in ipairs(store:get_claimed_entries(processor_id, 100)) do
-          local delayed = before[entry.id]
-          if delayed then
-            entry.due_at, entry.seq = delayed.due_at, delayed.seq
-            assert.same(delayed, entry)
+
+      it("charges what was in hand under the exclusive claim when that has lapsed", function()
+        clock.time = contents.FOREVER + 1
+        assert.same({}, store:get_claimed_entries(ALIVE, 100))
+        assert.is_true(store:claim_entries("other", clock.time + 60))
+        local entries = of_id(store:get_claimed_entries("other", 100))
+        for _, entry in ipairs(contents.ENTRIES) do
+          if not entry.died_at then
+            local attempts = entry.attempts + (is_first_in_hand(entry) and 1 or 0)
+            assert.equal(attempts, entries[entry.id].attempts)
           end
         end
-      end
-    end)
+      end)
+    end
+
+    local function describe_claims()
+      it("keeps the entries of the live lease from others until its deadline has passed", function()
+        for _, time in ipairs({ contents.NOW, contents.FOREVER }) do
+          clock.time = time
+          store:claim_entries("other", time + 60)
+          for _, entry in ipairs(store:get_claimed_entries("other", 100)) do
+            assert.not_equal("alive", entry.namespace)
+            assert.not_equal("Größe", entry.namespace)
+          end
+          local own = support.pluck(store:get_claimed_entries(ALIVE, 100), "id")
+          assert.same(contents.ids(function(entry)
+            return is_alive(entry) or entry.seq == 8 and time > contents.DUE
+          end), own)
+        end
+        clock.time = contents.FOREVER + 1
+        assert.same({}, store:get_claimed_entries(ALIVE, 100))
+        assert.is_true(store:claim_entries("other", clock.time + 60))
+        local entries = of_id(store:get_claimed_entries("other", 100))
+        for _, entry in ipairs(as_claimed(is_alive)) do
+          assert.same(entry, entries[entry.id])
+        end
+      end)
+
+      it("lets the holder of the live lease go on, and renew it", function()
+        local entries = store:get_claimed_entries(ALIVE, 100)
+        assert.same(contents.ids(is_alive), support.pluck(entries, "id"))
+        assert.same({ 0, 3, 0 }, support.pluck(entries, "attempts"))
+        assert.is_true(store:renew_claim(ALIVE, contents.FOREVER + 10))
+        clock.time = contents.FOREVER + 10
+        assert.same(contents.ids(is_alive),
+          support.pluck(store:get_claimed_entries(ALIVE, 100), "id"))
+      end)
+
+      it("charges what was in hand under the lapsed lease, and nothing else", function()
+        assert.is_true(store:claim_entries("other", contents.NOW + 60))
+        assert.same(as_claimed(function(entry)
+          return not is_alive(entry) and not entry.due_at
+        end), store:get_claimed_entries("other", 100))
+      end)
+
+      it("brings retries back to their places and puts scheduled messages last", function()
+        clock.time = contents.DUE
+        store:claim_entries("other", clock.time + 60)
+        local expected = contents.ids(function(entry)
+          return not is_alive(entry) and entry.seq ~= 8
+        end)
+        table.move({ "id-s2", "id-s1" }, 1, 2, #expected + 1, expected)
+        assert.same(expected, support.pluck(store:get_claimed_entries("other", 100), "id"))
+        assert.same(contents.ids(function(entry)
+          return is_alive(entry) or entry.seq == 8
+        end), support.pluck(store:get_claimed_entries(ALIVE, 100), "id"))
+        local before = of_id(contents.expected(version, name).delayed)
+        for _, processor_id in ipairs({ "other", ALIVE }) do
+          for _, entry in ipairs(store:get_claimed_entries(processor_id, 100)) do
+            local delayed = before[entry.id]
+            if delayed then
+              entry.due_at, entry.seq = delayed.due_at, delayed.seq
+              assert.same(delayed, entry)
+            end
+          end
+        end
+      end)
+    end
 
     it("lets dead letters be requeued, and purged", function()
-      local dead = contents.expected(version).dead
+      local dead = contents.expected(version, name).dead
       assert.equal("duplicate", support.raised(store.requeue_entries, store, "twin").code)
       store:delete_entries("twin") -- the ready entry with this id
       assert.equal(2, store:requeue_entries("twin", "id-14"))
@@ -213,7 +252,7 @@ local function describe_file(file, version, prefix)
       assert.same({}, store:dead_entries())
     end)
 
-    -- Delivers everything that a processor can have; returns the messages.
+    -- Delivers everything that a processor can claim and that is due. Returns the messages.
     local function deliver(ordering)
       local messages = {}
       local processor = outbox.processor({ store = store, ordering = ordering,
@@ -231,7 +270,7 @@ local function describe_file(file, version, prefix)
       assert.same(expected, ids)
     end
 
-    -- Everything was delivered, as it was published; what has a key, in the order of the places.
+    -- Checks that everything was delivered unchanged, and messages with a key in their order.
     local function check_all_delivered(messages)
       local places, last, delivered = { ["id-s2"] = 101, ["id-s1"] = 102 }, {}, of_id(messages)
       for _, entry in ipairs(contents.ENTRIES) do
@@ -251,16 +290,22 @@ local function describe_file(file, version, prefix)
       end
       assert.equal(#contents.ENTRIES - 3, #messages)
       assert.same({ 0, 0 }, { store:stats().ready, store:stats().delayed })
-      assert.same(contents.expected(version).dead, store:dead_entries())
+      assert.same(contents.expected(version, name).dead, store:dead_entries())
     end
 
-    it("is delivered by a processor, except for what is not due or under the live lease", function()
-      check_delivered(contents.ids(function(entry)
-        return not is_alive(entry) and not entry.due_at
-      end), deliver("none"))
-      assert.same(contents.ids(is_alive), support.pluck(store:ready_entries(), "id"))
-      assert.same(contents.expected(version).delayed, store:delayed_entries())
-    end)
+    if exclusive then
+      describe_exclusive_claim()
+    else
+      describe_claims()
+
+      it("is delivered by a processor as far as it is due and not under the live lease", function()
+        check_delivered(contents.ids(function(entry)
+          return not is_alive(entry) and not entry.due_at
+        end), deliver("none"))
+        assert.same(contents.ids(is_alive), support.pluck(store:ready_entries(), "id"))
+        assert.same(contents.expected(version, name).delayed, store:delayed_entries())
+      end)
+    end
 
     it("is delivered in order per key as entries fall due", function()
       store:release_claim(ALIVE)
@@ -272,7 +317,7 @@ local function describe_file(file, version, prefix)
       clock.time = contents.DUE
       table.move(deliver(), 1, 100, #messages + 1, messages)
       check_all_delivered(messages)
-      assert.same({ 0, 1 }, { of_id(messages)["Größe-6 'quoted'"].attempts,
+      assert.same({ 0, exclusive and 0 or 1 }, { of_id(messages)["Größe-6 'quoted'"].attempts,
         of_id(messages)["id-1"].attempts })
     end)
 
@@ -281,7 +326,7 @@ local function describe_file(file, version, prefix)
       local messages = deliver()
       check_all_delivered(messages)
       for _, entry in ipairs(contents.ENTRIES) do
-        if entry.IN_HAND then
+        if is_first_in_hand(entry) or entry.IN_HAND and not exclusive then
           local message = of_id(messages)[entry.id]
           assert.same({ entry.attempts + 1, outbox.LAPSED },
             { message.attempts, message.last_error })
@@ -290,7 +335,7 @@ local function describe_file(file, version, prefix)
     end)
   end)
 
-  it("The database " .. file .. " is left as it is when a newer version has migrated it", function()
+  it("the database " .. file .. " is left unchanged after a newer version migrated it", function()
     local path = copy(file)
     local store = outbox.open(path, { prefix = prefix })
     support.sql(store, ("UPDATE %sschema SET version = 1000"):format(prefix))
@@ -311,6 +356,7 @@ end
 local pipe = assert(io.popen("ls spec/fixtures/*/*.db"))
 for file in pipe:lines() do
   local version, name = file:match("([^/]+)/([^/]+)%.db$")
-  describe_file(file, version, assert(contents.PREFIXES[name]))
+  assert(contents.PREFIXES[name], file)
+  describe_file(file, version, name)
 end
 pipe:close()

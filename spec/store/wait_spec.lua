@@ -31,7 +31,7 @@ describe("store:wait", function()
     local other <close> = outbox.open(path)
     other:publish({})
     assert.is_true((store:wait(LONG)))
-    assert.is_true((store:wait(0))) -- and so until it is claimed
+    assert.is_true((store:wait(0))) -- until it is claimed
     settled()
     assert.is_false((store:wait(0.01)))
   end)

@@ -158,7 +158,7 @@ local PROCESSOR_METHODS = { "step", "step", "pump", "pump", "stop", "wake", "sta
 
 local function process()
   local processor = recall(run.processors)
-  run.calls = run.calls + 1 -- for it makes many
+  run.calls = run.calls + 1 -- stands for the many that the processor makes
   if processor and choose(4) > 0 then
     call(processor[one_of(PROCESSOR_METHODS)], processor)
     return
