@@ -16,7 +16,7 @@ describe("a processor, when a call fails,", function()
   -- Makes the n-th call fail, and works until everything is delivered. Returns whether that call
   -- was reached. Another processor has died with the first entry in hand: only that one is charged.
   local function work(kind, n, for_ever)
-    local clock, came, attempts = testing.clock(1e6), {}, {}
+    local clock, delivered, attempts = testing.clock(1e6), {}, {}
     local path = support.path()
     local store <close> = outbox.open(path, { clock = clock, busy_timeout = 0 })
     store:migrate()
@@ -32,7 +32,7 @@ describe("a processor, when a call fails,", function()
       on_error = function() end,
       publisher = function(messages)
         for _, message in ipairs(messages) do
-          came[message.key] = (came[message.key] or "") .. message.id .. " "
+          delivered[message.key] = (delivered[message.key] or "") .. message.id .. " "
           attempts[#attempts + 1] = message.attempts
         end
       end,
@@ -50,7 +50,7 @@ describe("a processor, when a call fails,", function()
       clock.advance(pause)
     end
     local where = ("%s %d%s"):format(faults.kinds[kind], n, for_ever and " and on" or "")
-    assert.same({ ["0"] = "3 6 9 ", ["1"] = "1 4 7 10 ", ["2"] = "2 5 8 " }, came, where)
+    assert.same({ ["0"] = "3 6 9 ", ["1"] = "1 4 7 10 ", ["2"] = "2 5 8 " }, delivered, where)
     assert.equal("1000000000", table.concat(attempts), where)
     assert.outbox(store).is_empty()
     assert.equal("ok", support.sql(store, "PRAGMA integrity_check")[1].integrity_check, where)

@@ -185,7 +185,7 @@ describe("killed at any moment, an outbox", function()
   local function read_log()
     local log = { committed = {}, undone = 0, first = {}, again = {}, in_hand = 0, lost_claims = 0,
       unaccounted = 0, errors = {} }
-    local latest, came_in = {}, {}
+    local latest, delivered_in = {}, {}
     for words in torture.records(log_path) do
       local kind, incarnation = words[1], words[2]
       local batch = latest[incarnation]
@@ -193,12 +193,12 @@ describe("killed at any moment, an outbox", function()
         latest[incarnation] = { incarnation = incarnation, size = tonumber(words[3]) }
       elseif kind == "delivered" then
         local name = words[3]
-        if came_in[name] then
-          log.again[#log.again + 1] = { before = came_in[name], now = batch }
+        if delivered_in[name] then
+          log.again[#log.again + 1] = { before = delivered_in[name], now = batch }
         else
           log.first[#log.first + 1] = name
         end
-        came_in[name] = batch
+        delivered_in[name] = batch
       elseif kind == "committed" then
         table.move(words, 2, #words, #log.committed + 1, log.committed)
       elseif kind == "undone" then
@@ -228,14 +228,14 @@ describe("killed at any moment, an outbox", function()
   -- delivered or not even in the table), phantom (delivered, but not in the table) and overtaken
   -- (delivered after a later one of the same key).
   local function compare(log, orders)
-    local by_name, came, last = {}, {}, {}
+    local by_name, delivered, last = {}, {}, {}
     local lost, phantom, overtaken = 0, 0, 0
     for _, order in ipairs(orders) do
       by_name[order.name] = order
     end
     for _, name in ipairs(log.first) do
       local order = by_name[name]
-      came[name] = true
+      delivered[name] = true
       if not order or name:find("^undone") then
         phantom = phantom + 1
       else
@@ -244,7 +244,7 @@ describe("killed at any moment, an outbox", function()
       end
     end
     for name in pairs(by_name) do
-      lost = lost + (came[name] and 0 or 1)
+      lost = lost + (delivered[name] and 0 or 1)
     end
     for _, name in ipairs(log.committed) do
       lost = lost + (by_name[name] and 0 or 1)
