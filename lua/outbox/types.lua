@@ -187,7 +187,7 @@
 ---@class outbox.processor_stats
 ---@field delivered integer
 ---@field retried integer
----@field put_off integer
+---@field deferred integer
 ---@field dead integer
 ---@field batches integer
 ---@field errors integer

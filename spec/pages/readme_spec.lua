@@ -72,7 +72,8 @@ describe("README.md", function()
   end)
 
   it("lists every code that a processor adds", function()
-    for _, name in ipairs({ "processor", "delivery" }) do
+    for _, name in ipairs({ "retry", "processor/answer", "processor/delivery",
+      "processor/hooks" }) do
       local source = assert(io.open(("lua/outbox/%s.lua"):format(name))):read("a")
       for code in source:gmatch('problem%.new%("(%a+)"') do
         assert.matches("\n| `" .. code .. "` |", text)

@@ -242,7 +242,7 @@ describe("a failed delivery", function()
       publisher:fail("a", { uncharged = true, retry_after = 30 })
       local p = processor({})
       p:pump()
-      assert.same({ 1, 1, 0 }, { p:stats().delivered, p:stats().put_off, p:stats().retried })
+      assert.same({ 1, 1, 0 }, { p:stats().delivered, p:stats().deferred, p:stats().retried })
     end)
 
     it("keeps no other waiting for long, though several are refused again and again", function()

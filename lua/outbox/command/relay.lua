@@ -209,7 +209,7 @@ local function relay(arguments)
   if unread then
     error(unread, 0)
   end
-  local left = done.retried + done.put_off + done.dead + done.errors + after.ready > 0
+  local left = done.retried + done.deferred + done.dead + done.errors + after.ready > 0
   return arguments.once and left and UNDELIVERED or 0
 end
 

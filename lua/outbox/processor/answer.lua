@@ -1,0 +1,62 @@
+-- Calls a publisher, and reads what it answers.
+
+local problem = require("outbox.problem")
+local MAX_DELAY = require("outbox.retry").MAX_DELAY
+
+local text = problem.text
+
+local M = {}
+
+--- Calls the publisher. Returns the failures by index in `messages`, nil for none; or nil and an
+-- error. `nil, reason` and false are how Lua's own libraries fail, so they do not count as success.
+function M.ask(publish, messages, namespace)
+  local count = #messages
+  local ok, result, reason = pcall(publish, messages, namespace)
+  local wrong
+  if not ok then
+    return nil, problem.new("publisher", text(result), result)
+  elseif result == true or (result == nil and reason == nil) then
+    return nil
+  elseif result == nil or result == false then
+    return nil, problem.new("publisher", text(reason), reason)
+  elseif type(result) ~= "table" then
+    wrong = ("a %s, not true, nothing or a table of failures"):format(type(result))
+  else
+    for j in pairs(result) do
+      if math.type(j) ~= "integer" or j < 1 or j > count then
+        wrong = ("a failure of message %s, of %d"):format(text(j), count)
+      end
+    end
+  end
+  if wrong then
+    return nil, problem.new("publisher", "the publisher returned " .. wrong)
+  end
+  return result
+end
+
+local function read_fields(failure)
+  local reason, permanent, delay = failure.reason, failure.permanent, failure.retry_after
+  local uncharged = failure.uncharged
+  if reason == nil and permanent == nil and delay == nil and uncharged == nil then
+    return text(failure)
+  end
+  delay = tonumber(delay)
+  return text(reason), permanent,
+    delay and delay == delay and math.max(0, math.min(delay, MAX_DELAY)) or nil,
+    uncharged and not permanent
+end
+
+--- Reads one failure, which may be any value. Returns the text of the reason; whether the failure
+-- is permanent; how many seconds to wait, nil where it does not say; and whether the message is not
+-- charged for it.
+function M.understand(failure)
+  if type(failure) == "table" then
+    local ok, reason, permanent, delay, uncharged = pcall(read_fields, failure)
+    if ok then
+      return reason, permanent, delay, uncharged
+    end
+  end
+  return text(failure)
+end
+
+return M

@@ -1,0 +1,232 @@
+-- Delivers a batch, and says what became of each entry. It writes nothing: the outcome is settled
+-- afterwards, in one transaction with the reading of the next batch.
+--
+-- An outcome holds its `batch`; the indexes `delivered`; the failures to be `retried` or made
+-- `dead`; the entries that are `deferred` for a while, uncharged; the ids of deferred entries that
+-- are now `recalled`, because their destination answers again; the errors that calls `raised`;
+-- the `seconds` that it took; whether entries are to be read again, all after the batch's `from`
+-- (`rewind`) or all from the first (`rewind_all`); and whether the publisher was not called at all
+-- (`idle`).
+
+local core = require("outbox.core")
+local answer = require("outbox.processor.answer")
+local problem = require("outbox.problem")
+
+local understand = answer.understand
+
+local Delivery = {}
+Delivery.__index = Delivery
+
+local function call_publisher(self, batch, call)
+  local count, entries = #call, batch.entries
+  local messages = count == #batch.ids and { table.unpack(entries) } or {}
+  for j = #messages + 1, count do
+    messages[j] = entries[call[j]]
+  end
+  return answer.ask(self.publish, messages, call.namespace)
+end
+
+-- Makes a dead letter of an entry. Those behind it are free.
+local function bury(outcome, failure)
+  outcome.dead[#outcome.dead + 1] = failure
+  outcome.rewind = true
+end
+
+-- Charges an entry with a failed delivery. Returns whether there will be another one.
+local function charge(self, outcome, i, reason, permanent, delay)
+  local batch = outcome.batch
+  local failure = { id = batch.ids[i], entry = batch.entries[i], reason = reason }
+  local own_delay = not permanent and self.retry(failure.entry, (batch.attempts[i] or 0) + 1)
+  if not own_delay then
+    bury(outcome, failure)
+    self.outages:acquit(failure.id)
+    return false
+  end
+  failure.delay = delay or own_delay
+  outcome.retried[#outcome.retried + 1] = failure
+  return true
+end
+
+-- The line in which an entry waits: later entries of a line are held back by an earlier one. Nil or
+-- false where it waits in none.
+local function line_of(self, batch, i)
+  return self.ordering == "strict" or self.ordering == "key" and batch.keys[i]
+end
+
+local function note_delivered(self, outcome, i)
+  local batch = outcome.batch
+  outcome.delivered[#outcome.delivered + 1] = i
+  if batch.attempts[i] then
+    outcome.rewind = true -- those behind it are free
+  end
+  self.outages:acquit(batch.ids[i])
+end
+
+local function note_all_delivered(self, outcome, call)
+  if #outcome.delivered == 0 and next(outcome.batch.attempts) == nil
+    and not self.outages:has_suspects() then
+    outcome.delivered = call
+  else
+    for j = 1, #call do
+      note_delivered(self, outcome, call[j])
+    end
+  end
+end
+
+-- Notes a failure. Returns whether the entry will be handed out again. Adds the entry to `deferred`
+-- if it is uncharged and says how long to wait.
+local function note_failure(self, outcome, i, failure, deferred)
+  local reason, permanent, delay, uncharged = understand(failure)
+  local id = outcome.batch.ids[i]
+  if not uncharged then
+    self.outages:acquit(id)
+    return charge(self, outcome, i, reason, permanent, delay)
+  end
+  outcome.rewind = true -- so that it is handed out again
+  if delay then
+    deferred[#deferred + 1] = { id = id, delay = delay }
+  end
+  return true
+end
+
+-- Notes a call of which something failed. An entry in line behind one that will be retried waits
+-- for it, even if it was delivered: it will be delivered again, so that the last one remains the
+-- last. Returns whether no entry will be retried; and the uncharged entries that said how long to
+-- wait.
+local function note_failures(self, outcome, call, failures)
+  local waiting, deferred = {}, {}
+  for j = 1, #call do
+    local i, failure = call[j], failures[j]
+    local line = line_of(self, outcome.batch, i)
+    if line and waiting[line] then
+      outcome.rewind = true
+      local reason, permanent = understand(failure)
+      if failure and permanent then
+        charge(self, outcome, i, reason, permanent)
+      end
+    elseif not failure then
+      note_delivered(self, outcome, i)
+    elseif note_failure(self, outcome, i, failure, deferred) and line then
+      waiting[line] = true
+    end
+  end
+  return next(waiting) == nil, deferred
+end
+
+-- How many entries of a batch are done with, or have a time at which they are retried.
+local function count_settled(outcome)
+  return #outcome.delivered + #outcome.retried + #outcome.dead
+end
+
+-- An answer that is as good as raised: nothing got through, and no message is charged. Returns the
+-- error; and the seconds to wait, if the destination has named any.
+local function read_refusal(first, deferred)
+  local delay
+  for _, entry in ipairs(deferred) do
+    delay = math.max(delay or 0, entry.delay)
+  end
+  return problem.new("publisher", (understand(first)), first), delay
+end
+
+local function note_up(self, outcome, namespace)
+  local ids = self.outages:finish(namespace)
+  if ids then
+    outcome.rewind_all = true -- entries that were left out meanwhile are read
+    table.move(ids, 1, #ids, #outcome.recalled + 1, outcome.recalled)
+  end
+end
+
+-- Notes a call that told what became of each message. Returns whether none is to be retried; or
+-- nil, the error and the seconds to wait, if that is as good as raised.
+local function note_answer(self, outcome, call, failures)
+  local before, settled, whole, deferred = #outcome.delivered, count_settled(outcome), true, {}
+  if failures then
+    whole, deferred = note_failures(self, outcome, call, failures)
+  else
+    note_all_delivered(self, outcome, call)
+  end
+  if count_settled(outcome) == settled then
+    return nil, read_refusal(failures[1], deferred)
+  end
+  table.move(deferred, 1, #deferred, #outcome.deferred + 1, outcome.deferred)
+  if #outcome.delivered > before then
+    self.outages:count_success(call.namespace)
+  end
+  note_up(self, outcome, call.namespace)
+  return whole
+end
+
+-- Notes a call that raised, or an answer as good as that. It says nothing about any single message,
+-- so none is charged, unless it is poison. `delay` is the seconds to wait, if the destination has
+-- named any.
+local function note_raised(self, outcome, call, raised, delay)
+  local ids, namespace = {}, call.namespace
+  for j = 1, #call do
+    ids[j] = outcome.batch.ids[call[j]]
+  end
+  outcome.rewind = true
+  raised.namespace = namespace
+  outcome.raised[#outcome.raised + 1] = raised
+  local is_poison, deferred
+  if delay then
+    deferred = self.outages:ask_to_wait(namespace, #ids == 1 and ids[1], delay)
+  else
+    is_poison, deferred = self.outages:blame(namespace, ids)
+  end
+  if is_poison then
+    charge(self, outcome, call[1], raised.message)
+  elseif deferred then
+    outcome.deferred[#outcome.deferred + 1] = { id = ids[1], delay = deferred }
+  end
+end
+
+local function make_calls(self, outcome)
+  local strict, batch = self.ordering == "strict", outcome.batch
+  for _, call in ipairs(batch.calls) do
+    local failures, raised = call_publisher(self, batch, call)
+    local whole, delay = false, nil
+    if not raised then
+      whole, raised, delay = note_answer(self, outcome, call, failures)
+    end
+    if raised then
+      note_raised(self, outcome, call, raised, delay)
+    end
+    if strict and not whole then
+      outcome.rewind = true
+      break
+    end
+  end
+end
+
+-- Whether a batch is one entry that its processor died with once too often.
+local function is_given_up(self, batch)
+  return batch.lapsed and not self.retry(batch.entries[1], batch.attempts[1])
+end
+
+--- Hands a batch to the publisher; returns the outcome.
+function Delivery:deliver(batch)
+  local outcome = {
+    batch = batch,
+    delivered = {}, retried = {}, dead = {}, deferred = {}, recalled = {}, raised = {},
+  }
+  local first, start = batch.ids[1], self.now()
+  local deferred = self.outages:deferred_for(first)
+  if is_given_up(self, batch) then
+    bury(outcome, { id = first, entry = batch.entries[1], reason = core.LAPSED, charged = true })
+  elseif deferred then -- it came back before its time
+    outcome.deferred[1] = { id = first, delay = deferred }
+    outcome.rewind, outcome.idle = true, true
+  else
+    make_calls(self, outcome)
+  end
+  outcome.seconds = self.now() - start
+  return outcome
+end
+
+--- Makes what delivers batches: `publish(messages, namespace)` is the publisher; `ordering` the
+-- option; `retry(entry, attempts)` the policy, which never raises; `outages` what is known of the
+-- destinations; `now` the clock's function.
+return function(publish, ordering, retry, outages, now)
+  return setmetatable({ publish = publish, ordering = ordering, retry = retry, outages = outages,
+    now = now }, Delivery)
+end
