@@ -1,0 +1,166 @@
+-- What becomes of messages when their publisher raises.
+
+local shared = require("spec.processor.support")
+local support = require("spec.support")
+local testing = require("outbox.testing")
+
+describe("a publisher that raises", function()
+  local store, clock, publisher, errors
+
+  before_each(function()
+    clock = testing.clock()
+    store = support.store({ clock = clock, synchronous = "off" })
+    publisher, errors = testing.publisher(), {}
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  local function processor(options)
+    return shared.processor(store, publisher, options, errors)
+  end
+
+  local function run(options)
+    return shared.run(store, publisher, options, errors)
+  end
+
+  local function fill(count, make)
+    shared.fill(store, count, make)
+  end
+
+  it("is charged to no message when nothing gets through", function()
+    fill(50)
+    publisher:raise("down")
+    local p = processor({})
+    for _ = 1, 30 do
+      p:pump()
+      clock.advance(100)
+    end
+    assert.outbox(store).has_entries(50)
+    for _, entry in ipairs(store:ready_entries()) do
+      assert.equal(0, entry.attempts)
+    end
+    assert.is_true(#publisher.calls > 10)
+  end)
+
+  it("may raise anything", function()
+    store:publish({ id = "a" })
+    for _, problem in ipairs({ {}, 17, false, setmetatable({}, { __tostring = error }) }) do
+      publisher:raise(problem, 1)
+      processor({}):pump()
+      clock.advance(1000)
+    end
+    assert.outbox(store).has_entry({ id = "a", attempts = 0 })
+    assert.equal(4, #errors)
+    assert.equal("publisher", errors[1].code)
+    assert.equal(17, errors[2].cause)
+  end)
+
+  it("at the head of 10,000 stops none of the others, and is charged once others get through",
+    function()
+      fill(10000)
+      local p = processor({ batch_size = 100, publisher = function(messages)
+        for _, message in ipairs(messages) do
+          if message.id == "1" then
+            error("poison")
+          end
+        end
+        publisher:publish(messages)
+      end })
+      repeat
+        p:pump()
+        clock.advance(100)
+      until #publisher.messages == 9999
+      p:pump()
+      assert.outbox(store).has_entries(1)
+      assert.is_true(#publisher.calls < 10000 / 100 + 100 + 10)
+      for i = 1, 20 do -- each message that gets through shows that the destination is up
+        store:publish({ id = "after " .. i })
+        clock.advance(1000)
+        p:pump()
+      end
+      assert.outbox(store).has_dead_entry({ id = "1", attempts = 10 })
+    end)
+
+  it("for an hour sends nothing to the dead letters, and is no hot loop", function()
+    fill(1000, function(i)
+      return { id = tostring(i), key = "key " .. i % 7 }
+    end)
+    local up_at, calls = clock.now() + 3600, 0
+    local p = run({ retry = { max_attempts = 2 }, publisher = function(messages)
+      calls = calls + 1
+      if clock.now() < up_at then
+        error("connection refused")
+      end
+      publisher:publish(messages)
+    end })
+    assert.equal(1000, p:stats().delivered)
+    assert.equal(0, p:stats().dead)
+    assert.outbox(store).is_empty()
+    assert.is_true(calls < 700, calls)
+    assert.is_true(clock.now() < up_at + 120)
+    local last = {}
+    for _, message in ipairs(publisher.messages) do
+      assert.is_true(tonumber(message.id) > (last[message.key] or 0))
+      last[message.key] = tonumber(message.id)
+    end
+  end)
+
+  it("leaves nothing to wait for long for whoever comes next", function()
+    fill(100)
+    local p
+    p = processor({ publisher = function()
+      if clock.now() > 1000 + 3600 then
+        p:stop()
+      end
+      error("down")
+    end })
+    p:run()
+    local up_at = clock.now()
+    run({})
+    assert.equal(100, #publisher.messages)
+    assert.is_true(clock.now() < up_at + 62)
+  end)
+
+  it("for one namespace leaves the others alone, however much of it there is", function()
+    for _, ordering in ipairs({ "key", "none" }) do
+      for i = 1, 1000 do
+        store:publish({ namespace = i <= 990 and "down" or "up" })
+      end
+      local p = processor({ ordering = ordering, publisher = function(messages, namespace)
+        if namespace == "down" then
+          error("down")
+        end
+        publisher:publish(messages, namespace)
+      end })
+      for _ = 1, 20 do
+        p:step()
+      end
+      assert.equal(10, #publisher.messages, ordering)
+      p:stop()
+      p:step()
+      publisher = testing.publisher()
+    end
+  end)
+
+  it("for one namespace leaves the others alone", function()
+    for i = 1, 200 do
+      store:publish({ id = tostring(i), namespace = i % 2 == 0 and "up" or "down" })
+    end
+    local p = processor({ publisher = function(messages, namespace)
+      if namespace == "down" then
+        error("down")
+      end
+      publisher:publish(messages, namespace)
+    end })
+    for _ = 1, 20 do
+      p:pump()
+      clock.advance(1000)
+    end
+    assert.equal(100, #publisher.messages)
+    assert.outbox(store).has_entries(100)
+    assert.outbox(store).has_no_entry({ attempts = 1 })
+  end)
+end)
