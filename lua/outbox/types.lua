@@ -177,7 +177,7 @@
 ---@field process_interval? number seconds, default 10
 ---@field ordering? "key"|"none"|"strict" default "key"
 ---@field limit? integer with ordering "none", default ten batches
----@field retry? outbox.retry
+---@field retry? outbox.retry|fun(entry: outbox.entry, attempts: integer): number?
 ---@field on_delivered? fun(entry: outbox.entry)
 ---@field on_retry? fun(entry: outbox.entry, reason: string, delay: number)
 ---@field on_dead? fun(entry: outbox.entry, reason: string)

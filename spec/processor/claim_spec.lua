@@ -37,7 +37,7 @@ describe("a processor", function()
     return support.pluck(publisher.messages, "id")
   end
 
-  it("does not deliver what lay in hand for longer than the claim", function()
+  it("does not deliver a batch that lay in hand for longer than the claim", function()
     fill(4)
     local other <close> = outbox.open(path, { clock = clock })
     local p, theirs = processor({ batch_size = 2 }), testing.publisher()
@@ -50,7 +50,7 @@ describe("a processor", function()
     assert.equal(1, p:stats().lost)
   end)
 
-  it("goes on with what lay in hand for long if nobody took over, and charges nothing", function()
+  it("delivers a batch that lay in hand for long if nobody took over, uncharged", function()
     fill(4)
     local p = processor({ batch_size = 2, retry = { max_attempts = 1 } })
     p:step()
@@ -72,7 +72,7 @@ describe("a processor", function()
     end
   end)
 
-  it("charges nothing that it could not hand out", function()
+  it("does not charge entries that it could not hand out", function()
     fill(4)
     local p = processor({ batch_size = 2, retry = { max_attempts = 1 } })
     p:step()
@@ -80,7 +80,7 @@ describe("a processor", function()
       store:transaction(coroutine.yield)
     end)
     txn()
-    p:step() -- the store is not to be used just now
+    p:step() -- the store is busy with the transaction
     txn()
     clock.advance(10)
     p:step()
@@ -89,7 +89,7 @@ describe("a processor", function()
     assert.equal(0, store:stats().dead)
   end)
 
-  describe("that loses its claim in mid-batch", function()
+  describe("that loses its claim in the middle of a batch", function()
     local function lose(answer)
       publish("a", "b", "c")
       local other <close> = outbox.open(path, { clock = clock })
@@ -106,7 +106,7 @@ describe("a processor", function()
       return p
     end
 
-    it("deletes what it delivered, delivers no more, and says so", function()
+    it("deletes the delivered entries, delivers no more, and says so", function()
       local p = lose()
       assert.same({ "a", "b" }, delivered())
       assert.outbox(store).has_entries(1)
@@ -114,15 +114,15 @@ describe("a processor", function()
       assert.equal(1, p:stats().lost)
     end)
 
-    it("ignores a failure: somebody else is at it", function()
+    it("ignores a failure, because another processor has the entry", function()
       lose({ [2] = "no" })
-      -- The attempt that was charged is the other's doing, for what was in hand.
+      -- The other processor has charged the entries that were in hand.
       assert.outbox(store).has_entry({ id = "b", attempts = 1, last_error = outbox.LAPSED })
       assert.equal(2, store:stats().ready)
     end)
   end)
 
-  describe("has a claim that lasts at the beginning of each call", function()
+  describe("has its whole claim left at the beginning of each call", function()
     local left
     local function note_left(_, _)
       left[#left + 1] = store:stats().leases[1].deadline - clock.now()
@@ -155,7 +155,7 @@ describe("a processor", function()
     end)
   end)
 
-  it("that is late is not refused when nobody took over", function()
+  it("that is late goes on if nobody took over", function()
     publish("a", "b")
     local p = processor({ batch_size = 1, publisher = function(messages)
       publisher:publish(messages, "")
@@ -166,7 +166,7 @@ describe("a processor", function()
     assert.same({ "a", "b" }, delivered())
   end)
 
-  it("delivers all the same when no thread can be had to keep its claim, and says so", function()
+  it("delivers even if no thread can be started to keep its claim, and says so", function()
     publish("a")
     -- A thread's stack is as large as the main one may grow: here larger than all memory.
     local output = support.run(([[-e '

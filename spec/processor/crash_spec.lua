@@ -1,4 +1,4 @@
--- Processors that die, hang or are slow, in processes of their own; and clocks that jump.
+-- Processors that die, hang or are slow, each in a process of its own; and clocks that jump.
 
 local outbox = require("outbox")
 local process = require("process")
@@ -57,7 +57,7 @@ describe("a processor", function()
     return (process.wait(pid))
   end
 
-  it("killed in its publisher is followed by another at the deadline; nothing is lost", function()
+  it("killed in its publisher is replaced by another at the deadline; nothing is lost", function()
     local ids = {}
     for i = 1, 50 do
       ids[i] = tostring(i)
@@ -81,7 +81,7 @@ describe("a processor", function()
       end
     end))
     local counts = noted()
-    for i = 1, 50 do -- twice only what was in hand
+    for i = 1, 50 do -- only the batch in hand came twice
       assert.equal(i >= 21 and i <= 25 and 2 or 1, counts[tostring(i)], i)
     end
   end)
@@ -109,7 +109,7 @@ describe("a processor", function()
     assert.same({ c = 1, d = 1 }, { c = counts.c, d = counts.d })
   end)
 
-  it("started again with the same id is charged for what it died with, at once", function()
+  it("started again with the same id charges the entry it died with, at once", function()
     publish("killer", "other")
     local deaths = 0
     repeat
@@ -126,7 +126,7 @@ describe("a processor", function()
     assert.same({ other = 1 }, noted())
   end)
 
-  it("whose publisher blocks for longer than the claim keeps it", function()
+  it("keeps its claim while its publisher blocks for longer", function()
     publish("a", "b", "c")
     local claimed, go = process.gate(), process.gate()
     local slow = process.fork(function()
@@ -175,7 +175,7 @@ describe("a processor", function()
     end)
     publish("a")
     delivered:wait()
-    repeat -- one that comes just before it falls asleep is not heard
+    repeat -- a signal that comes just before it falls asleep is lost
       process.kill(pid, 15)
       outbox.clock.sleep(0.01)
     until process.ended(pid)
@@ -225,7 +225,7 @@ describe("a processor", function()
         p:step()
         assert.same({ "1", "2", "3", "4" }, support.pluck(publisher.messages, "id"))
 
-        -- It is gone now, with a claim from the other time if need be.
+        -- It dies now, with a claim of the time before the jump.
         store:claim_entries(p.options.processor_id, clock.now() + 2, { exclusive = true })
         clock.advance(jump)
         local other = outbox.processor({ store = store, publisher = publisher })

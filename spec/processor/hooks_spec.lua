@@ -50,7 +50,7 @@ describe("a processor", function()
       assert.same({ size = 3, delivered = 1, retried = 1, dead = 1, seconds = 0 }, batch)
     end)
 
-    it("which harm nothing when they raise, but are reported", function()
+    it("which do no harm when they raise; the errors are reported", function()
       publish("good", "bad", "hopeless")
       publisher:fail("bad", "not now")
       publisher:fail("hopeless", { permanent = true })
@@ -63,7 +63,7 @@ describe("a processor", function()
       assert.same({ 0, 1, 1 }, { stats.ready, stats.delayed, stats.dead })
     end)
 
-    it("among them on_error, by default the standard error, which sees its errors too", function()
+    it("among them on_error; the default writes to stderr, and so do errors of on_error", function()
       local output, ok = support.run([[-e '
         local outbox = require("outbox")
         local store = outbox.open(":memory:")

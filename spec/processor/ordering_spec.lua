@@ -1,4 +1,4 @@
--- Whom an entry that waits for its retry keeps waiting; and order between several processors.
+-- Which entries are held back while an earlier one waits for its retry.
 
 local outbox = require("outbox")
 local support = require("spec.support")
@@ -35,7 +35,7 @@ describe("ordering", function()
   end
 
   describe('by "key"', function()
-    it("keeps later entries of the key waiting, and no others", function()
+    it("holds back later entries of the key, and no others", function()
       publish("a1 b1 a2 c1 b2 a3")
       publisher:fail("a1", "no", 1)
       local p = processor({ batch_size = 2 })
@@ -46,7 +46,7 @@ describe("ordering", function()
       assert.equal("b1 c1 b2 a1 a2 a3", delivered())
     end)
 
-    it("delivers again what the publisher sent behind a failed one of its batch", function()
+    it("delivers the entries behind a failed one of their key again", function()
       publish("a1 a2 b1")
       publisher:fail("a1", "no", 1)
       local p = processor({})
@@ -58,7 +58,7 @@ describe("ordering", function()
       assert.equal("a2 b1 a1 a2", delivered())
     end)
 
-    it("goes by namespace and key; entries without a key are in no order", function()
+    it("counts by namespace and key; entries without a key have no order", function()
       store:publish({ id = "1" }, { id = "2" }, { id = "3", key = "k" },
         { id = "4", key = "k", namespace = "n" })
       publisher:fail("1", "no")
@@ -67,14 +67,14 @@ describe("ordering", function()
       assert.equal("2 4", delivered())
     end)
 
-    it("frees those behind a dead letter", function()
+    it("frees the entries behind a dead letter", function()
       publish("a1 a2")
       publisher:fail("a1", { permanent = true })
       processor({ batch_size = 1 }):pump()
       assert.equal("a2", delivered())
     end)
 
-    it("lets a permanent failure die at once, though it stands behind one that waits", function()
+    it("buries a permanent failure at once, though it is behind a waiting entry", function()
       publish("a1 a2 a3")
       publisher:fail("a1", "no", 1)
       publisher:fail("a2", { permanent = true })
@@ -83,7 +83,7 @@ describe("ordering", function()
       assert.outbox(store).has_entries(2)
     end)
 
-    it("frees those behind one that somebody else deleted, in time", function()
+    it("frees the entries behind one that somebody else deleted, after some seconds", function()
       publish("a1 a2 b1")
       publisher:fail("a1", { reason = "no", retry_after = 86400 })
       local p = processor({ batch_size = 1, process_interval = 10 })
@@ -100,7 +100,7 @@ describe("ordering", function()
       assert.equal("b1 a2", delivered())
     end)
 
-    it("holds what is published while the first waits, even by another store", function()
+    it("holds back messages that even another store publishes meanwhile", function()
       publish("a1")
       publisher:fail("a1", "no", 1)
       local p = processor({})
@@ -114,7 +114,7 @@ describe("ordering", function()
       assert.equal("b1 a1 a2", delivered())
     end)
 
-    it("is kept by whoever takes over", function()
+    it("is kept by the processor that takes over", function()
       publish("a1 a2 b1")
       publisher:fail("a1", "no", 1)
       processor({ batch_size = 1 }):pump()
@@ -127,7 +127,7 @@ describe("ordering", function()
       assert.equal("b1 a1 a2", delivered())
     end)
 
-    it("does not read the 100,000 entries behind a failing one for each that passes", function()
+    it("does not read 100,000 entries behind a failing one for each delivery", function()
       local messages = {}
       for i = 1, 1000 do
         messages[i] = { key = "stuck" }
@@ -167,7 +167,7 @@ describe("ordering", function()
   end)
 
   describe('"strict"', function()
-    it("keeps the whole queue waiting", function()
+    it("holds back the whole queue", function()
       publish("a1 b1 c1 d1")
       publisher:fail("b1", "no", 1)
       local p = processor({ ordering = "strict", batch_size = 2 })
@@ -178,7 +178,7 @@ describe("ordering", function()
       assert.equal("a1 b1 c1 d1", delivered())
     end)
 
-    it("lets none pass whose destination is up when that of the first is down", function()
+    it("holds back entries whose destination is up while that of the first is down", function()
       store:publish({ id = "1", namespace = "down" }, { id = "2", namespace = "up" })
       local p
       p = processor({ ordering = "strict", publisher = function(messages, namespace)
@@ -194,7 +194,7 @@ describe("ordering", function()
       assert.equal("1 2", delivered())
     end)
 
-    it("has one processor work, and the others stand by", function()
+    it("lets one processor work while the others stand by", function()
       publish("a1 b1")
       local second <close> = outbox.open(path, { clock = clock })
       local standby = processor({ store = second, ordering = "strict",
@@ -221,7 +221,7 @@ describe("ordering", function()
   end)
 
   describe('"none"', function()
-    it("keeps nobody waiting", function()
+    it("holds back no entry", function()
       publish("a1 a2 b1")
       publisher:fail("a1", "no", 1)
       local p = processor({ ordering = "none" })
@@ -229,7 +229,7 @@ describe("ordering", function()
       assert.equal("a2 b1", delivered())
     end)
 
-    it("finds what somebody else's claim brought back into its part", function()
+    it("finds entries that another processor's claim brought back into its part", function()
       publish("a b c d")
       publisher:fail("a", { reason = "no", retry_after = 0.5 }, 1)
       local second <close> = outbox.open(path, { clock = clock })
@@ -245,7 +245,7 @@ describe("ordering", function()
       assert.outbox(store).is_empty()
     end)
 
-    it("takes over the part of one that died, even if it lies before its own", function()
+    it("takes over the part of a dead processor, even if it lies before its own", function()
       publish("a b c d")
       store:claim_entries("dead", 1002, { limit = 2 })
       local p = processor({ ordering = "none", limit = 2, batch_size = 2 })
@@ -273,7 +273,7 @@ describe("ordering", function()
       assert.same({ "c", "d", "e", "f" }, support.pluck(theirs.messages, "id"))
     end)
 
-    it("does not have processors wake each other when the destination is down", function()
+    it("does not let processors wake each other while the destination is down", function()
       publish("a b c d")
       local second <close> = outbox.open(path, { clock = clock })
       publisher:raise("down")
@@ -305,7 +305,7 @@ describe("ordering", function()
   end)
 
   for _, ordering in ipairs({ "key", "strict" }) do
-    it(('by "%s" is kept where plain SQL uses the id of one that waits again'):format(ordering),
+    it(('by "%s" is kept if plain SQL uses the id of a waiting entry again'):format(ordering),
       function()
         local function insert(id)
           support.sql(store, "INSERT INTO outbox_entries (id, key) VALUES (?, 'a')", id)

@@ -30,7 +30,7 @@ describe("a publisher that raises", function()
     shared.fill(store, count, make)
   end
 
-  it("is charged to no message when nothing gets through", function()
+  it("charges no message while nothing gets through", function()
     fill(50)
     publisher:raise("down")
     local p = processor({})
@@ -58,7 +58,7 @@ describe("a publisher that raises", function()
     assert.equal(17, errors[2].cause)
   end)
 
-  it("at the head of 10,000 stops none of the others, and is charged once others get through",
+  it("for the first of 10,000 messages stops no other, and charges it once others get through",
     function()
       fill(10000)
       local p = processor({ batch_size = 100, publisher = function(messages)
@@ -76,7 +76,7 @@ describe("a publisher that raises", function()
       p:pump()
       assert.outbox(store).has_entries(1)
       assert.is_true(#publisher.calls < 10000 / 100 + 100 + 10)
-      for i = 1, 20 do -- each message that gets through shows that the destination is up
+      for i = 1, 20 do -- each delivery shows that the destination is up
         store:publish({ id = "after " .. i })
         clock.advance(1000)
         p:pump()
@@ -84,7 +84,7 @@ describe("a publisher that raises", function()
       assert.outbox(store).has_dead_entry({ id = "1", attempts = 10 })
     end)
 
-  it("for an hour sends nothing to the dead letters, and is no hot loop", function()
+  it("for an hour makes no dead letters, and is not called in a busy loop", function()
     fill(1000, function(i)
       return { id = tostring(i), key = "key " .. i % 7 }
     end)
@@ -108,7 +108,7 @@ describe("a publisher that raises", function()
     end
   end)
 
-  it("leaves nothing to wait for long for whoever comes next", function()
+  it("leaves no entry that makes the next processor wait for long", function()
     fill(100)
     local p
     p = processor({ publisher = function()
@@ -124,7 +124,7 @@ describe("a publisher that raises", function()
     assert.is_true(clock.now() < up_at + 62)
   end)
 
-  it("for one namespace leaves the others alone, however much of it there is", function()
+  it("for one namespace does not hold up the others, however many messages it has", function()
     for _, ordering in ipairs({ "key", "none" }) do
       for i = 1, 1000 do
         store:publish({ namespace = i <= 990 and "down" or "up" })
@@ -145,7 +145,7 @@ describe("a publisher that raises", function()
     end
   end)
 
-  it("for one namespace leaves the others alone", function()
+  it("for one namespace does not hold up the others", function()
     for i = 1, 200 do
       store:publish({ id = tostring(i), namespace = i % 2 == 0 and "up" or "down" })
     end

@@ -38,7 +38,7 @@ describe("a processor", function()
   end
 
   describe("that pumps", function()
-    it("delivers all there is, in order and in batches, and returns", function()
+    it("delivers all entries, in order and in batches, and returns", function()
       fill(45)
       assert.equal(45, processor():pump())
       assert.same({ 20, 20, 5 },
@@ -51,7 +51,7 @@ describe("a processor", function()
       assert.same({}, store:stats().leases)
     end)
 
-    it("leaves what is not due, and what was published for later", function()
+    it("leaves entries that are not due, and messages that were published for later", function()
       publish("a")
       store:publish({ id = "later", deliver_at = 1010 })
       local p = processor()
@@ -61,7 +61,7 @@ describe("a processor", function()
       assert.same({ "a", "later" }, delivered())
     end)
 
-    it("brings back more than a claim does at a time", function()
+    it("brings back more due entries than one claim does", function()
       fill(2500, function(i)
         return { id = tostring(i), deliver_at = 1001 }
       end)
@@ -69,7 +69,7 @@ describe("a processor", function()
       assert.equal(2500, processor({ batch_size = 500 }):pump())
     end)
 
-    it("raises what the database raises", function()
+    it("raises the errors of the database", function()
       publish("a")
       local other <close> = outbox.open(path, { busy_timeout = 0, clock = clock })
       local p = processor({ store = other })
@@ -80,7 +80,7 @@ describe("a processor", function()
     end)
   end)
 
-  it("takes batches of the size that suits the publisher, unless told otherwise", function()
+  it("takes batches of the publisher's size, unless the option says otherwise", function()
     local function sizes(to, batch_size)
       local list = {}
       for i = 1, 30 do
@@ -113,7 +113,7 @@ describe("a processor", function()
     assert.matches("table expected, got nil", support.raised(outbox.processor))
   end)
 
-  it("takes spans of 1e10 seconds, and refuses longer ones", function()
+  it("takes durations of 1e10 seconds, and refuses longer ones", function()
     local function options(longest)
       return { store = store, publisher = publisher, claim_duration = longest,
         publish_timeout = longest, process_interval = longest,
@@ -136,7 +136,7 @@ describe("a processor", function()
     assert.is_true(p:step() > 0)
   end)
 
-  it("has an id of its own when it is given none", function()
+  it("makes an id of its own if it is given none", function()
     local a, b = processor().options.processor_id, processor().options.processor_id
     assert.not_equal(a, b)
     assert.is_true(#a > 8)

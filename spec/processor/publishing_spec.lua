@@ -81,7 +81,7 @@ describe("a processor", function()
       ["a failure of a message that is not there"] = { { [9] = "no" } },
       ["failures by id"] = { { a = "no" } },
     }) do
-      it("and takes " .. name .. " for no delivery", function()
+      it("and does not count " .. name .. " as a delivery", function()
         publish("a")
         processor({ publisher = function()
           return table.unpack(answer, 1, 2)
@@ -91,7 +91,7 @@ describe("a processor", function()
       end)
     end
 
-    it("which may spoil what it is given", function()
+    it("which may change the messages that it is given", function()
       publish("a", "b", "c")
       local seen = 0
       processor({ publisher = function(messages)
@@ -139,7 +139,7 @@ describe("a processor", function()
         return p:pump()
       end)
       assert.equal("waiting", pump())
-      assert.equal(10, p:step()) -- at work already: nothing happens
+      assert.equal(10, p:step()) -- a pump is under way: nothing happens
       assert.equal(10, p:timeout())
       assert.matches("at work", support.raised(p.pump, p))
       assert.equal("waiting", pump())
@@ -147,7 +147,7 @@ describe("a processor", function()
       assert.same({ "a", "b" }, delivered())
     end)
 
-    it("and charges what it was cut off at", function()
+    it("and charges the entry that it was cut off at", function()
       publish("a")
       local is_first, seen = true, nil
       local p = processor({ publisher = function()
@@ -166,8 +166,8 @@ describe("a processor", function()
     end)
   end)
 
-  describe("that some messages fail", function()
-    it("keeps only the failed one of two namespaces, whichever it is", function()
+  describe("whose publisher fails for some messages", function()
+    it("keeps only the failed message of two namespaces, whichever it is", function()
       for failing = 1, 4 do
         local messages = {}
         for i = 1, 4 do
@@ -182,7 +182,7 @@ describe("a processor", function()
       end
     end)
 
-    it("never deletes what failed nor keeps what was delivered, whatever fails", function()
+    it("never deletes a failed message nor keeps a delivered one, whatever fails", function()
       local seed = tonumber(os.getenv("OUTBOX_SEED")) or os.time()
       math.randomseed(seed)
       local accepted, left = {}, 0
@@ -213,7 +213,7 @@ describe("a processor", function()
       assert.is_true(left > 0)
     end)
 
-    it("deletes what the first namespace had delivered when the second raises", function()
+    it("deletes the messages of the first namespace when the call for the second raises", function()
       store:publish({ namespace = "first" }, { namespace = "second" }, { namespace = "second" })
       processor({ publisher = function(_, namespace)
         if namespace == "second" then

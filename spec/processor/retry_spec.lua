@@ -30,7 +30,7 @@ describe("a failed delivery", function()
     shared.fill(store, count)
   end
 
-  it("is tried again, and in the end a dead letter with the last error", function()
+  it("is tried again, and in the end the entry is a dead letter with the last error", function()
     local delays, tries = {}, 0
     store:publish({ id = "a" })
     run({ retry = { max_attempts = 4, base = 8, factor = 4, cap = 40 }, publisher = function()
@@ -47,7 +47,7 @@ describe("a failed delivery", function()
     end
   end)
 
-  it("is backed off from with full jitter, up to the cap", function()
+  it("is retried after a backoff with full jitter, up to the cap", function()
     local longest = { 0, 0, 0 }
     fill(200)
     run({ retry = { max_attempts = 4, base = 1, factor = 10, cap = 50 }, batch_size = 200,
@@ -60,7 +60,7 @@ describe("a failed delivery", function()
       end, on_retry = function(entry, _, delay)
         longest[entry.attempts + 1] = math.max(longest[entry.attempts + 1], delay)
       end })
-    -- 200 draws: all below half of the most once in 10^60 runs.
+    -- Of 200 draws all are below half of the maximum once in 10^60 runs.
     for i, most in ipairs({ 1, 10, 50 }) do
       assert.is_true(longest[i] > most / 2 and longest[i] <= most)
     end
@@ -80,7 +80,7 @@ describe("a failed delivery", function()
     assert.is_true(math.abs(clock.now() - 1123) < 0.01)
   end)
 
-  it("is tried again within a year, whatever the publisher asks for", function()
+  it("is tried again within a year, whatever delay the publisher asks for", function()
     for i, delay in ipairs({ math.huge, 1e300, 0 / 0, -5, "soon" }) do
       store:publish({ id = "a" })
       publisher:fail("a", { reason = "429", retry_after = delay }, 1)
@@ -93,7 +93,7 @@ describe("a failed delivery", function()
     assert.same({}, errors)
   end)
 
-  it("may be of an id that plain SQL has used twice", function()
+  it("may concern an id that plain SQL has used twice", function()
     for _, answer in ipairs({ { permanent = true }, { retry_after = 1000 } }) do
       for _ = 1, 2 do
         store:transaction(function(txn)
@@ -131,7 +131,7 @@ describe("a failed delivery", function()
     assert.outbox(store).has_entry({ id = "c", last_error = "true" })
   end)
 
-  it("of one message at the head of 10,000 stops none of the others", function()
+  it("of the first of 10,000 messages stops none of the others", function()
     fill(10000)
     publisher:fail("1", "no")
     local p = processor({})

@@ -58,7 +58,7 @@ describe("ordering between processors", function()
     assert.equal(2, p:pump())
   end)
 
-  it("begins anew where it has slept for longer than its claim lasts", function()
+  it("starts from the first entry after it has slept for longer than its claim lasts", function()
     publish("a1 a2")
     publisher:fail("a1", { reason = "no", retry_after = 2.5 }, 1)
     local sleeper = processor({ batch_size = 1 })
@@ -80,9 +80,9 @@ describe("ordering between processors", function()
     assert.equal("a1 a2 a3", delivered())
   end)
 
-  -- Three processors, failures and kills: for each key, the first time that each message comes is
+  -- Three processors, failures and kills. For each key, the first deliveries of its messages are
   -- in order.
-  it("never lets a key be delivered out of order, whoever dies", function()
+  it("never delivers a key out of order, whichever processor dies", function()
     local seed = tonumber(os.getenv("OUTBOX_SEED")) or os.time()
     math.randomseed(seed)
     local KEYS, MESSAGES = 5, 400
@@ -113,7 +113,7 @@ describe("ordering between processors", function()
         end, on_batch = function()
           local published =
             #support.sql(own, "SELECT 1 FROM sqlite_master WHERE name = 'published'") > 0
-          local stats = own:stats() -- in this order: more may have been published in between
+          local stats = own:stats() -- after `published`, because messages may come in between
           if published and stats.ready + stats.delayed == 0 then
             p:stop()
           end
@@ -143,9 +143,9 @@ describe("ordering between processors", function()
     end)
     assert.equal(0, process.wait(publishing))
     local status, pid
-    repeat -- those who were killed are replaced, until one finds that all is delivered
+    repeat -- a killed processor is replaced, until one finds that all is delivered
       status, pid = process.wait()
-      local ours = children[pid] -- and not what another spec has left
+      local ours = children[pid] -- not a child that another spec has left
       children[pid] = nil
       if ours and status == -9 then
         start()

@@ -30,7 +30,7 @@ describe("a failed delivery that is uncharged", function()
     shared.fill(store, count)
   end
 
-  it("is handed out again, nothing held against it", function()
+  it("is repeated at once, without a charge", function()
     store:publish({ id = "a" }, { id = "b" }, { id = "c" })
     publisher:fail("b", { reason = "unsent", uncharged = true }, 1)
     processor({}):pump()
@@ -39,14 +39,14 @@ describe("a failed delivery that is uncharged", function()
     assert.same({}, errors)
   end)
 
-  it("holds back those behind it, though they were delivered", function()
+  it("holds back later messages of the key, though they were delivered", function()
     store:publish({ id = "a", key = "k" }, { id = "b", key = "k" }, { id = "c" })
     publisher:fail("a", { uncharged = true }, 1)
     processor({}):pump()
     assert.same({ "b", "c", "a", "b" }, support.pluck(publisher.messages, "id"))
   end)
 
-  it("is free once the one before it is a dead letter", function()
+  it("is repeated once the message before it is a dead letter", function()
     store:publish({ id = "a", key = "k" }, { id = "b", key = "k" })
     publisher:fail("a", "no", 1)
     publisher:fail("b", { reason = "unsent", uncharged = true }, 1)
@@ -56,7 +56,7 @@ describe("a failed delivery that is uncharged", function()
     assert.equal(0, publisher.messages[1].attempts)
   end)
 
-  it("is an outage where nothing else has come of the call", function()
+  it("is an outage if the call delivered nothing and charged nothing", function()
     store:publish({ id = "a", key = "k" }, { id = "b", key = "k" }, { id = "c" })
     publisher:fail("a", { reason = "too many requests", uncharged = true })
     publisher:fail("c", { uncharged = true })
@@ -69,7 +69,7 @@ describe("a failed delivery that is uncharged", function()
     assert.outbox(store).is_empty()
   end)
 
-  it("comes again when it says, and those of its key after it", function()
+  it("is repeated when it says, and later messages of the key after it", function()
     store:publish({ id = "a", key = "k" }, { id = "b", key = "k" }, { id = "c" })
     publisher:fail("a", { reason = "503", uncharged = true, retry_after = 30 })
     local p = processor({})
@@ -85,7 +85,7 @@ describe("a failed delivery that is uncharged", function()
     assert.same({}, errors)
   end)
 
-  it("is not charged, though others get through, by one who says when to come again", function()
+  it("is not charged though others get through, if it says when to come again", function()
     local since, allowed, calls = 0, 0, 0
     fill(50)
     local p = run({ retry = { max_attempts = 1 }, publisher = function(messages)
@@ -108,7 +108,7 @@ describe("a failed delivery that is uncharged", function()
     assert.is_true(calls < 50, calls)
   end)
 
-  it("comes again when it says, also where it is alone", function()
+  it("is repeated when it says, also if the message is alone", function()
     for _, ordering in ipairs({ "key", "strict" }) do
       local start, times = clock.now(), {}
       store:publish({ id = "a", key = "k" })
@@ -125,7 +125,7 @@ describe("a failed delivery that is uncharged", function()
     end
   end)
 
-  it("keeps its order, where its rest ends while a batch is in hand", function()
+  it("keeps the order if its rest ends while a batch is in hand", function()
     local up, order, failed = false, {}, false
     local p = processor({ batch_size = 1, publisher = function(messages, namespace)
       if namespace == "slow" and not up then
@@ -148,7 +148,7 @@ describe("a failed delivery that is uncharged", function()
     assert.matches("a1.* a2", table.concat(order, " "))
   end)
 
-  it("ends a rest though each step comes after the claim has lapsed", function()
+  it("does not rest for ever though each step comes after the claim has lapsed", function()
     for _, ordering in ipairs({ "key", "none" }) do
       local up = false
       local p = processor({ ordering = ordering, publisher = function()
@@ -166,7 +166,7 @@ describe("a failed delivery that is uncharged", function()
     end
   end)
 
-  it("is told of in the numbers", function()
+  it("is counted as deferred", function()
     store:publish({ id = "a" }, { id = "b" })
     publisher:fail("a", { uncharged = true, retry_after = 30 })
     local p = processor({})
@@ -174,7 +174,7 @@ describe("a failed delivery that is uncharged", function()
     assert.same({ 1, 1, 0 }, { p:stats().delivered, p:stats().deferred, p:stats().retried })
   end)
 
-  it("keeps no other waiting for long, though several are refused again and again", function()
+  it("does not hold up others for long, though several are refused again and again", function()
     for _, id in ipairs({ "a", "b", "c" }) do
       publisher:fail(id, { uncharged = true, retry_after = 5 })
       store:publish({ id = id, key = id })
@@ -190,7 +190,7 @@ describe("a failed delivery that is uncharged", function()
     assert.same({ "d" }, support.pluck(publisher.messages, "id"))
   end)
 
-  it("and permanent is a dead letter", function()
+  it("and permanent makes a dead letter", function()
     store:publish({ id = "a" })
     publisher:fail("a", { uncharged = true, permanent = true })
     processor({}):pump()
