@@ -89,6 +89,21 @@ describe("a processor", function()
     assert.equal(0, store:stats().dead)
   end)
 
+  it("renews its claim at once after a pump that failed before the reading", function()
+    publish("a")
+    local methods = require("outbox.core").store
+    local renew = methods.renew_claim
+    function methods.renew_claim()
+      methods.renew_claim = renew
+      error({ code = "busy" })
+    end
+    local p = processor()
+    assert.equal("busy", support.raised(p.pump, p).code)
+    assert.equal(0, p:timeout())
+    p:step()
+    assert.same({ "a" }, delivered())
+  end)
+
   describe("that loses its claim in the middle of a batch", function()
     local function lose(answer)
       publish("a", "b", "c")

@@ -15,14 +15,15 @@ local NO_THREAD = { error = true, nomem = true }
 local Claim = {}
 Claim.__index = Claim
 
--- A claim is renewed after half of its duration even if there is nothing to deliver, so that
--- entries that wait, and those behind them, stay with this processor.
-local function set_held(self, held, lease)
+-- Notes whether there is a claim, and that it is to be renewed so many seconds after the time
+-- `since`, by default after now. It is renewed even if there is nothing to deliver, so that entries
+-- that wait, and those behind them, stay with this processor.
+local function set_held(self, held, renew_after, since)
   self.held = held
-  if not held then
+  if held then
+    self.agenda:set("renewal", renew_after, since)
+  else
     self.agenda:cancel("renewal")
-  elseif lease then
-    self.agenda:set("renewal", self.settings.claim_duration / 2, lease.since)
   end
 end
 
@@ -51,7 +52,7 @@ function Claim:acquire(all_up)
   end
   local held, due_at, restored_from, refused = self.store:claim_entries(settings.processor_id,
     self.timer.now() + settings.claim_duration, { exclusive = not shared, limit = self.limit })
-  set_held(self, held)
+  set_held(self, held, 0)
   self.more = false
   agenda:resume()
   agenda:set_at("due", due_at)
@@ -75,7 +76,7 @@ function Claim:renew(work)
     work(renewed)
   end)
   self.lease = lease
-  set_held(self, renewed, lease)
+  set_held(self, renewed, self.settings.claim_duration / 2, lease.since)
   return renewed
 end
 
