@@ -1,13 +1,15 @@
--- Options in a table: their defaults, and all that is wrong with them at once.
+-- Checks options that are given in a table, and adds their defaults.
 --
--- What is known of an option: its `default`, or whether it is `required`, and `check(value)`, which
--- returns whether the value is right, and what it must be.
+-- A table of known options holds for each name: the `default`, or `required = true`; and the
+-- function `check(value)`, which returns whether the value is allowed, and a text that says what it
+-- must be.
 
 local core = require("outbox.core")
 local problem = require("outbox.problem")
 
 local M = {}
 
+--- Makes the check of a number that is finite and at least `least`. `what` is the text for it.
 function M.number(least, what)
   return function(value)
     local ok = type(value) == "number" and value >= least and value < math.huge
@@ -17,7 +19,8 @@ end
 
 local some_seconds = M.number(0.001, "a number of seconds")
 
---- At most three centuries: what lies so far from now must still be a time that the core takes.
+--- Checks a number of seconds. At most 1e10, three centuries: a time so far from now must still be
+-- one that the core takes.
 function M.seconds(value)
   if type(value) == "number" and value > 1e10 then
     return false, "a number of seconds, at most 1e10"
@@ -25,6 +28,7 @@ function M.seconds(value)
   return some_seconds(value)
 end
 
+--- Makes the check of an integer from 1 to `most`.
 function M.integer(most)
   return function(value)
     return math.type(value) == "integer" and value >= 1 and value <= most,
@@ -32,38 +36,46 @@ function M.integer(most)
   end
 end
 
+--- Checks a string.
 function M.string(value)
   return type(value) == "string", "a string"
 end
 
+--- Checks a boolean.
 function M.boolean(value)
   return type(value) == "boolean", "true or false"
 end
 
+--- Checks a function.
 function M.callback(value)
   return type(value) == "function", "a function"
 end
 
+--- Checks a store. An attached store is not allowed, because the connection has transactions of its
+-- own.
 function M.store(value)
   local ok, attached = pcall(core.is_attached, value)
   return ok and not attached, "what outbox.open returns"
 end
 
+--- Checks a number of entries.
 M.count = M.integer(100000)
 
---- What a processor takes for its publisher.
+--- Checks the publisher of a processor.
 function M.publisher(value)
   return type(value) == "function" or type(value) == "table" and type(value.publish) == "function"
     and (value.batch_size == nil or M.count(value.batch_size)),
-    "a function or a table with a function 'publish', and no batch_size but a positive integer"
+    "a function or a table with a function 'publish'; its batch_size, if any, a positive integer"
 end
 
---- The size of a batch where none is set: what the publisher says that suits it, if it does.
+--- The size of a batch if the option is not set: the publisher's own, or 20.
 function M.default_batch_size(publisher)
   return type(publisher) == "table" and publisher.batch_size or 20
 end
 
---- The options with their defaults; adds what is wrong with them to the list.
+--- Returns the options that are `given`, with the defaults of those that are `known`. Adds a text
+-- to the list `wrong` for each option that is unknown, missing or not allowed; it names the option
+-- with `prefix` before its name.
 function M.check(known, given, prefix, wrong)
   local options = {}
   for name in pairs(given) do
@@ -89,7 +101,8 @@ function M.check(known, given, prefix, wrong)
   return options
 end
 
---- Raises all that is wrong, if anything is, for the caller of the function that calls this.
+--- Raises one error with all texts of the list `wrong`, unless it is empty. The error points to the
+-- caller of the function that calls this one. `what` says what was wrong, such as an argument.
 function M.refuse(wrong, what)
   if #wrong > 0 then
     table.sort(wrong)

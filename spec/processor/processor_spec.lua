@@ -107,7 +107,7 @@ describe("a processor", function()
       assert.matches(part, message, 1, true)
     end
     for _, size in ipairs({ 0, 1.5, 100001, "20" }) do
-      assert.matches("no batch_size but a positive integer", support.raised(outbox.processor,
+      assert.matches("its batch_size, if any, a positive integer", support.raised(outbox.processor,
         { store = store, publisher = { publish = print, batch_size = size } }), 1, true)
     end
     assert.matches("table expected, got nil", support.raised(outbox.processor))

@@ -38,9 +38,9 @@ function Claim:is_fresh()
   return self.timer:left(self.lease) >= 0.75 * self.settings.claim_duration
 end
 
---- Claims entries. `all_up` is false while a destination is down: then a larger part of a shared
--- backlog, once taken, stays as large. Returns whether there is a claim now; and, if not, whether
--- it was refused because another processor holds one.
+--- Claims entries. `all_up` is false while a destination is down; then a part of a shared backlog
+-- that was grown stays as large. Returns whether there is a claim now; and, if not, whether it was
+-- refused because another processor holds one.
 function Claim:acquire(all_up)
   local settings, agenda, shared = self.settings, self.agenda, self.shared
   local kept = self.held and self.timer:left(self.lease) > 0 -- nobody else has had it since
@@ -65,9 +65,9 @@ function Claim:acquire(all_up)
   return held, refused
 end
 
---- Renews the lease, in one transaction with the `work` that gets whether the claim was still
--- there. A lock is waited for before the deadline is set, not after. Returns whether the claim was
--- there.
+--- Renews the lease, and calls `work(held)` in the same transaction; `held` is whether the claim
+-- was still there. The deadline is set after the wait for the lock, so that no time is lost.
+-- Returns `held`.
 function Claim:renew(work)
   local lease, renewed
   self.store:transaction(function()
@@ -126,7 +126,7 @@ function Claim:release()
   end
 end
 
---- Gives the claim up without a word to the database: it lapses at its deadline.
+--- Gives the claim up without writing to the database: it lapses at its deadline.
 function Claim:abandon()
   set_held(self, false)
 end

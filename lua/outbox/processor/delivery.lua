@@ -26,7 +26,7 @@ local function call_publisher(self, batch, call)
   return answer.ask(self.publish, messages, call.namespace)
 end
 
--- Makes a dead letter of an entry. Those behind it are free.
+-- Makes a dead letter of an entry. Reads again the entries behind it, which are free.
 local function bury(outcome, failure)
   outcome.dead[#outcome.dead + 1] = failure
   outcome.rewind = true
@@ -57,7 +57,7 @@ local function note_delivered(self, outcome, i)
   local batch = outcome.batch
   outcome.delivered[#outcome.delivered + 1] = i
   if batch.attempts[i] then
-    outcome.rewind = true -- those behind it are free
+    outcome.rewind = true -- the entries behind it are free
   end
   self.outages:acquit(batch.ids[i])
 end
@@ -89,6 +89,14 @@ local function note_failure(self, outcome, i, failure, deferred)
   return true
 end
 
+-- Notes a failure of an entry that waits behind another one: it counts only if it is permanent.
+local function charge_permanent(self, outcome, i, failure)
+  local reason, permanent = understand(failure)
+  if permanent then
+    charge(self, outcome, i, reason, permanent)
+  end
+end
+
 -- Notes a call of which something failed. An entry in line behind one that will be retried waits
 -- for it, even if it was delivered: it will be delivered again, so that the last one remains the
 -- last. Returns whether no entry will be retried; and the uncharged entries that said how long to
@@ -100,9 +108,8 @@ local function note_failures(self, outcome, call, failures)
     local line = line_of(self, outcome.batch, i)
     if line and waiting[line] then
       outcome.rewind = true
-      local reason, permanent = understand(failure)
-      if failure and permanent then
-        charge(self, outcome, i, reason, permanent)
+      if failure then
+        charge_permanent(self, outcome, i, failure)
       end
     elseif not failure then
       note_delivered(self, outcome, i)
@@ -131,13 +138,13 @@ end
 local function note_up(self, outcome, namespace)
   local ids = self.outages:finish(namespace)
   if ids then
-    outcome.rewind_all = true -- entries that were left out meanwhile are read
+    outcome.rewind_all = true -- to read the entries that were left out meanwhile
     table.move(ids, 1, #ids, #outcome.recalled + 1, outcome.recalled)
   end
 end
 
--- Notes a call that told what became of each message. Returns whether none is to be retried; or
--- nil, the error and the seconds to wait, if that is as good as raised.
+-- Notes a call whose answer says what became of each message. Returns whether none is to be
+-- retried; or nil, the error and the seconds to wait, if that is as good as raised.
 local function note_answer(self, outcome, call, failures)
   local before, settled, whole, deferred = #outcome.delivered, count_settled(outcome), true, {}
   if failures then
@@ -223,9 +230,9 @@ function Delivery:deliver(batch)
   return outcome
 end
 
---- Makes what delivers batches: `publish(messages, namespace)` is the publisher; `ordering` the
--- option; `retry(entry, attempts)` the policy, which never raises; `outages` what is known of the
--- destinations; `now` the clock's function.
+--- Makes an object that delivers batches. `publish(messages, namespace)` is the publisher,
+-- `ordering` the option, `retry(entry, attempts)` the policy, which never raises, `outages` the
+-- memory of destinations that are down, and `now` the clock's function.
 return function(publish, ordering, retry, outages, now)
   return setmetatable({ publish = publish, ordering = ordering, retry = retry, outages = outages,
     now = now }, Delivery)

@@ -15,7 +15,7 @@ local function delivered_ids(outcome)
   return list
 end
 
--- Puts an entry off, and has the agenda look again when it falls due.
+-- Delays an entry, and has the agenda look again when it falls due.
 local function delay(store, agenda, id, seconds, reason)
   return store:retry_entry(id, agenda:set_sooner("due", seconds), reason)
 end
