@@ -1,53 +1,36 @@
--- The command: what its arguments mean, which function does it, and with which status it ends.
--- `bin/outbox` calls it with the arguments, and exits with what it returns.
+-- The command: parses its arguments, runs a subcommand, and returns the exit status. `bin/outbox`
+-- calls it.
+--
+-- A subcommand is a module, outbox.command.<name>, that returns a table:
+--
+--    summary, description  text for --help
+--    epilog                more text for --help, or a function that returns it
+--    define(command)       adds arguments and options to a command of argparse
+--    run(options)          does it; returns the exit status, nil for 0
+--    commands              instead of `define` and `run`: a list of such tables, each with a `name`
 
-local format = require("outbox.command.format")
+local errors = require("outbox.error")
+local format = require("outbox.command.common.format")
 local need = require("outbox.need")
-local option = require("outbox.options")
 local outbox = require("outbox")
-local problem = require("outbox.problem")
 
--- 0 is success, 1 any other failure; what `relay --once` returns is its own.
+-- The subcommands, in the order of --help.
+local SUBCOMMANDS = { "migrate", "publish", "relay", "stats", "leases", "top", "list", "show",
+  "dead" }
+
+-- The exit status of an error with this code. 0 is success and 1 any other error; `relay --once`
+-- returns another one itself.
 local STATUS = { usage = 2, missing = 3 }
--- As if a signal had ended it: SIGINT, and SIGPIPE where that was ignored.
+-- As if a signal had ended the process: SIGINT, and SIGPIPE where that is ignored.
 local INTERRUPTED, UNREAD = 130, 141
 
 local EPILOG = [[
 Exit status:
    0  done
-   1  it failed: standard error says why, and names the code of the error
+   1  it failed: standard error has the reason and the code of the error
    2  wrong arguments
    3  there is no entry with this id
    4  relay --once: something that was due is not delivered]]
-
---- What becomes of an argument's text: the value, or nil and what is wrong with it.
-local convert = {}
-
-function convert.number(text)
-  local number = text:find("^[%d.]+$") and tonumber(text)
-  return number, ("'%s' is not a number"):format(text)
-end
-
-function convert.seconds(text)
-  local seconds = convert.number(text)
-  local ok, wanted = option.seconds(seconds)
-  return ok and seconds or nil, ("'%s' is not %s"):format(text, wanted)
-end
-
-function convert.integer(text)
-  local integer = text:find("^%-?%d+$") and math.tointeger(tonumber(text))
-  return integer, ("'%s' is not an integer"):format(text)
-end
-
-function convert.count(text)
-  local count = convert.integer(text)
-  return count and count > 0 and count or nil, ("'%s' is not an integer above 0"):format(text)
-end
-
-function convert.pair(text)
-  local name, value = text:match("^([^=]+)=(.*)$")
-  return name and { name = name, value = value }, ("'%s' is not NAME=VALUE"):format(text)
-end
 
 local function refuse(parser, message)
   local command = parser:get_usage():match("^Usage: ([%l ]*%l)")
@@ -61,7 +44,7 @@ local function print_and_exit(...)
   os.exit(0, true)
 end
 
--- argparse prints these texts and exits with 0, whether they could be written or not.
+-- argparse itself prints these texts and exits with 0 even if they could not be written.
 local function print_safely(class)
   for name, ending in pairs({ get_help = "\n", get_bash_complete = "", get_zsh_complete = "",
     get_fish_complete = "" }) do
@@ -72,32 +55,61 @@ local function print_safely(class)
   end
 end
 
+-- Makes the epilog when the help is shown, and not before.
+local function set_epilog(command, make)
+  local get_help = command.get_help
+  function command.get_help(self)
+    self:epilog(make())
+    return get_help(self)
+  end
+end
+
+local function add(parser, name, subcommand)
+  local command = parser:command(name):summary(subcommand.summary)
+    :description(subcommand.description)
+  if type(subcommand.epilog) == "function" then
+    set_epilog(command, subcommand.epilog)
+  elseif subcommand.epilog then
+    command:epilog(subcommand.epilog)
+  end
+  if subcommand.commands then
+    for _, inner in ipairs(subcommand.commands) do
+      add(command, inner.name, inner)
+    end
+    return
+  end
+  subcommand.define(command)
+  command:action(function(options)
+    options.run = subcommand.run
+  end)
+end
+
 local function make_parser()
   local argparse = need("argparse", "the command needs argparse", "argparse")
   local parser = argparse("outbox")
-    :description("Looks into an outbox, publishes to it, and delivers what waits there.")
+    :description("Shows what is in an outbox, publishes to it, and delivers its messages.")
     :epilog(EPILOG)
     :help_max_width(90)
     :help_description_margin(28)
-  local class = getmetatable(parser) -- of its commands as well
+  local class = getmetatable(parser) -- also the class of its commands
   class.error = refuse
   print_safely(class)
   parser:flag("--version", "Show the version and exit."):action(function()
     print_and_exit("outbox ", outbox._VERSION, "\n")
   end)
-  for _, group in ipairs({ "publish", "relay", "stats", "top", "entries" }) do
-    require("outbox.command." .. group)(parser, convert)
+  for _, name in ipairs(SUBCOMMANDS) do
+    add(parser, name, require("outbox.command." .. name))
   end
   parser:add_complete_command():add_help_command()
   return parser
 end
 
--- Tells people what was raised; returns the status.
+-- Writes an error to standard error; returns the exit status.
 local function explain(raised)
-  local text, code = problem.text(raised), type(raised) == "table" and raised.code
-  local wrong = text:match("bad argument.- %((.*)%)$") -- what the library says of arguments of ours
+  local text, code = errors.text(raised), type(raised) == "table" and raised.code
+  local wrong = text:match("bad argument.- %((.*)%)$") -- the library refuses one of our arguments
   if text:find("interrupted!$") then
-    return INTERRUPTED -- what lua5.4 makes of a SIGINT
+    return INTERRUPTED -- the error that lua5.4 raises for a SIGINT
   elseif code == "unread" then
     return UNREAD
   elseif STATUS[code] or wrong then

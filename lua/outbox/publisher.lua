@@ -1,40 +1,20 @@
---- Publishers for common destinations, by URL. Each loads the client that it needs, which is no
--- dependency of this rock, when it is made.
+--- Makes publishers for common destinations from URLs. This rock does not depend on the clients of
+-- the destinations: a client is loaded when the first publisher that needs it is made.
 -- @module outbox.publisher
 
+local destinations = require("outbox.publishing.destinations")
+local errors = require("outbox.error")
 local option = require("outbox.options")
-local problem = require("outbox.problem")
-local route = require("outbox.publishers.route")
+local route = require("outbox.publishing.route")
 
--- The module of each scheme: `parse(scheme, rest)`, which returns a target, or nil and the reason;
--- `OPTIONS`; and `new(target, options)`.
-local DESTINATIONS = {
-  exec = "exec",
-  file = "file",
-  http = "http",
-  https = "http",
-  redis = "redis",
-  stdout = "file",
-}
-
-local function schemes()
-  local list = {}
-  for scheme in pairs(DESTINATIONS) do
-    list[#list + 1] = scheme
-  end
-  table.sort(list)
-  return table.concat(list, ", ")
-end
-
--- Adds what is wrong to the list.
+-- Makes the publisher of a URL. Adds everything that is wrong to the list `wrong`.
 local function make(url, given, wrong)
   local scheme, rest = url:match("^(%a[%w+.-]*):(.*)$")
-  local name = DESTINATIONS[scheme]
-  if not name then
-    wrong[#wrong + 1] = ("unknown scheme '%s', not one of %s"):format(scheme or "", schemes())
+  local destination, unknown = destinations.find(scheme or "")
+  if not destination then
+    wrong[#wrong + 1] = unknown
     return nil
   end
-  local destination = require("outbox.publishers." .. name)
   local target, reason = destination.parse(scheme, rest)
   if not target then
     wrong[#wrong + 1] = reason
@@ -57,7 +37,7 @@ local function make_route(routes, wrong)
       mine[1] = "a URL, a function or a table with a function 'publish' expected"
     end
     for _, reason in ipairs(mine) do
-      wrong[#wrong + 1] = ("route '%s': %s"):format(problem.text(namespace), reason)
+      wrong[#wrong + 1] = ("route '%s': %s"):format(errors.text(namespace), reason)
     end
   end
   if next(routes) == nil then
@@ -66,21 +46,22 @@ local function make_route(routes, wrong)
   return route(publishers)
 end
 
---- Makes a publisher for `outbox.processor`, of a URL or of routes. It has the methods
--- `publish(messages, namespace)` and `close()`, and can be a to-be-closed variable. The
--- `batch_size` of `redis:`, `file:` and `stdout:` is 100, that of routes the smallest of those they
--- lead to. All that is wrong is told in one error.
+--- Makes a publisher for `outbox.processor` from a URL or from a table of routes. The publisher has
+-- the methods `publish(messages, namespace)` and `close()`, and can be a to-be-closed variable. Its
+-- `batch_size` is 100 for `redis:`, `file:` and `stdout:`; for a table of routes it is the smallest
+-- one of their publishers. One error reports everything that is wrong.
 --
 --    outbox.publisher("file:/var/lib/shop/events.jsonl")
 --    outbox.publisher("stdout:")
 --    outbox.publisher({ audit = "file:/var/log/audit.jsonl", ["*"] = "stdout:" })
 --
--- The options of a destination stand in its module, `outbox.publishers.file` for instance. A table
--- names for each namespace a URL, or a publisher of whatever kind; `"*"` is for all others. Its
--- `close` closes all of them.
+-- The options of a destination are described in its module, `outbox.publishers.file` for instance.
+-- The module of a URL's scheme is `outbox.publishers.<scheme>`, so another rock can add a
+-- destination. A table of routes has, for each namespace, a URL or a publisher of any kind; `"*"`
+-- is for all other namespaces. `close` closes all publishers of the table.
 -- @function outbox.publisher
 -- @tparam string|table destination
--- @tparam[opt] table options
+-- @tparam[opt] table options of the destination; not for a table of routes
 -- @treturn outbox.publisher
 local function new(destination, options)
   local wrong, publisher = {}, nil

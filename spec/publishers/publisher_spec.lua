@@ -420,7 +420,7 @@ describe("docs/destinations.md", function()
 
   it("shows the line that a message becomes", function()
     local line = page:match('\n({"id".-})\n')
-    assert.equal(line, require("outbox.publishers.format").line({ id = "order-2",
+    assert.equal(line, require("outbox.publishing.format").line({ id = "order-2",
       namespace = "orders", key = "7", payload = "placed", headers = { source = "shell" },
       created_at = 1737892800.123456, attempts = 0 }))
   end)

@@ -1,21 +1,36 @@
--- outbox top: what happens in an outbox, as it happens.
+-- outbox top
 
+local convert = require("outbox.command.common.convert")
 local core = require("outbox.core")
-local database = require("outbox.command.database")
-local format = require("outbox.command.format")
+local database = require("outbox.command.common.database")
+local format = require("outbox.command.common.format")
 local outbox = require("outbox")
 
-local ERRORS = 20 -- of the last entries, so many are looked at for their errors
+local M = {
+  summary = "Watch an outbox.",
+  description = "Shows the number of entries by state, how many arrive and depart each second, the "
+    .. "leases, and the errors of the last entries that failed. Draws a screen on a terminal, else "
+    .. "writes one line each time. Ends with Ctrl-C.",
+}
 
--- Counts, and how much came and went a second since the sample before.
+local MAX_READ = 20 -- how many of the last delayed and of the last dead entries are read
+
+function M.define(command)
+  database.define(command)
+  command:option("--interval", "Seconds between two updates."):argname("SECONDS"):default("1")
+    :convert(convert.seconds)
+  command:option("--count", "End after this many updates."):argname("COUNT"):convert(convert.count)
+end
+
+-- Reads the counts. Adds how many entries arrived and departed per second since the sample before.
 local function take(store, before)
   local sample = store:stats()
   sample.time = outbox.clock.now()
   if before and sample.time > before.time then
-    local came = sample.last_seq - before.last_seq
+    local arrived = sample.last_seq - before.last_seq
     local grew = sample.ready + sample.retries - before.ready - before.retries
     local seconds = sample.time - before.time
-    sample.came, sample.went = came / seconds, (came - grew) / seconds
+    sample.arrived, sample.departed = arrived / seconds, (arrived - grew) / seconds
   end
   return sample
 end
@@ -27,18 +42,18 @@ end
 --- Lines --------------------------------------------------------------------------------------
 
 local function print_line(_, _, sample)
-  format.write(("%s ready=%d delayed=%d dead=%d oldest=%s came=%s went=%s leases=%d\n"):format(
-    format.time(sample.time), sample.ready, sample.delayed, sample.dead,
-    sample.oldest_age and ("%.1f"):format(sample.oldest_age) or "-", rate(sample.came),
-    rate(sample.went), format.live_leases(sample, sample.time)))
+  format.write(("%s ready=%d delayed=%d dead=%d oldest=%s arrived=%s departed=%s leases=%d\n")
+    :format(format.time(sample.time), sample.ready, sample.delayed, sample.dead,
+      sample.oldest_age and ("%.1f"):format(sample.oldest_age) or "-", rate(sample.arrived),
+      rate(sample.departed), format.live_leases(sample, sample.time)))
 end
 
 --- The screen ---------------------------------------------------------------------------------
 
--- The errors of the last entries of a kind, each once, with how many have it.
+-- Adds the errors of the last entries of a kind: each error once, with the number of its entries.
 local function add_errors(rows, store, kind)
   local counts, found = {}, {}
-  for _, entry in ipairs(store[kind .. "_entries"](store, { reverse = true, limit = ERRORS })) do
+  for _, entry in ipairs(store[kind .. "_entries"](store, { reverse = true, limit = MAX_READ })) do
     local reason = entry.last_error
     if reason then
       if not counts[reason] then
@@ -62,8 +77,8 @@ local function screen(store, options, sample)
     end
   end
   local rows = format.counts(sample, now)
-  rows[#rows + 1] = { "came", ("%10s"):format(rate(sample.came)), "a second" }
-  rows[#rows + 1] = { "went", ("%10s"):format(rate(sample.went)), "a second" }
+  rows[#rows + 1] = { "arrived", ("%10s"):format(rate(sample.arrived)), "a second" }
+  rows[#rows + 1] = { "departed", ("%10s"):format(rate(sample.departed)), "a second" }
   add(rows)
   rows = {}
   for _, lease in ipairs(sample.leases) do
@@ -78,7 +93,7 @@ local function screen(store, options, sample)
   return lines
 end
 
--- As much of the lines as the terminal has room for.
+-- Draws the part of the lines that fits the terminal.
 local function draw(lines, columns, rows)
   if not columns or columns == 0 then
     columns, rows = 80, 24
@@ -95,7 +110,7 @@ local function print_screen(store, options, sample)
   draw(screen(store, options, sample), core.terminal_size(io.stdout))
 end
 
--- While the screen is drawn upon, there is no cursor.
+-- The cursor is hidden until the screen is closed.
 local Screen = {
   __close = function()
     io.stdout:write("\27[?25h")
@@ -107,7 +122,7 @@ local function open_screen()
   return setmetatable({}, Screen)
 end
 
-local function top(options)
+function M.run(options)
   local store <close> = database.open(options)
   local terminal = core.terminal_size(io.stdout) ~= nil
   local show = terminal and print_screen or print_line
@@ -123,17 +138,4 @@ local function top(options)
   until left == 0 or core.await_signal(options.interval)
 end
 
-return function(parser, convert)
-  local command = parser:command("top")
-    :summary("Watch what happens.")
-    :description("Watches an outbox: what waits, how much comes and goes a second, the leases, the "
-      .. "errors of the last entries that failed. On a terminal a screen, elsewhere a line each "
-      .. "time. Ends with Ctrl-C.")
-    :action(function(options)
-      options.run = top
-    end)
-  database.define(command)
-  command:option("--interval", "Seconds from one time to the next."):argname("SECONDS")
-    :default("1"):convert(convert.seconds)
-  command:option("--count", "End after so many times."):argname("COUNT"):convert(convert.count)
-end
+return M

@@ -1,37 +1,41 @@
---- A program of any language, through luv: `exec:COMMAND`, run by `/bin/sh`.
+--- A program in any language, run through luv: `exec:COMMAND`. `/bin/sh` runs the command.
 --
--- It is started with the first batch and kept. It reads a line of JSON for each message, as
--- `outbox.publishers.file` writes it, and answers each with a line of its own, in the same order:
+-- The program is started with the first batch and kept running. It reads one line of JSON for each
+-- message, as `outbox.publishers.file` writes it. It answers each message with one line, in the
+-- same order:
 --
 --    ok
 --    error REASON
 --    {"reason": "no such order", "permanent": true, "retry_after": 30}
 --
--- where the last is a failure, too; of its fields, these three count. It must not wait for more
--- messages before it answers, and must flush its output. It ends when its standard input does, for
--- which `close` waits; what it writes to standard error is shown.
+-- The third form is a failure, too; other fields are ignored. The program must flush its output,
+-- and must not wait for more messages before it answers. It must end when its standard input ends:
+-- `close` waits for that. Its standard error is that of this process.
 --
--- Option `timeout`, default 30 s, of each answer. When the program ends, does not answer in time,
--- or answers something else, it is killed, with what it has started, and started again for the next
--- batch; what it has not answered is held against no message.
+-- Option `timeout`: seconds for each answer, default 30. If the program ends, does not answer in
+-- time, or answers anything else, then it and all processes that it has started are killed. The
+-- next batch starts it again. No attempt is counted for messages without an answer.
 --
--- In a running loop of luv, call `processor:step` in a coroutine: it yields until all is answered.
+-- In a running luv loop, call `processor:step` in a coroutine: it yields until all messages are
+-- answered.
 -- @module outbox.publishers.exec
 
-local format = require("outbox.publishers.format")
 local need = require("outbox.need")
 local option = require("outbox.options")
 
-local uv = need("luv", "the exec publisher needs luv", "luv")
+local format, uv -- need lua-cjson and luv, so `new` loads them
 
-local M = { OPTIONS = { timeout = { default = 30, check = option.seconds } } }
+local M = {
+  summary = { url = "exec:COMMAND", text = "a program" },
+  OPTIONS = { timeout = { default = 30, check = option.seconds } },
+}
 
 local Exec = { __name = "outbox.publisher" }
 Exec.__index = Exec
 
 --- Waiting ------------------------------------------------------------------------------------
 
--- Runs the loop until `wake`; where it runs already, yields to it.
+-- Runs the loop until `wake` is called. If the loop is already running, yields to it instead.
 local function wait(self, call)
   while not call.done do
     if uv.loop_mode() then
@@ -46,24 +50,24 @@ end
 local function wake(self, call)
   local waiting = self.coroutine
   call.done, self.coroutine = true, nil
-  if waiting and coroutine.status(waiting) == "suspended" then -- else somebody has closed it
+  if waiting and coroutine.status(waiting) == "suspended" then -- else the coroutine was closed
     assert(coroutine.resume(waiting))
   end
 end
 
 --- The program --------------------------------------------------------------------------------
 
--- Closes its input, so that it ends, and its output.
+-- Closes the program's output, and its input, so that the program ends.
 local function release(self, child)
   self.child = nil
   child.stdin:close()
   child.stdout:close()
 end
 
--- Kills the program, and ends the call that waits for its answers.
+-- Kills the program and ends the call that waits for its answers.
 local function stop(self, child, reason)
   if not child or self.child ~= child then
-    return -- it has ended already
+    return -- the program has ended already
   end
   release(self, child)
   uv.kill(-child.pid, "sigkill")
@@ -74,7 +78,8 @@ local function stop(self, child, reason)
   end
 end
 
--- The failure that an answer tells of, nil for none; or nil and true if it is no answer.
+-- Returns the failure that an answer reports, nil for "ok"; or nil and true if the line is not a
+-- valid answer.
 local function read_answer(line)
   if line == "ok" then
     return nil
@@ -135,7 +140,7 @@ local function start(self)
       read(self, child, chunk)
     end
   end)
-  process:unref() -- neither is to keep the loop of an application going
+  process:unref() -- neither the process nor its output may keep the application's loop running
   child.stdout:unref()
   self.child, self.last, self.running = child, child, self.running + 1
 end
@@ -144,7 +149,7 @@ end
 
 local function open(self)
   self.timer, self.sigpipe = uv.new_timer(), uv.new_signal()
-  self.sigpipe:start("sigpipe", function() end) -- would end this process where the program has
+  self.sigpipe:start("sigpipe", function() end) -- else this process ends if the program has ended
   self.sigpipe:unref()
 end
 
@@ -152,7 +157,7 @@ function Exec:publish(messages)
   if uv.loop_mode() and not coroutine.isyieldable() then
     return nil, "the exec publisher, in a loop of luv, must be called in a coroutine"
   end
-  if self.call then -- which was cut off: the answers to it are still to come
+  if self.call then -- the last call was cut off, so its answers may still arrive
     stop(self, self.child, "the program is used by another call")
   end
   if not self.timer then
@@ -162,7 +167,7 @@ function Exec:publish(messages)
     stop(self, self.child, "the program has not answered in time")
   end)
   if not uv.loop_mode() then
-    uv.run("nowait") -- it may have ended meanwhile
+    uv.run("nowait") -- the program may have ended since the last call
   end
   if not self.child then
     start(self)
@@ -179,7 +184,7 @@ function Exec:publish(messages)
   return call.failures
 end
 
--- Waits until none is left, not even as a zombie; kills one that does not end.
+-- Waits until no process is left, not even a zombie. Kills a program that does not end in time.
 local function wait_for_end(self)
   self.timer:start(self.timeout, self.timeout, function()
     uv.kill(-self.last.pid, "sigkill")
@@ -214,6 +219,8 @@ function M.parse(_, rest)
 end
 
 function M.new(command, options)
+  format = require("outbox.publishing.format")
+  uv = need("luv", "the exec publisher needs luv", "luv")
   return setmetatable({
     command = command, timeout = math.ceil(options.timeout * 1000), running = 0,
   }, Exec)

@@ -1,32 +1,36 @@
---- Lines of JSON, appended to a file or written to the standard output.
+--- Lines of JSON, appended to a file or written to standard output: `file:PATH`, `stdout:`.
 --
--- `file:PATH`: each batch is on the disk before it counts as delivered; so a pipe or a device is
--- refused, nothing written. The file is opened anew for each batch, so that it may be moved away at
--- any time. `stdout:` is flushed; where nobody reads it any more, the reason is an error with the
--- code `unread`.
+-- `file:PATH`: a batch counts as delivered only after it was synced to the disk. A pipe or a device
+-- cannot be synced, so it is refused and nothing is written to it. Each batch opens the file again,
+-- so the file may be moved away at any time. `stdout:` is flushed after each batch. If nobody reads
+-- standard output any more, the reason of the failure is an error with the code `unread`.
 --
--- A line holds `id`, `namespace`, `key`, `payload`, `headers` (an object), `created_at` (RFC 3339)
--- and `attempts`; what a message does not have is left out. Bytes that are not UTF-8 are base64, in
--- a field whose name says so: `payload_base64`.
+-- A line has the fields `id`, `namespace`, `key`, `payload`, `headers` (an object), `created_at`
+-- (RFC 3339) and `attempts`. A field that the message does not have is left out. Bytes that are not
+-- UTF-8 are written as base64, in a field named `payload_base64` instead of `payload`, and so on.
 -- @module outbox.publishers.file
 
 local core = require("outbox.core")
-local format = require("outbox.publishers.format")
-local problem = require("outbox.problem")
+local errors = require("outbox.error")
 
-local EPIPE = 32 -- everywhere
+local format -- needs lua-cjson, so `new` loads it
 
-local M = { OPTIONS = {} }
+local EPIPE = 32 -- on every system
+
+local M = {
+  summary = { url = "file:PATH, stdout:", text = "lines of JSON" },
+  OPTIONS = {},
+}
 
 local File = { __name = "outbox.publisher", batch_size = 100 }
 File.__index = File
 
--- Whether a crash has left a line unfinished.
+-- Whether the last line is unfinished, because of a crash.
 local function is_torn(file)
   return file:seek("end", -1) and file:read(1) ~= "\n"
 end
 
--- A file is on the disk only when its name is.
+-- A new file survives a power cut only if its directory is synced too.
 local function sync_directory(path)
   local directory <close> = io.open(path:match("^.*/") or ".")
   return not directory or core.sync(directory)
@@ -37,13 +41,13 @@ local function append(path, messages)
   if not file then
     return nil, reason
   end
-  file:setvbuf("no") -- one write, which other processes cannot interrupt
+  file:setvbuf("no") -- one write for the whole batch, so other processes cannot write into it
   local lines = (is_torn(file) and "\n" or "") .. format.lines(messages)
-  local size, why = file:seek("end") -- which a pipe or a terminal does not have
+  local size, why = file:seek("end") -- fails for a pipe or a terminal
   local is_new = size == 0
   local ok = size
   if is_new then
-    ok, why = core.sync(file) -- fails with a device, which is always empty
+    ok, why = core.sync(file) -- fails for a device, whose size is always 0
   end
   if not ok then
     return nil, ("%s is not a regular file (%s)"):format(path, why)
@@ -63,7 +67,7 @@ local function show(messages)
   if ok then
     ok, reason, number = io.stdout:flush()
   end
-  return ok and true, number == EPIPE and problem.new("unread", reason) or reason
+  return ok and true, number == EPIPE and errors.new("unread", reason) or reason
 end
 
 function File:publish(messages)
@@ -85,6 +89,7 @@ function M.parse(scheme, rest)
 end
 
 function M.new(target)
+  format = require("outbox.publishing.format")
   return setmetatable({ path = target.path }, File)
 end
 

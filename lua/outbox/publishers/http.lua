@@ -1,60 +1,50 @@
 --- Webhooks: CloudEvents 1.0 over HTTP, through lua-http: `http://host/path`, `https://...`.
 --
--- `mode`: "binary", the default, a request for each message, the payload as its body and all else
--- in headers; or "batched", one for all messages of a batch, as a JSON array. How a message becomes
--- an event stands in `outbox.publishers.cloudevents`. A binary request has an `Idempotency-Key`,
--- too: the id.
+-- In the mode "binary" each message is a request: the payload is the body, and everything else is
+-- in headers. The header `Idempotency-Key` is the id. In the mode "batched" all messages of a batch
+-- are one request, a JSON array. `outbox.publishing.cloudevents` describes the attributes of an
+-- event.
 --
--- Other options: `source`, default "/outbox"; `type`, default "outbox.{namespace}"; `headers`, a
--- table of more, such as `authorization`; `secret`, "whsec_..." as of Standard Webhooks, signs each
--- request (`webhook-id`, `webhook-timestamp`, `webhook-signature`); `timeout`, default 10 s, of
--- each request; `concurrency`, default 8 requests at a time, those of one key one after the other;
--- `ca_file`, whose certificates alone are trusted; `verify = false` trusts anybody.
+-- Options:
 --
--- What an answer means: 2xx, delivered; 408, 425 and 3xx (no redirect is followed), tried again;
--- other 4xx, a dead letter, and of a batch it is found out by halves which message it is. 429: too
--- many at a time, never held against a message. 5xx, no answer, and what is about the address or
--- the login (401, 403, 404, 405, 407): the destination is down, and nothing is held against any
--- message, unless others got through. `Retry-After` is minded.
+-- - `mode`: "binary", the default, or "batched".
+-- - `source`: the event's source, default "/outbox".
+-- - `type`: the event's type, default "outbox.{namespace}".
+-- - `headers`: a table of more headers, such as `authorization`.
+-- - `secret`: "whsec_..." as in Standard Webhooks. It signs each request with the headers
+--   `webhook-id`, `webhook-timestamp` and `webhook-signature`.
+-- - `timeout`: seconds for each request, default 10.
+-- - `concurrency`: how many requests are sent at a time in the mode "binary", default 8. The
+--   requests of one key are sent one after the other.
+-- - `ca_file`: a file of certificates; no others are trusted.
+-- - `verify`: false accepts any certificate.
+--
+-- A message *got through* if its answer shows that the destination works: 2xx, 3xx, 408, 425 or a
+-- 4xx of the last row. *Down* means that the destination is down: no attempt is counted for any
+-- message.
+--
+-- | answer | alone | among others that got through |
+-- | --- | --- | --- |
+-- | 2xx | delivered | delivered |
+-- | 3xx (redirects are not followed), 408, 425 | tried again | tried again |
+-- | 429 | tried again, no attempt counted | tried again, no attempt counted |
+-- | 401, 403, 404, 405, 407 | down | dead letter |
+-- | 503, or none within `timeout` | down | tried again, no attempt counted |
+-- | any other 5xx | down | tried again |
+-- | any other 4xx | dead letter | dead letter |
+--
+-- If a request of several messages gets a 4xx of the last row, each half of it is sent by itself,
+-- until the refused message is found. Any other failure of such a request counts as a 503, but for
+-- 429. `Retry-After` is obeyed, up to an hour if the destination is down.
 -- @module outbox.publishers.http
 
-local core = require("outbox.core")
-local cloudevents = require("outbox.publishers.cloudevents")
-local format = require("outbox.publishers.format")
-local need = require("outbox.need")
 local option = require("outbox.options")
-
-local request = need("http.request", "the http publisher needs lua-http", "http")
-local basexx = require("basexx")
-local client = require("http.client")
-local cqueues = require("cqueues")
-local errno = require("cqueues.errno")
-local hmac = require("openssl.hmac")
-local digest = require("openssl.digest")
-local patterns = require("lpeg_patterns.http")
-local phrases = require("http.h1_reason_phrases")
-local ssl_context = require("openssl.ssl.context")
-local tls = require("http.tls")
-local x509_store = require("openssl.x509.store")
-
-local EXCERPT = 200 -- bytes of an answer's body that are shown
-local LONGEST_LINE = 65536 -- bytes of a header: cookies and policies pass the 4096 of cqueues
-local LONGEST_PAUSE = 3600
-local UNSENT = { reason = "not sent, as another before it failed", uncharged = true, down = true }
-
--- What is the fault of the options or of the destination rather than of a message; and what may be
--- accepted later.
-local DOWN = { ["401"] = true, ["403"] = true, ["404"] = true, ["405"] = true, ["407"] = true,
-  ["429"] = true }
-local LATER = { ["408"] = true, ["425"] = true, ["429"] = true }
 
 local MODES = { binary = true, batched = true }
 
--- The key of a Standard Webhooks secret: 24 to 64 bytes.
-local function key_of(secret)
-  local digits = type(secret) == "string" and secret:match("^whsec_([%w+/]+)=*$")
-  local key = digits and basexx.from_base64(digits)
-  return key and #key >= 24 and #key <= 64 and key
+-- Loaded by `parse`, because it needs lua-http.
+local function sender()
+  return require("outbox.publishing.http")
 end
 
 local function are_headers(value)
@@ -67,6 +57,7 @@ local function are_headers(value)
 end
 
 local M = {
+  summary = { url = "http://host/path, https://...", text = "webhooks" },
   OPTIONS = {
     mode = { default = "binary", check = function(value)
       return MODES[value] ~= nil, '"binary" or "batched"'
@@ -75,304 +66,25 @@ local M = {
     type = { default = "outbox.{namespace}", check = option.string },
     headers = { default = {}, check = are_headers },
     secret = { check = function(value)
-      return key_of(value), '"whsec_" and 24 to 64 bytes in base64'
+      return sender().key(value), '"whsec_" and 24 to 64 bytes in base64'
     end },
     timeout = { default = 10, check = option.seconds },
     concurrency = { default = 8, check = option.integer(1000) },
     ca_file = { check = function(value)
       local file <close> = type(value) == "string" and io.open(value) or nil
-      local text = file and file:read("a") -- nil of a directory
+      local text = file and file:read("a") -- nil for a directory
       return text and text:find("-----BEGIN ", 1, true), "a file of certificates"
     end },
     verify = { default = true, check = option.boolean },
   },
 }
 
-local Http = { __name = "outbox.publisher" }
-Http.__index = Http
-
---- One request --------------------------------------------------------------------------------
-
--- Not by `connection:close()`: it reads what is left of an answer; of one cut off, for ever.
-local function hang_up(connection)
-  connection:take_socket():close()
-end
-
--- A connection: one that is still open, and silent as it should be, or a new one.
-local function take(self, seconds)
-  while self.idle[1] do
-    local connection = table.remove(self.idle)
-    local _, _, why = connection.socket:fill(1, 0)
-    if why == errno.ETIMEDOUT then
-      return connection
-    end
-    hang_up(connection)
-  end
-  local connection, reason = client.connect({
-    host = self.target.host, port = self.target.port, tls = self.target.tls, ctx = self.context,
-    version = 1.1,
-  }, seconds)
-  if connection then
-    connection:setmaxline(LONGEST_LINE)
-  end
-  return connection, reason
-end
-
--- Sends a request. Returns the answer's headers and the beginning of its body, or nil and why there
--- was none. A server may answer before it has read all.
-local function exchange(self, headers, body)
-  local deadline = cqueues.monotime() + self.options.timeout
-  local function left()
-    return math.max(deadline - cqueues.monotime(), 0)
-  end
-  local connection, reason = take(self, left())
-  if not connection then
-    return nil, reason
-  end
-  local stream = connection:new_stream()
-  local sent, answer, excerpt, more
-  sent, reason = stream:write_headers(headers, body == "", left())
-  if sent and body ~= "" then
-    sent, reason = stream:write_chunk(body, true, left())
-  end
-  repeat
-    local why
-    answer, why = stream:get_headers(left())
-    reason = reason or why
-  until not answer or answer:get(":status"):sub(1, 1) ~= "1"
-  if answer then
-    excerpt = stream:get_body_chars(EXCERPT, left())
-    more, reason = stream:get_next_chunk(left())
-  end
-  if sent and answer and not more and not reason then
-    self.idle[#self.idle + 1] = connection
-  else
-    hang_up(connection)
-  end
-  if answer then
-    return answer, excerpt
-  end
-  return nil, reason or "the connection was closed"
-end
-
--- Seconds since some epoch, the same for all dates that are compared.
-local function seconds_of(date)
-  date.isdst = false
-  return os.time(date)
-end
-
--- How long the server asks to wait: seconds, or a date, compared with the server's own clock.
-local function retry_after(answer)
-  local after = (patterns.Retry_After * -1):match(answer:get("retry-after") or "")
-  if type(after) == "table" then
-    local now = (patterns.Date * -1):match(answer:get("date") or "") or os.date("!*t")
-    after = seconds_of(after) - seconds_of(now)
-  end
-  return after
-end
-
--- What an answer means: nil where it was accepted, else a failure; `down` where it may be that
--- nothing can be delivered now.
-local function judge(answer, excerpt)
-  local status = answer:get(":status")
-  if status:sub(1, 1) == "2" then
-    return nil
-  end
-  return {
-    reason = ("%s %s %s"):format(status, phrases[status], excerpt or ""):gsub("%s+$", ""),
-    retry_after = retry_after(answer),
-    permanent = status:sub(1, 1) == "4" and not LATER[status],
-    uncharged = status == "429" or status == "503",
-    limited = status == "429",
-    down = DOWN[status] or status:sub(1, 1) == "5",
-  }
-end
-
-local function sign(self, headers, id, body)
-  local timestamp = ("%d"):format(os.time())
-  id = id:gsub("%.", "%%2E") -- a dot would leave open where the id ends
-  local signature = hmac.new(self.key, "sha256"):final(id .. "." .. timestamp .. "." .. body)
-  headers:upsert("webhook-id", id)
-  headers:upsert("webhook-timestamp", timestamp)
-  headers:upsert("webhook-signature", "v1," .. format.base64(signature))
-end
-
--- Sends what has been prepared; returns nil or a failure.
-local function send(self, headers, id, body)
-  headers:upsert("content-length", ("%d"):format(#body))
-  if self.key then
-    sign(self, headers, id, body)
-  end
-  for name, value in pairs(self.options.headers) do
-    headers:upsert(name:lower(), value)
-  end
-  local ok, answer, detail = pcall(exchange, self, headers, body)
-  if ok and answer then
-    return judge(answer, detail)
-  end
-  local reason = ("%s:%s: %s"):format(self.target.host, self.target.port, ok and detail or answer)
-  return { reason = reason, uncharged = true, down = true }
-end
-
---- Binary mode --------------------------------------------------------------------------------
-
-local function send_one(self, message, namespace)
-  local headers, id = self.target.headers:clone(), cloudevents.encode(message.id)
-  local body = cloudevents.binary(message, namespace, self.options, function(name, value)
-    headers:upsert(name, value)
-  end)
-  headers:upsert("idempotency-key", id)
-  return send(self, headers, id, body)
-end
-
--- The messages, by index, that must go one after the other: those of a key.
-local function lines_of(messages)
-  local lines, by_key = {}, {}
-  for i, message in ipairs(messages) do
-    local line = message.key and by_key[message.key]
-    if not line then
-      line = {}
-      lines[#lines + 1] = line
-      if message.key then
-        by_key[message.key] = line
-      end
-    end
-    line[#line + 1] = i
-  end
-  return lines
-end
-
-local function send_each(self, messages, namespace, failures)
-  local lines, taken, stopped = lines_of(messages), 0, false
-  local function send_line(line)
-    local blocked = false
-    for _, i in ipairs(line) do
-      if stopped or blocked then
-        failures[i] = UNSENT
-      else
-        local failure = send_one(self, messages[i], namespace)
-        failures[i] = failure
-        blocked = failure and not failure.permanent
-        stopped = stopped or failure and failure.uncharged
-      end
-    end
-  end
-  return math.min(self.options.concurrency, #lines), function()
-    while taken < #lines do
-      taken = taken + 1
-      send_line(lines[taken])
-    end
-  end
-end
-
---- Batched mode -------------------------------------------------------------------------------
-
--- Sends a part of the batch. What is refused for good is halved until it is found out what is to
--- blame. Returns whether it may go on.
-local function send_part(self, events, ids, failures, first, last)
-  local headers = self.target.headers:clone()
-  headers:upsert("content-type", "application/cloudevents-batch+json; charset=UTF-8")
-  local id = basexx.to_hex(digest.new("sha256"):final(table.concat(ids, "\n", first, last)))
-  local failure = send(self, headers, id, "[" .. table.concat(events, ",", first, last) .. "]")
-  if failure and failure.permanent and not failure.down and first < last then
-    local middle = (first + last) // 2
-    return send_part(self, events, ids, failures, first, middle)
-      and send_part(self, events, ids, failures, middle + 1, last)
-  elseif failure and first < last then -- it says nothing of any one
-    failure.down, failure.uncharged, failure.permanent = true, true, false
-  end
-  for i = first, last do
-    failures[i] = failure
-  end
-  return not failure or failure.permanent
-end
-
-local function send_batch(self, messages, namespace, failures)
-  local events, ids = {}, {}
-  for i, message in ipairs(messages) do
-    events[i], ids[i] = cloudevents.json(message, namespace, self.options), message.id
-    failures[i] = UNSENT
-  end
-  return 1, function()
-    send_part(self, events, ids, failures, 1, #messages)
-  end
-end
-
---- The publisher ------------------------------------------------------------------------------
-
--- Failures that say when to come again.
-local function put_off(self, count)
-  local failures, failure = {}, { reason = self.reason, uncharged = true,
-    retry_after = math.max(self.resume_at - cqueues.monotime(), 0) }
-  for i = 1, count do
-    failures[i] = failure
-  end
-  return failures
-end
-
--- The failures; or nil and a reason, where nothing shows that the destination is up.
-local function conclude(self, failures, count)
-  local pause, limited = 0, false
-  for i = 1, count do
-    local failure = failures[i]
-    if not failure or not failure.down then
-      return failures
-    end
-    pause, limited = math.max(pause, failure.retry_after or 0), limited or failure.limited
-  end
-  self.resume_at = cqueues.monotime() + math.min(pause, LONGEST_PAUSE)
-  self.reason = failures[1].reason
-  if limited then
-    return put_off(self, count)
-  end
-  return nil, self.reason
-end
-
-function Http:publish(messages, namespace)
-  if cqueues.monotime() < self.resume_at then
-    return put_off(self, #messages)
-  end
-  local failures, loop = {}, cqueues.new()
-  local prepare = self.options.mode == "batched" and send_batch or send_each
-  local workers, work = prepare(self, messages, namespace, failures)
-  for _ = 1, workers do
-    loop:wrap(work)
-  end
-  assert(loop:loop()) -- in a loop of cqueues it yields to that
-  return conclude(self, failures, #messages)
-end
-
-function Http:close()
-  for _, connection in ipairs(self.idle) do
-    hang_up(connection)
-  end
-  self.idle = {}
-end
-
-Http.__close = Http.close
-
 function M.parse(scheme, rest)
-  local ok, target = pcall(request.new_from_uri, scheme .. ":" .. rest)
-  return ok and target or nil, "a URL such as https://host/path expected"
+  return sender().target(scheme .. ":" .. rest), "a URL such as https://host/path expected"
 end
 
 function M.new(target, options)
-  target.headers:upsert(":method", "POST")
-  target.headers:upsert("user-agent", "outbox/" .. core._VERSION)
-  local context
-  if target.tls then
-    context = tls.new_client_context()
-    if options.ca_file then
-      context:setStore(x509_store.new():add(options.ca_file))
-    end
-    if not options.verify then
-      context:setVerify(ssl_context.VERIFY_NONE)
-    end
-  end
-  return setmetatable({
-    target = target, options = options, context = context, idle = {}, resume_at = 0,
-    key = options.secret and key_of(options.secret),
-  }, Http)
+  return sender().new(target, options)
 end
 
 return M

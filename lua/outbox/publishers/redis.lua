@@ -1,27 +1,31 @@
 --- Redis Streams, through lua-redis: `redis://[user:password@]host[:port][/db]`.
 --
--- Each message is added to a stream (`XADD`), all of a batch in one round trip. Its fields: `id`,
--- `namespace`, `key`, `payload`, `headers` (a JSON object), `created_at` (RFC 3339); what a message
--- does not have is left out. A message can be added twice: tell by its `id`.
+-- Each message is added to a stream with `XADD`; all commands of a batch go in one round trip. The
+-- fields of an entry are `id`, `namespace`, `key`, `payload`, `headers` (a JSON object) and
+-- `created_at` (RFC 3339). A field that the message does not have is left out. A message can be
+-- added twice; its `id` shows that it is the same message.
 --
--- Options: `stream`, default "outbox:{namespace}", where the namespace is put in, and "outbox" is
--- left of it if that is empty; `maxlen`: about how many entries to keep in a stream; `timeout`,
--- default 5 s, of connecting, of sending each 64 KiB and of each answer.
+-- Options:
 --
--- A message that is too large for the server, or whose stream is something else there, has failed.
--- Any other error, such as `OOM` or `READONLY`, is the server's state: no message is charged.
+-- - `stream`: the name of the stream, default "outbox:{namespace}". `{namespace}` is replaced by
+--   the message's namespace; for the empty namespace the name is "outbox".
+-- - `maxlen`: about how many entries to keep in a stream, default no limit.
+-- - `timeout`: seconds, default 5, for connecting, for sending each 64 KiB, and for each answer.
+--
+-- A message fails if it is too large for the server or if its stream's key is not a stream. Any
+-- other error, such as `OOM` or `READONLY`, is a state of the server: no attempt is counted.
 -- @module outbox.publishers.redis
 
-local format = require("outbox.publishers.format")
 local need = require("outbox.need")
 local option = require("outbox.options")
 
-local redis = need("redis", "the redis publisher needs lua-redis", "redis-lua")
+local format, redis, xadd -- need lua-cjson and lua-redis, so `new` loads them
 
-local SLICE = 65536 -- bytes that are sent within the timeout
-local PLAIN = { "id", "namespace", "key", "payload" } -- the fields that are sent as they are
+local SLICE = 65536 -- bytes that must be sent within one timeout
+local PLAIN = { "id", "namespace", "key", "payload" } -- the fields that need no encoding
 
 local M = {
+  summary = { url = "redis://[user:password@]host[:port][/db]", text = "Redis Streams" },
   OPTIONS = {
     stream = { default = "outbox:{namespace}", check = option.string },
     maxlen = { check = option.integer(math.maxinteger) },
@@ -32,13 +36,17 @@ local M = {
 local Redis = { __name = "outbox.publisher", batch_size = 100 }
 Redis.__index = Redis
 
--- In a pipeline lua-redis wants a parser of every command, where Lua is 5.3 or newer.
-local xadd = redis.command("XADD", function(reply)
-  return reply
-end)
+local function load_clients()
+  format = require("outbox.publishing.format")
+  redis = need("redis", "the redis publisher needs lua-redis", "redis-lua")
+  -- On Lua 5.3 and newer, lua-redis needs a parser for each command in a pipeline.
+  xadd = redis.command("XADD", function(reply)
+    return reply
+  end)
+end
 
--- lua-redis stops reading at the first error, and the answers after it are left on the way. So an
--- error that the server replies with becomes a value.
+-- lua-redis stops reading at the first error and leaves the following answers unread. Therefore an
+-- error reply of the server becomes a value.
 local function on_error(message)
   local reply = tostring(message):match("^redis error: (.*)")
   if reply then
@@ -47,7 +55,7 @@ local function on_error(message)
   error(message, 0)
 end
 
--- lua-redis sends all of a batch at once, which may take a slow line longer than the timeout.
+-- lua-redis sends a whole batch in one call, which a slow line may not finish within the timeout.
 local function write(client, buffer)
   for first = 1, #buffer, SLICE do
     local sent, reason = client.network.socket:send(buffer, first, first + SLICE - 1)
@@ -73,10 +81,10 @@ local function connect(self)
   if target.login then
     check(client:auth(table.unpack(target.login)))
   end
-  check(client:select(target.db)) -- what is wrong with the connection shows here at the latest
+  check(client:select(target.db)) -- also shows an error of the connection, before any message
 end
 
--- A server closes what has been idle for long.
+-- Whether the connection is still open: a server closes one that was idle for long.
 local function is_open(self)
   local socket = self.client.network.socket
   socket:settimeout(0, "t")
@@ -85,7 +93,8 @@ local function is_open(self)
   return state == "timeout"
 end
 
--- Made with room for all that there may be: of what is done per message, this takes the longest.
+-- The arguments of XADD. The table is made with room for all of them, because this function takes
+-- the largest part of the time per message.
 local function arguments(self, message, stream)
   local list = { stream, "*", nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil }
   local count = 2
@@ -135,7 +144,7 @@ local function publish(self, messages, namespace)
       failures[i] = reason
     elseif reason then
       failures[i] = { reason = reason, uncharged = true }
-      self:close() -- its name may stand for another server by now
+      self:close() -- the host's name may belong to another server by the next call
     end
   end
   return failures
@@ -147,7 +156,7 @@ function Redis:publish(messages, namespace)
     return answer
   end
   self:close()
-  return nil, (tostring(answer):gsub("^%S+:%d+: ", "")) -- where in lua-redis is of no interest
+  return nil, (tostring(answer):gsub("^%S+:%d+: ", "")) -- without the position in lua-redis
 end
 
 function Redis:close()
@@ -165,7 +174,8 @@ local function decode(text)
   end))
 end
 
--- Where to connect to, nil if the URL does not say; to log in, the password, or the user and it.
+-- Returns the host, the port, the database and the arguments of AUTH (the password, or the user and
+-- the password; nil without a password), or nil if the URL has another form.
 local function parse(url)
   local authority, db = url:match("^//([^/?#]+)/?(%d*)$")
   local user, password, address = (authority or ""):match("^([^:]*):(.*)@(.-)$")
@@ -183,10 +193,11 @@ local function parse(url)
 end
 
 function M.parse(_, rest)
-  return parse(rest), "redis://[user:password@]host[:port][/db] expected"
+  return parse(rest), M.summary.url .. " expected"
 end
 
 function M.new(target, options)
+  load_clients()
   return setmetatable({ target = target, options = options }, Redis)
 end
 

@@ -1,17 +1,19 @@
--- How the destinations write a message down: as one line of JSON, times as RFC 3339, bytes that
--- JSON cannot hold as base64.
+-- How destinations write a message: as one line of JSON, times as RFC 3339, bytes that are not
+-- UTF-8 as base64. Needs lua-cjson.
 
 local need = require("outbox.need")
 
--- An instance of our own: whatever the application sets on the shared one stays its own.
+-- An instance of our own, so that the application's settings of the shared one do not matter here.
 local json = need("cjson", "JSON needs lua-cjson", "lua-cjson").new()
 json.decode_invalid_numbers(false)
-json.encode_invalid_numbers("null") -- 1e999, in headers of plain SQL's, is read as infinite
+json.encode_invalid_numbers("null") -- 1e999, in headers that plain SQL published, is infinity
 
 local M = {}
 
 local DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-local PIECE = 3072 -- bytes: a list of the pairs of all of them would take ten times their memory
+-- Bytes that are encoded at a time. A table of the pairs of a whole payload would take ten times
+-- the payload's memory.
+local PIECE = 3072
 
 local PAIRS = {} -- the two digits of each 12 bits
 for bits = 0, 4095 do
@@ -19,6 +21,7 @@ for bits = 0, 4095 do
   PAIRS[bits] = DIGITS:sub(high, high) .. DIGITS:sub(low, low)
 end
 
+--- Encodes bytes as base64, with padding.
 function M.base64(bytes)
   local pieces, digits = {}, {}
   for first = 1, #bytes, PIECE do
@@ -35,7 +38,7 @@ function M.base64(bytes)
   return table.concat(pieces):sub(1, -1 - #padding) .. padding
 end
 
-local second, second_text -- the last one: many messages share it
+local second, second_text -- the last second and its text, because many messages share it
 
 --- Seconds since the epoch as RFC 3339, in UTC.
 function M.time(seconds)
@@ -50,7 +53,7 @@ end
 
 M.encode = json.encode
 
---- Whether lua-cjson can read it, and what it says.
+--- Returns whether the text is JSON that lua-cjson can decode, and the value.
 function M.decode(text)
   if utf8.len(text) then
     return pcall(json.decode, text)
@@ -58,15 +61,16 @@ function M.decode(text)
   return false
 end
 
---- Whether it is JSON for everybody: lua-cjson also takes control characters in strings, anything
--- after a NUL, and numbers such as `1.` and `-.5`.
+--- Whether the text is JSON by the standard. lua-cjson alone is no test for that, because it also
+-- accepts control characters in strings, any bytes after a NUL, and numbers such as `1.` and `-.5`.
 function M.is_json(text)
   local rest = text:gsub("\\.", ""):gsub('"[^"\0-\31]*"', ""):gsub("%d%.%d", "")
   return not rest:find('[".\0]') and M.decode(text)
 end
 
---- Puts the namespace in where a name has "{namespace}"; where it is empty, what parts it from the
--- rest goes too: "outbox" is left of "outbox:{namespace}". A name is never empty.
+--- Replaces "{namespace}" in a name by the namespace. For the empty namespace a separator (`:`, `.`
+-- or `/`) before it is removed too: "outbox:{namespace}" becomes "outbox". The result is "outbox"
+-- if it would be empty.
 function M.expand(name, namespace)
   local pattern = namespace == "" and "[:./]?{namespace}" or "{namespace}"
   local expanded = name:gsub(pattern, function()
@@ -87,7 +91,8 @@ local function as_it_is(value)
   return value
 end
 
---- One line, without its end. A field of bytes that are not UTF-8 is called `<name>_base64`.
+--- Returns a message as one line, without the line feed. A field whose bytes are not UTF-8 is named
+-- `<name>_base64`.
 function M.line(message)
   local fields = {}
   for _, name in ipairs({ "id", "namespace", "key", "payload" }) do
@@ -104,7 +109,7 @@ function M.line(message)
   return "{" .. table.concat(fields, ",") .. "}"
 end
 
---- All messages as lines.
+--- Returns all messages as lines, each with its line feed.
 function M.lines(messages)
   local lines = {}
   for i, message in ipairs(messages) do

@@ -1,19 +1,20 @@
 -- The database that a subcommand works on.
 
+local errors = require("outbox.error")
 local outbox = require("outbox")
-local problem = require("outbox.problem")
 
 local M = {}
 
---- Gives a subcommand its argument DB and the options that go with it.
+--- Gives a subcommand the argument DB and the options that go with it.
 function M.define(command)
   command:argument("DB", "The database file."):target("database"):argname("DB")
-  command:option("--prefix", "What the names of the outbox's tables begin with.", "outbox_")
+  command:option("--prefix", "The prefix of the names of the outbox's tables.", "outbox_")
     :argname("PREFIX")
 end
 
--- Whether there is a database at the path: an empty file is none yet. To be asked before it is
--- opened, for a process that closes a file gives up all its locks on it.
+-- Returns whether there is a database at the path, and why there is none. An empty file is no
+-- database. Must be called before the database is opened: if a process closes a file, it loses all
+-- its locks on that file.
 local function look(path)
   local file, reason = io.open(path, "rb")
   if not file then
@@ -28,16 +29,16 @@ local function open(options, synchronous)
   return outbox.open(options.database, { prefix = options.prefix, synchronous = synchronous })
 end
 
---- Opens the database, which must be there.
+--- Opens the database. Raises if there is none.
 function M.open(options, synchronous)
   local there, reason = look(options.database)
   if not there then
-    error(problem.new("cantopen", reason), 0)
+    error(errors.new("cantopen", reason), 0)
   end
   return open(options, synchronous)
 end
 
---- Opens the database; where there is none, makes one, with the outbox's tables.
+--- Opens the database. If there is none, creates it, with the outbox's tables.
 function M.create(options)
   local there = look(options.database)
   local store = open(options)

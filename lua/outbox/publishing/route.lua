@@ -1,5 +1,6 @@
--- By namespace to other publishers. A namespace without a route is as one whose destination is
--- down: its messages wait, uncharged, until there is one.
+-- A publisher that hands the messages of each namespace to another publisher. A namespace without a
+-- route counts as one whose destination is down: its messages wait, with no attempt counted, until
+-- there is a route.
 
 local option = require("outbox.options")
 
@@ -26,6 +27,7 @@ end
 
 Route.__close = Route.close
 
+--- Makes the publisher. `routes` has a publisher for each namespace; "*" is for all others.
 return function(routes)
   local batch_size = math.huge
   for _, publisher in pairs(routes) do

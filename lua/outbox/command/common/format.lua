@@ -1,23 +1,24 @@
--- What the command prints: text that is safe on a terminal, times for people, tables, JSON.
+-- The command's output: text that is safe on a terminal, times for people, tables, JSON.
 
-local problem = require("outbox.problem")
+local errors = require("outbox.error")
 
 local M = {}
 
-local EPIPE = 32 -- everywhere
+local EPIPE = 32 -- on every system
 
 local function check(ok, reason, number)
   if not ok then
-    error(problem.new(number == EPIPE and "unread" or "output", "cannot write: " .. reason), 0)
+    error(errors.new(number == EPIPE and "unread" or "output", "cannot write: " .. reason), 0)
   end
 end
 
---- Writes to standard output; raises where that fails, as on a full disk, or when nobody reads it.
+--- Writes to standard output. Raises if that fails: `unread` if nobody reads it any more, else
+-- `output`, as for a full disk.
 function M.write(...)
   check(io.stdout:write(...))
 end
 
---- Sees to it that all has been written.
+--- Flushes standard output. Raises as `write` does.
 function M.flush()
   check(io.stdout:flush())
 end
@@ -30,13 +31,13 @@ local function hexadecimal(bytes)
   end))
 end
 
--- What moves the cursor, changes colours or the direction of the text: controls of ASCII, those of
--- Unicode, and the overrides of direction.
+-- Characters that move the cursor, or change the colours or the direction of the text: the control
+-- characters of ASCII and of Unicode, and the overrides of direction.
 local UNSAFE = { "[\0-\8\11-\31\127]", "\xC2[\x80-\x9F]", "\xE2\x80[\xAA-\xAE]",
   "\xE2\x81[\xA6-\xA9]" }
 
---- Bytes, of several lines perhaps, as they can be shown: what a terminal would act upon, and what
--- is not UTF-8, in hexadecimal.
+--- Makes bytes safe to show. Characters that would control a terminal, and bytes that are not
+-- UTF-8, become hexadecimal. Line feeds and tabs stay.
 function M.lines(bytes)
   local parts, from = {}, 1
   repeat
@@ -54,17 +55,18 @@ function M.lines(bytes)
   return table.concat(parts)
 end
 
---- The same, in one line.
+--- Makes bytes safe to show in one line: line feeds and tabs become `\n` and `\t`.
 function M.line(bytes)
   return (M.lines(bytes):gsub("[\n\t]", { ["\n"] = "\\n", ["\t"] = "\\t" }))
 end
 
---- The same, and seen even if it is empty, or nil.
+--- The same for a cell of a table: empty bytes become `""`, and nil becomes `-`.
 function M.cell(bytes)
   return bytes == "" and '""' or bytes and M.line(bytes) or "-"
 end
 
---- Lines made of rows of cells, each column as wide as its widest cell but for the last of a row.
+--- Makes lines from rows of cells. A column is as wide as its widest cell; the last cell of a row
+-- does not count.
 function M.columns(rows)
   local widths, lines = {}, {}
   for _, row in ipairs(rows) do
@@ -82,7 +84,7 @@ function M.columns(rows)
   return lines
 end
 
---- Writes them.
+--- Writes rows of cells as such lines.
 function M.table(rows)
   for _, line in ipairs(M.columns(rows)) do
     M.write(line, "\n")
@@ -91,7 +93,7 @@ end
 
 --- Numbers ------------------------------------------------------------------------------------
 
---- A number in full: an integer, or up to six digits after the point.
+--- Formats a number without an exponent; a float has up to six digits after the point.
 function M.number(value)
   if math.type(value) == "integer" then
     return ("%d"):format(value)
@@ -99,7 +101,7 @@ function M.number(value)
   return (("%.6f"):format(value):gsub("%.?0+$", ""))
 end
 
---- A span of time for people.
+--- Formats a span of seconds for people.
 function M.span(seconds)
   local size = math.abs(seconds)
   if size < 10 then
@@ -114,17 +116,17 @@ function M.span(seconds)
   return ("%.0f d"):format(seconds / 86400)
 end
 
---- When something happens, from now: "in 5.0 s", "2 min ago".
+--- Formats a time relative to now: "in 5.0 s", "2 min ago".
 function M.from_now(time, now)
   return time > now and "in " .. M.span(time - now) or M.span(now - time) .. " ago"
 end
 
---- A time of day in UTC, to the second.
+--- Formats a time in UTC, to the second.
 function M.time(seconds)
   return os.date("!%Y-%m-%dT%H:%M:%SZ", math.floor(seconds))
 end
 
---- How many leases have not lapsed.
+--- Returns how many leases have not lapsed.
 function M.live_leases(stats, now)
   local count = 0
   for _, lease in ipairs(stats.leases) do
@@ -133,7 +135,7 @@ function M.live_leases(stats, now)
   return count
 end
 
---- Rows of a table that tell what waits.
+--- Returns rows of a table with the numbers of entries.
 function M.counts(stats, now)
   local function row(name, note)
     return { name, ("%10d"):format(stats[name]), note or "" }
@@ -148,14 +150,14 @@ end
 
 --- JSON ---------------------------------------------------------------------------------------
 
--- How destinations write messages down; needs lua-cjson.
-local function written()
-  return require("outbox.publishers.format")
+-- How destinations write messages. Loaded when it is first used, because it needs lua-cjson.
+local function destination_format()
+  return require("outbox.publishing.format")
 end
 
 local Array = {}
 
---- Marks a list, for an empty one to be `[]`.
+--- Marks a list, so that an empty one is encoded as `[]`.
 function M.array(list)
   return setmetatable(list, Array)
 end
@@ -167,7 +169,7 @@ local function members(object)
   for name, value in pairs(object) do
     name = M.line(name)
     if type(value) == "string" and not utf8.len(value) then
-      name, value = name .. "_base64", written().base64(value)
+      name, value = name .. "_base64", destination_format().base64(value)
     end
     list[#list + 1] = json(name) .. ":" .. json(value)
   end
@@ -177,13 +179,13 @@ end
 
 function json(value)
   if type(value) == "string" then
-    return written().encode(value)
+    return destination_format().encode(value)
   elseif type(value) == "number" and math.abs(value) < math.huge then
     return M.number(value)
   elseif type(value) == "boolean" then
     return tostring(value)
   elseif type(value) ~= "table" then
-    return "null" -- as in headers that plain SQL has published, or as good as that: 1e999
+    return "null" -- headers that plain SQL published may have null, or 1e999, which is infinity
   elseif getmetatable(value) ~= Array and #value == 0 then
     return "{" .. table.concat(members(value), ",") .. "}"
   end
@@ -194,16 +196,16 @@ function json(value)
   return "[" .. table.concat(list, ",") .. "]"
 end
 
---- The object itself, its times as destinations write them.
+--- Replaces the times of an object by the text that destinations write. Returns the object.
 function M.stamp(object)
   for _, name in ipairs({ "created_at", "due_at", "died_at", "claimed_at", "deadline" }) do
-    object[name] = object[name] and written().time(object[name])
+    object[name] = object[name] and destination_format().time(object[name])
   end
   return object
 end
 
---- An object in one line of JSON, its members in the order of their names. JSON is UTF-8: a member
--- that is not becomes one with "_base64" after its name.
+--- Encodes an object as one line of JSON, its members in the order of their names. A member whose
+-- bytes are not UTF-8 is encoded as base64, with "_base64" added to its name.
 M.json = json
 
 return M

@@ -1,18 +1,20 @@
 -- Messages as CloudEvents 1.0, in the two forms that HTTP has for them.
 --
--- The attributes: `id`; `time`, when it was published; `source` and `type`, options; `subject` and
--- `partitionkey`, both the key; `datacontenttype`, the header content-type, else JSON, text or
--- bytes by what the payload looks like. Other headers are attributes too, by their name without
--- what no name may have: `traceparent` as it is, `X-Request-Id` as `xrequestid`. One called `type`,
--- `source` or `subject`, with `ce-` before it or without, is that attribute.
+-- `id` is the message's id, and `time` is when it was published. `source` and `type` are options.
+-- `subject` and `partitionkey` are both the key. `datacontenttype` is the message's header
+-- content-type; without one it is JSON, text or bytes, depending on the payload. All other headers
+-- become attributes, too. Their names are in lower case, without a leading "ce-" and without
+-- characters that are not allowed there: `traceparent` stays `traceparent`, `X-Request-Id` becomes
+-- `xrequestid`. A header named `type` or `source`, or `subject` where there is no key, sets that
+-- attribute.
 
-local format = require("outbox.publishers.format")
+local format = require("outbox.publishing.format")
 
 local M = {}
 
-local CONTENT_TYPE = "^[%g ]+$" -- what a header can hold
+local CONTENT_TYPE = "^[%g ]+$" -- the characters that are allowed in a header
 
---- What a header can hold: space, quotes, percent and all that is not ASCII as %XX.
+--- Encodes a value for a header: space, quotes, percent and all that is not ASCII as %XX.
 function M.encode(value)
   return (value:gsub("[^!#$&-~]", function(byte)
     return ("%%%02X"):format(byte:byte())
@@ -52,7 +54,7 @@ local function attributes(message, namespace, options)
   return list
 end
 
---- Binary mode: puts the attributes into headers by a function (name, value); returns the body.
+--- Binary mode: calls `set(name, value)` for each header; returns the body.
 function M.binary(message, namespace, options, set)
   for name, value in pairs(attributes(message, namespace, options)) do
     if name == "datacontenttype" then
@@ -64,7 +66,7 @@ function M.binary(message, namespace, options, set)
   return message.payload or ""
 end
 
---- One event as JSON.
+--- Batched mode: returns one event as a JSON object.
 function M.json(message, namespace, options)
   local list, payload = attributes(message, namespace, options), message.payload
   for name, value in pairs(list) do

@@ -1,0 +1,88 @@
+-- The destinations of `outbox relay`: what `--to` and `--option` mean.
+
+local destinations = require("outbox.publishing.destinations")
+local errors = require("outbox.error")
+local outbox = require("outbox")
+
+local M = {}
+
+-- The value of an argument. `@FILE` is the content of that file, because every user of the machine
+-- can read the arguments of a process.
+local function read_value(text)
+  local path = text:match("^@(.+)$")
+  if not path then
+    return text
+  end
+  local file <close>, reason = io.open(path)
+  local held, unread
+  if file then
+    held, unread = file:read("a") -- nil for a directory
+  end
+  if not held then
+    error(errors.new("usage", reason or ("%s: %s"):format(path, unread)), 0)
+  end
+  return (held:gsub("%s+$", ""))
+end
+
+--- Converts `--to NAMESPACE=URL`, or `--to URL` for all namespaces without a route of their own.
+function M.read(text)
+  local namespace, url = text:match("^([^=:]*)=(.*)$")
+  return { namespace = namespace or "*", url = read_value(url or text), options = {} }
+end
+
+-- The text itself if the destination accepts a string for the option; else a number, true or false
+-- if the text looks like one.
+local function typed(url, name, text)
+  if pcall(outbox.publisher, url, { [name] = text }) then
+    return text
+  end
+  return tonumber(text) or text == "true" or text ~= "false" and text
+end
+
+--- Adds `--option NAME=VALUE`, or `--option NAME.FIELD=VALUE`, to the `--to` before it. Has the
+-- parameters of an action of argparse.
+function M.add_option(arguments, _, option)
+  local route, value = arguments.to[#arguments.to], read_value(option.value)
+  if not route then
+    error(errors.new("usage", "--option comes after the --to that it belongs to"), 0)
+  end
+  local name, field = option.name:match("^(.-)%.(.+)$")
+  if not name then
+    route.options[option.name] = typed(route.url, option.name, value)
+    return
+  end
+  local fields = route.options[name] or {}
+  if type(fields) ~= "table" then
+    error(errors.new("usage", ("--option %s has a value, and so no fields"):format(name)), 0)
+  end
+  route.options[name], fields[field] = fields, value
+end
+
+--- Makes the publisher of the routes.
+function M.publisher(routes)
+  local publishers = {}
+  for _, route in ipairs(routes) do
+    if publishers[route.namespace] then
+      error(errors.new("usage", ("two destinations of '%s'"):format(route.namespace)), 0)
+    end
+    publishers[route.namespace] = outbox.publisher(route.url, route.options)
+  end
+  return outbox.publisher(publishers)
+end
+
+--- Returns the text of `--help` about the destinations that are installed.
+function M.help()
+  local lines, width = { "Destinations (see docs/destinations.md):" }, 0
+  local summaries = destinations.summaries()
+  for _, summary in ipairs(summaries) do
+    width = math.max(width, #summary.url)
+  end
+  for _, summary in ipairs(summaries) do
+    lines[#lines + 1] = ("   %-" .. width .. "s  %s"):format(summary.url, summary.text)
+  end
+  lines[#lines + 1] = ""
+  lines[#lines + 1] = "@FILE instead of a URL, or of a VALUE, is the content of that file."
+  return table.concat(lines, "\n")
+end
+
+return M

@@ -1,0 +1,120 @@
+-- outbox dead list, outbox dead requeue, outbox dead purge
+
+local database = require("outbox.command.common.database")
+local entries = require("outbox.command.common.entries")
+local errors = require("outbox.error")
+local format = require("outbox.command.common.format")
+local list = require("outbox.command.list")
+local outbox = require("outbox")
+
+-- Requeues or purges dead letters in one transaction, and adds to the result. An id that fails does
+-- not prevent the others.
+local function move(store, method, ids, result)
+  local done = 0
+  store:transaction(function()
+    for _, id in ipairs(ids) do
+      local ok, count = pcall(store[method], store, id)
+      if ok and count == 1 then
+        done = done + 1
+      elseif ok then
+        result.status = 3
+        io.stderr:write("outbox: no dead letter has the id ", format.line(id), "\n")
+      elseif type(count) == "table" and count.code == "duplicate" then
+        result.status = math.max(result.status, 1)
+        io.stderr:write("outbox: ", format.line(id), ": ", count.message, " (duplicate)\n")
+      else
+        error(count, 0)
+      end
+    end
+  end)
+  result.done = result.done + done
+end
+
+-- Moves all dead letters, but not the ones that die after this has started.
+local function move_all(store, method, options, result)
+  local ids, now = {}, outbox.clock.now()
+  for entry in entries.each(store, { state = "dead", namespace = options.namespace }) do
+    if entry.died_at <= now then
+      ids[#ids + 1] = entry.id
+    end
+    if #ids == entries.PAGE then
+      move(store, method, ids, result)
+      ids = {}
+    end
+  end
+  move(store, method, ids, result)
+end
+
+local function run(method, done, options)
+  local wrong
+  if options.all == (options.ids[1] ~= nil) then
+    wrong = "name the ids of dead letters, or say --all"
+  elseif options.namespace and not options.all then
+    wrong = "--namespace needs --all"
+  elseif options.all and options.yes == false then
+    wrong = "this deletes dead letters for good: say --yes as well"
+  end
+  if wrong then
+    error(errors.new("usage", wrong), 0)
+  end
+  local store <close> = database.open(options)
+  local result = { done = 0, status = 0 }
+  if options.all then
+    move_all(store, method, options, result)
+  else
+    move(store, method, options.ids, result)
+  end
+  format.write(("%s %d\n"):format(done, result.done))
+  return result.status
+end
+
+local function define(command, verb)
+  database.define(command)
+  command:argument("ID", "The ids of dead letters."):target("ids"):argname("ID"):args("*")
+  command:flag("--all", verb .. " all dead letters."):init(false)
+  command:option("--namespace", "With --all: only dead letters of this namespace."):argname("NAME")
+end
+
+return {
+  summary = "List, requeue or purge dead letters.",
+  description = "Lists, requeues or purges dead letters: entries that failed too often, or for "
+    .. "good.",
+  commands = {
+    {
+      name = "list",
+      summary = "List dead letters.",
+      description = "Lists dead letters, as `outbox list DB dead` does.",
+      define = function(command)
+        database.define(command)
+        list.define_options(command)
+      end,
+      run = function(options)
+        options.state = "dead"
+        return list.run(options)
+      end,
+    },
+    {
+      name = "requeue",
+      summary = "Put dead letters back, to be delivered again.",
+      description = "Puts dead letters back at the end of the outbox, with no attempts counted.",
+      define = function(command)
+        define(command, "Put back")
+      end,
+      run = function(options)
+        return run("requeue_entries", "requeued", options)
+      end,
+    },
+    {
+      name = "purge",
+      summary = "Delete dead letters for good.",
+      description = "Deletes dead letters for good.",
+      define = function(command)
+        define(command, "Delete")
+        command:flag("--yes", "With --all: confirms that all are to be deleted."):init(false)
+      end,
+      run = function(options)
+        return run("purge_entries", "purged", options)
+      end,
+    },
+  },
+}

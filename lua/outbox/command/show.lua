@@ -1,0 +1,102 @@
+-- outbox show
+
+local database = require("outbox.command.common.database")
+local entries = require("outbox.command.common.entries")
+local errors = require("outbox.error")
+local format = require("outbox.command.common.format")
+local outbox = require("outbox")
+
+local M = {
+  summary = "Show everything about an entry.",
+  description = "Shows everything about an entry, whatever its state. Bytes of the payload that "
+    .. "would control a terminal are shown in hexadecimal.",
+}
+
+function M.define(command)
+  database.define(command)
+  command:argument("ID", "The id of the entry."):target("id"):argname("ID")
+  command:mutex(
+    command:flag("--json", "As a line of JSON."),
+    command:flag("--raw", "Only the payload, byte for byte."))
+end
+
+-- The live lease that covers an entry, or nil.
+local function find_lease(store, entry, now)
+  for _, lease in ipairs(store:stats().leases) do
+    if lease.first_seq <= entry.seq and entry.seq <= lease.last_seq and lease.deadline >= now then
+      return lease
+    end
+  end
+end
+
+local function add_headers(add, headers)
+  if type(headers) == "string" then
+    add("headers", format.line(headers))
+    return
+  end
+  local names = {}
+  for name in pairs(headers or {}) do
+    names[#names + 1] = name
+  end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local value = headers[name] -- not always a string, because plain SQL may have published it
+    add("header", format.line(name) .. ": "
+      .. (type(value) == "string" and format.line(value) or format.json(value)))
+  end
+end
+
+local function show_text(store, entry)
+  local now, state, rows = outbox.clock.now(), entries.state_of(entry), {}
+  local function add(name, text)
+    rows[#rows + 1] = { name, text }
+  end
+  local function add_time(name, time)
+    if time then
+      add(name, ("%s, %s"):format(format.time(time), format.from_now(time, now)))
+    end
+  end
+  add("id", format.cell(entry.id))
+  add("state", state)
+  add("seq", format.number(entry.seq))
+  add("namespace", format.cell(entry.namespace))
+  add("key", format.cell(entry.key))
+  add_time("created", entry.created_at)
+  add_time("due", entry.due_at)
+  add_time("died", entry.died_at)
+  local lease = state == "ready" and find_lease(store, entry, now)
+  if lease then
+    add("claimed", ("by %s, until %s"):format(format.line(lease.processor_id),
+      format.time(lease.deadline)))
+  end
+  add("attempts", format.number(entry.attempts))
+  add("last error", format.cell(entry.last_error))
+  add_headers(add, entry.headers)
+  add("payload", entry.payload and ("%d bytes"):format(#entry.payload) or "-")
+  format.table(rows)
+  if entry.payload and entry.payload ~= "" then
+    format.write("\n", format.lines(entry.payload), entry.payload:sub(-1) == "\n" and "" or "\n")
+  end
+end
+
+function M.run(options)
+  local store <close> = database.open(options)
+  local found = store:find_entries(options.id)
+  if not found[1] then
+    error(errors.new("missing", "no entry has the id " .. format.line(options.id)), 0)
+  elseif options.raw then
+    format.write(found[1].payload or "")
+    return
+  end
+  for i, entry in ipairs(found) do
+    if options.json then
+      entry.state = entries.state_of(entry)
+      format.write(format.json(format.stamp(entry)), "\n")
+    else
+      format.write(i > 1 and "\n" or "")
+      show_text(store, entry)
+    end
+  end
+end
+
+return M

@@ -1,0 +1,91 @@
+-- The destinations, found by the scheme of a URL. A destination is a module,
+-- `outbox.publishers.<scheme>`, so another rock can add one by installing such a module:
+--
+--    summary               table: `url`, the form of the URL; `text`, a few words on the destination
+--    OPTIONS               table of its options, by name, in the form of outbox.options
+--    parse(scheme, rest)   returns the target of the URL, or nil and what the URL should look like
+--    new(target, options)  returns the publisher
+--
+-- The module must load without the client that it needs: `parse` or `new` loads the client. The
+-- folder outbox/publishers/ has no other modules.
+
+local M = {}
+
+--- The schemes of the destinations in this rock.
+M.SCHEMES = { "exec", "file", "http", "https", "redis", "stdout" }
+
+--- The schemes of the destinations that have rocks of their own.
+M.ROCKS = {
+  amqp = "outbox-amqp",
+  amqps = "outbox-amqp",
+  kafka = "outbox-kafka",
+  mqtt = "outbox-mqtt",
+  mqtts = "outbox-mqtt",
+  nats = "outbox-nats",
+  tls = "outbox-nats",
+}
+
+-- Lower case only, because some file systems would find `file.lua` for `FILE`; no dot and no slash,
+-- because they lead to other folders. Longer schemes are not looked up.
+local SCHEME, MAX_LENGTH = "^[a-z][a-z0-9+-]*$", 64
+
+-- Whether `require` would find the module. Raises if the module cannot be compiled.
+local function is_installed(name)
+  if package.loaded[name] ~= nil then
+    return true
+  end
+  for _, searcher in ipairs(package.searchers) do
+    if type((searcher(name))) == "function" then
+      return true
+    end
+  end
+  return false
+end
+
+local function is_destination(module)
+  return type(module) == "table" and type(module.OPTIONS) == "table"
+    and type(module.parse) == "function" and type(module.new) == "function"
+end
+
+local function explain(scheme)
+  local shown = #scheme > MAX_LENGTH and scheme:sub(1, MAX_LENGTH) .. "..." or scheme
+  local rock = M.ROCKS[scheme]
+  if rock then
+    return ("unknown scheme '%s': it comes with the rock %s (luarocks install %s)"):format(shown,
+      rock, rock)
+  end
+  return ("unknown scheme '%s', not one of %s"):format(shown, table.concat(M.SCHEMES, ", "))
+end
+
+--- Returns the module of a scheme, or nil and why there is none. Raises what the module itself
+-- raises when it is loaded.
+function M.find(scheme)
+  if #scheme <= MAX_LENGTH and scheme:find(SCHEME) then
+    local name = "outbox.publishers." .. scheme
+    local module = is_installed(name) and require(name)
+    if is_destination(module) then
+      return module
+    end
+  end
+  return nil, explain(scheme)
+end
+
+--- Returns the summaries of the destinations that are installed, in the order of their schemes.
+function M.summaries()
+  local schemes, seen, list = { table.unpack(M.SCHEMES) }, {}, {}
+  for scheme in pairs(M.ROCKS) do
+    schemes[#schemes + 1] = scheme
+  end
+  table.sort(schemes)
+  for _, scheme in ipairs(schemes) do
+    local ok, module = pcall(M.find, scheme) -- one that does not load must not hide the others
+    local summary = ok and module and module.summary
+    if summary and not seen[module] then
+      seen[module] = true
+      list[#list + 1] = summary
+    end
+  end
+  return list
+end
+
+return M
