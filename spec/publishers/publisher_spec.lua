@@ -31,7 +31,7 @@ end
 describe("outbox.publisher", function()
   after_each(support.remove)
 
-  it("refuses what it cannot make, with all that is wrong in one error", function()
+  it("reports everything that is wrong in one error", function()
     local function refused(expected, ...)
       local problem = support.raised(outbox.publisher, ...)
       for _, part in ipairs(expected) do
@@ -159,7 +159,7 @@ describe("the file publisher", function()
     assert.equal(#list, #lines(read(path)))
   end)
 
-  it("passes headers on as text where lua-cjson cannot read them", function()
+  it("writes headers as text if lua-cjson cannot read them", function()
     support.sql(store, [[INSERT INTO outbox_entries (headers) VALUES ('{"a": "\ud800"}')]])
     processor(outbox.publisher("file:" .. path)):pump()
     assert.equal([[{"a": "\ud800"}]], lines(read(path))[1].headers)
@@ -183,7 +183,7 @@ describe("the file publisher", function()
     assert.same({ "1", "2", "3" }, support.pluck(lines(found:match("torn\n(.*)")), "id"))
   end)
 
-  it("has each batch, and the name of a new file, on the disk before it is delivered", function()
+  it("syncs each batch, and the directory of a new file, before it is delivered", function()
     local log, directory = support.path(), support.path()
     os.remove(directory)
     assert(os.execute("mkdir " .. directory))
@@ -207,7 +207,7 @@ describe("the file publisher", function()
     assert.same({ "2" }, support.pluck(lines(read(path)), "id"))
   end)
 
-  it("that cannot write charges no message, and delivers once it can", function()
+  it("counts no attempt while it cannot write, and delivers later", function()
     os.remove(path)
     store:publish({ id = "1" }, { id = "2" })
     local p = processor(outbox.publisher("file:" .. path .. "/events"))
@@ -223,7 +223,7 @@ describe("the file publisher", function()
     os.remove(path .. "/events")
   end)
 
-  it("does not take for delivered what there is no room for, or what is not kept", function()
+  it("does not count a batch as delivered if the disk is full or fails", function()
     write(path, "{}\n")
     local function reason(size, prefix)
       return (support.run(([[-e '
@@ -238,7 +238,7 @@ describe("the file publisher", function()
       reason(1, 'env LD_PRELOAD="$LD_PRELOAD build/slow_disk.so" OUTBOX_SYNCED=/nowhere/log'))
   end)
 
-  it("refuses what is no regular file, and writes nothing to it", function()
+  it("refuses anything but a regular file, and writes nothing to it", function()
     local function refuse(what)
       local answer, reason = outbox.publisher("file:" .. what):publish({ message("1") }, "")
       assert.is_nil(answer)
@@ -266,7 +266,7 @@ describe("the stdout publisher", function()
     io.stderr:write(tostring(answer), " ", tostring(reason), "\n")
     os.exit(true, false)' ]]
 
-  it("writes lines, and does not keep them back", function()
+  it("writes lines, and flushes them", function()
     assert.matches('^{"id":"1",.*}\ntrue nil\n$', (support.run(program)))
   end)
 
@@ -292,7 +292,7 @@ describe("the route publisher", function()
     assert.same({ "", "c" }, support.pluck(others.calls, "namespace"))
   end)
 
-  it("has messages without a route wait, uncharged", function()
+  it("lets messages without a route wait, with no attempt counted", function()
     local store <close> = support.store()
     store:publish({ namespace = "a" }, { namespace = "b" })
     local problems = {}
@@ -306,7 +306,7 @@ describe("the route publisher", function()
     support.remove()
   end)
 
-  it("wants batches that suit all that it routes to", function()
+  it("has the smallest batch size of its publishers", function()
     local function size(routes)
       return outbox.publisher(routes).batch_size
     end
@@ -317,7 +317,7 @@ describe("the route publisher", function()
     assert.equal(7, size({ a = "stdout:", b = { publish = publish, batch_size = 7 } }))
   end)
 
-  it("closes all that it routes to", function()
+  it("closes all its publishers", function()
     local closed = 0
     local function publisher()
       return { publish = function() end, close = function()
@@ -336,7 +336,7 @@ end)
 describe("docs/writing-a-publisher.md", function()
   local page = read("docs/writing-a-publisher.md")
 
-  it("shows a publisher that does what it says", function()
+  it("shows a publisher that works as described", function()
     local listener = assert(socket.bind("127.0.0.1", 0))
     local _, port = listener:getsockname()
     local received = support.path()
@@ -373,55 +373,5 @@ describe("docs/writing-a-publisher.md", function()
     problem = support.raised(made.publish, made, { message("1") }, "n")
     assert.matches("connection refused", problem)
     support.remove()
-  end)
-end)
-
-describe("docs/destinations.md", function()
-  local page = read("docs/destinations.md")
-
-  it("makes publishers that there are", function()
-    local snippet = page:match("\n```lua\n(.-)\n```") .. "; return publisher"
-    local made = assert(load(snippet, "=docs/destinations.md", "t", { outbox = outbox }))()
-    assert.equal(20, made.batch_size)
-    made:close()
-  end)
-
-  it("names every scheme, and the batch that suits it", function()
-    local targets = { redis = "//localhost", http = "//host/path", https = "//host/path",
-      exec = "cat", file = "/dev/null", stdout = "" }
-    for scheme in support.raised(outbox.publisher, "no:"):match("one of ([%w, ]+)"):gmatch("%w+") do
-      local batch = page:match("`" .. scheme .. ":[^|]*|[^|]*| (%d+) |")
-      local size = outbox.publisher(scheme .. ":" .. targets[scheme]).batch_size or 20
-      assert.equal(tostring(size), batch, scheme)
-    end
-  end)
-
-  it("lists every option of a destination, with its default, and no other", function()
-    local sections = { redis = "Redis Streams", http = "Webhooks", exec = "A program",
-      file = "Lines of JSON" }
-    for name, title in pairs(sections) do
-      local section = (page .. "\n## "):match("\n## " .. title .. "\n(.-)\n## ")
-      local rows = section:match("\n| option | default | |\n[| -]+\n(.-)\n\n") or ""
-      local listed = {}
-      for option, default in rows:gmatch("| `([%l_]+)` | ([^|]-) |") do
-        listed[option] = default
-      end
-      for option, known in pairs(require("outbox.publishers." .. name).OPTIONS) do
-        local default = listed[option]
-        assert.is_string(default, name .. ": " .. option)
-        if type(known.default) ~= "table" and known.default ~= nil then
-          assert.equal(tostring(known.default), (default:gsub(" s$", ""):gsub('"', "")))
-        end
-        listed[option] = nil
-      end
-      assert.same({}, listed)
-    end
-  end)
-
-  it("shows the line that a message becomes", function()
-    local line = page:match('\n({"id".-})\n')
-    assert.equal(line, require("outbox.publishing.format").line({ id = "order-2",
-      namespace = "orders", key = "7", payload = "placed", headers = { source = "shell" },
-      created_at = 1737892800.123456, attempts = 0 }))
   end)
 end)

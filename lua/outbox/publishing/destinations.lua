@@ -1,7 +1,7 @@
 -- The destinations, found by the scheme of a URL. A destination is a module,
 -- `outbox.publishers.<scheme>`, so another rock can add one by installing such a module:
 --
---    summary               table: `url`, the form of the URL; `text`, a few words on the destination
+--    summary               table: `url`, the form of its URLs; `text`, a few words about it
 --    OPTIONS               table of its options, by name, in the form of outbox.options
 --    parse(scheme, rest)   returns the target of the URL, or nil and what the URL should look like
 --    new(target, options)  returns the publisher
@@ -29,13 +29,14 @@ M.ROCKS = {
 -- because they lead to other folders. Longer schemes are not looked up.
 local SCHEME, MAX_LENGTH = "^[a-z][a-z0-9+-]*$", 64
 
--- Whether `require` would find the module. Raises if the module cannot be compiled.
+-- Whether `require` would find the module, even if it cannot load it.
 local function is_installed(name)
   if package.loaded[name] ~= nil then
     return true
   end
   for _, searcher in ipairs(package.searchers) do
-    if type((searcher(name))) == "function" then
+    local ok, loader = pcall(searcher, name)
+    if not ok or type(loader) == "function" then
       return true
     end
   end
