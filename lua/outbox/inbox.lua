@@ -1,20 +1,20 @@
---- For whoever receives messages: what was delivered twice is done once. Made by `outbox.inbox`.
+--- For the receiver of messages: handles a message once, even if it was delivered twice. Made by
+-- `outbox.inbox`.
 --
 --    local inbox = outbox.inbox({ store = store })
 --    inbox:once(message.id, function(txn)
 --      txn:execute("UPDATE stock SET count = count - 1 WHERE item = ?", item)
 --    end)
 --
--- The ids are kept in the table `<prefix>inbox`, which comes to be with the first.
+-- The ids are kept in the table `<prefix>inbox`, which is created with the first id.
 -- @classmod outbox.inbox
 
 local option = require("outbox.options")
 
--- With the first id that comes, and every so many, twice as many go at most, of those whose time is
--- over.
+-- The first new id, and then every 16th, deletes at most twice as many ids whose retention is over.
 local PERIOD = 16
 
--- `@` is the prefix.
+-- `@` stands for the prefix.
 local SQL = {
   create = [[CREATE TABLE IF NOT EXISTS @inbox
     (id TEXT PRIMARY KEY NOT NULL, seen_at INTEGER NOT NULL) WITHOUT ROWID]],
@@ -27,8 +27,9 @@ local SQL = {
 local Inbox = { __name = "outbox.inbox" }
 Inbox.__index = Inbox
 
--- Returns whether the id is new. It is not known whether the table is there: the transaction that
--- created it may have been rolled back.
+-- Records the id; returns whether it is new. The table is created if the INSERT fails without it.
+-- The inbox cannot remember that the table exists, because the transaction that created it may be
+-- rolled back.
 local function record(self, txn, id, now)
   local sql = self.sql
   local ok, count = pcall(txn.execute, txn, sql.record, id, now)
@@ -42,6 +43,7 @@ local function record(self, txn, id, now)
   return count == 1
 end
 
+-- Deletes old ids, if it is time for that.
 local function forget(self, txn, now)
   if self.count % PERIOD == 0 then
     txn:execute(self.sql.forget, math.floor((now - self.retention) * 1e6), 2 * PERIOD)
@@ -49,12 +51,13 @@ local function forget(self, txn, now)
   self.count = self.count + 1
 end
 
---- Runs a function in a transaction that also notes the id, unless it was noted before. What the
--- function raises rolls both back, and is raised again: the next time it is tried again.
+--- Runs a function in a transaction that also records the id. Does nothing if the id was recorded
+-- before. If the function raises, both are rolled back and the error is raised again, so the next
+-- call with this id runs the function again.
 -- @function inbox:once
--- @tparam string id of the message; with several that each handle it, one made of their name and it
+-- @tparam string id of the message; if several handlers handle it, put the handler's name before it
 -- @tparam function fn gets an `outbox.transaction`, as in `store:transaction`
--- @treturn boolean whether it was run; then follows what it returned
+-- @treturn boolean whether the function was run; then the values that it returned
 ---@param id string
 ---@param fn fun(txn: outbox.transaction): ...
 ---@return boolean, ...
@@ -81,9 +84,9 @@ local OPTIONS = {
 
 --- Makes an inbox.
 -- @function outbox.inbox
--- @tparam table options `store`, from `outbox.open`, on the database that the messages change;
--- `retention`, for how many seconds an id is kept at least, default a week: longer than a message
--- may take to be delivered again
+-- @tparam table options `store`: from `outbox.open`, on the database that the messages change;
+-- `retention`: how many seconds an id is kept at least, default a week. It must be longer than a
+-- message may take to be delivered again.
 -- @treturn outbox.inbox
 ---@param options outbox.inbox_options
 ---@return outbox.inbox

@@ -1,21 +1,22 @@
---- Helpers for tests: a clock that the test moves, ids that it knows, a publisher that records, and
--- assertions for busted.
+--- Helpers for tests: a clock that the test sets, ids that it knows, a publisher that records the
+-- messages, and assertions for busted.
 --
 --    local testing = require("outbox.testing")
 --    local clock = testing.clock()
 --    local store = outbox.open(":memory:", { clock = clock, id_generator = testing.ids() })
 --    assert.outbox(store).has_entry({ key = "7" })
 --
--- The assertions are there when luassert is, as in busted: `assert.outbox(store)` followed by
--- `is_empty()` (nothing ready, delayed or dead), `has_entries(count)`, `has_entry(fields)` (ready
--- or delayed) and `has_dead_entry(fields)`, or their negations `is_not_empty()`,
+-- The assertions exist if luassert is installed, as it is with busted. After `assert.outbox(store)`
+-- follows `is_empty()` (no ready, delayed or dead entry), `has_entries(count)`, `has_entry(fields)`
+-- (a ready or delayed entry) or `has_dead_entry(fields)`. Their negations are `is_not_empty()`,
 -- `has_no_entry(fields)` and so on.
 -- @module outbox.testing
 
 local M = {}
 
---- A clock that stands still but for `advance(seconds)` and `sleep(seconds)`, which advances it and
--- returns at once. All are plain functions; `time` may be set too.
+--- Makes a clock that only the test moves. `advance(seconds)` and `sleep(seconds)` both advance it
+-- and return at once; `now()` returns its time. All are plain functions. The field `time` is the
+-- time, and may be set.
 ---@param start? number seconds since the epoch, default 1000
 ---@return outbox.testing.clock
 function M.clock(start)
@@ -30,7 +31,7 @@ function M.clock(start)
   return clock
 end
 
---- An ID generator that counts: "id-1", "id-2" and so on.
+--- Makes an ID generator that counts: "id-1", "id-2" and so on.
 ---@param prefix? string default "id-"
 ---@return outbox.id_generator
 function M.ids(prefix)
@@ -44,7 +45,7 @@ end
 local Publisher = {}
 Publisher.__index = Publisher
 
--- The first rule that fits and is not used up; uses it.
+-- Returns the first rule that matches the message, and uses it once; a rule that is used up goes.
 local function find(rules, message)
   for i, rule in ipairs(rules) do
     if message == nil or rule.match == message.id
@@ -58,7 +59,7 @@ local function find(rules, message)
   end
 end
 
---- What the processor calls.
+--- Records messages, or fails or raises as it was told. The processor calls it.
 ---@param messages outbox.entry[]
 ---@param namespace string
 ---@return table<integer, any>?
@@ -66,7 +67,7 @@ function Publisher:publish(messages, namespace)
   self.calls[#self.calls + 1] = { namespace = namespace, messages = messages }
   local raise = find(self.raises)
   if raise then
-    error(raise.problem, 0)
+    error(raise.value, 0)
   end
   local failures
   for i, message in ipairs(messages) do
@@ -82,33 +83,33 @@ function Publisher:publish(messages, namespace)
 end
 
 --- From now on some messages fail.
----@param match string|fun(message: outbox.entry): boolean an id, or a function that tells
----@param reason any what the processor is told, `{ reason =, permanent = true }` for instance
----@param times? integer how often, default always
+---@param match string|fun(message: outbox.entry): boolean an id, or a function that selects
+---@param reason any given to the processor; `{ reason =, permanent = true }` for instance
+---@param times? integer how many failures, default no limit
 function Publisher:fail(match, reason, times)
   self.failures[#self.failures + 1] = { match = match, reason = reason, times = times or math.huge }
 end
 
 --- From now on every call raises.
----@param problem any
----@param times? integer how often, default always
-function Publisher:raise(problem, times)
-  self.raises[#self.raises + 1] = { problem = problem, times = times or math.huge }
+---@param value any the error
+---@param times? integer how many calls, default no limit
+function Publisher:raise(value, times)
+  self.raises[#self.raises + 1] = { value = value, times = times or math.huge }
 end
 
---- Nothing fails or raises any more.
+--- From now on no message fails and no call raises.
 function Publisher:recover()
   self.failures, self.raises = {}, {}
 end
 
---- A publisher that records: `messages`, all that it accepted, in order; `calls`, each with
--- `namespace` and `messages`.
+--- Makes a publisher that records. Its field `messages` has all messages that it accepted, in
+-- order; `calls` has its calls, each with `namespace` and `messages`.
 ---@return outbox.testing.publisher
 function M.publisher()
   return setmetatable({ messages = {}, calls = {}, failures = {}, raises = {} }, Publisher)
 end
 
--- All entries of one kind, page by page.
+-- Returns all entries of one kind; reads them a page at a time.
 local function list(store, method)
   local entries, after = {}, nil
   repeat
@@ -182,16 +183,16 @@ local function register(assert, util)
   end)
   assertion("empty", function(store)
     return #waiting(store) == 0 and #list(store, "dead_entries") == 0
-  end, "asked of the outbox: to be empty")
+  end, "expected of the outbox: to be empty")
   assertion("entries", function(store, count)
     return #waiting(store) == count
-  end, "asked of the outbox: how many entries,")
+  end, "expected of the outbox: the number of entries,")
   assertion("entry", function(store, fields)
     return any(waiting(store), fields)
-  end, "asked of the outbox: an entry,")
+  end, "expected of the outbox: an entry,")
   assertion("dead_entry", function(store, fields)
     return any(list(store, "dead_entries"), fields)
-  end, "asked of the outbox: a dead letter,")
+  end, "expected of the outbox: a dead letter,")
 end
 
 local ok, luassert = pcall(require, "luassert")

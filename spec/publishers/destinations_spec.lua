@@ -2,6 +2,8 @@
 
 local destinations = require("outbox.publishing.destinations")
 local outbox = require("outbox")
+local process = require("process")
+local socket = require("socket")
 local support = require("spec.support")
 
 local function read(path)
@@ -166,6 +168,34 @@ describe("a destination", function()
     install("kafka",
       "return require('outbox.need')('no.such.client', 'kafka needs a client', 'client')")
     assert.equal("kafka needs a client: luarocks install client\n", refusal('"kafka:x"'))
+  end)
+
+  it("is shown by docs/writing-a-publisher.md", function()
+    local snippet
+    for found in read("docs/writing-a-publisher.md"):gmatch("\n```lua\n(.-)\n```") do
+      snippet = found
+    end
+    install("lines", snippet)
+    local listener = assert(socket.bind("127.0.0.1", 0))
+    local _, port = listener:getsockname()
+    local received = support.path()
+    local pid = process.fork(function()
+      local file <close> = assert(io.open(received, "w"))
+      local connection = listener:accept()
+      for _ = 1, 2 do
+        file:write(connection:receive("*l"), "\n")
+        connection:send("ok\n")
+      end
+    end)
+    listener:close()
+    assert.equal("ok\n", run(([[
+      local publisher = require("outbox").publisher("lines://127.0.0.1:%s", { timeout = 9 })
+      publisher:publish({ { payload = "a" }, { payload = "b" } }, "")
+      print("ok")]]):format(port)))
+    assert.equal(0, (process.wait(pid)))
+    assert.equal("a\nb\n", read(received))
+    assert.matches("(lines://host:port expected; timeout must be a number of seconds",
+      run([[print(pcall(require("outbox").publisher, "lines:x", { timeout = 0 }))]]), 1, true)
   end)
 
   describe("in relay --help", function()
