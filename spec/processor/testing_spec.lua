@@ -24,7 +24,7 @@ describe("outbox.testing", function()
   describe("has a publisher", function()
     local a, b = { id = "a" }, { id = "b", key = "k" }
 
-    it("that records what it accepts", function()
+    it("that records the messages that it accepts", function()
       local publisher = testing.publisher()
       assert.is_nil(publisher:publish({ a, b }, "n"))
       assert.same({ a, b }, publisher.messages)
@@ -64,7 +64,7 @@ describe("outbox.testing", function()
       support.remove()
     end)
 
-    it("on what waits", function()
+    it("on ready and delayed entries", function()
       assert.outbox(store).is_empty()
       store:publish({ key = "k", payload = "p", headers = { h = "1" } })
       store:publish({ namespace = "n", deliver_at = os.time() + 1000 })

@@ -19,7 +19,7 @@ local function read(path)
   return file:read("a")
 end
 
--- Waits for something that another process does.
+-- Waits until a condition holds that another process brings about.
 local function eventually(condition, ...)
   local deadline = outbox.clock.now() + 30
   while not condition(...) do
@@ -28,19 +28,19 @@ local function eventually(condition, ...)
   end
 end
 
--- What the system tells of a process; nil if there is none, not even a zombie.
+-- The status of a process in /proc; nil if there is no such process, not even a zombie.
 local function status(pid)
   local file <close> = io.open(("/proc/%d/stat"):format(tonumber(pid)))
   return file and file:read("a")
 end
 
--- Whether a process is no more, though its parent may not have noticed.
+-- Whether a process has ended, even if it still is a zombie.
 local function has_ended(pid)
   local text = status(pid)
   return not text or text:find("%) Z ") ~= nil
 end
 
--- A program that does something else than answer "ok" to some ids.
+-- A program that runs these commands for some ids, and answers "ok" to all others.
 local function answering(cases)
   local list = {}
   for _, case in ipairs(cases) do
@@ -95,7 +95,7 @@ describe("the exec publisher", function()
     assert.equal("/w==", lines[4].payload_base64)
   end)
 
-  it("understands what the program answers", function()
+  it("understands the answers of the program", function()
     new(answering({ { 2, "echo error no such order" }, { 3, "echo error" },
       { 4, [[echo '{"reason": "gone", "permanent": true}']] },
       { 5, [[echo '{"reason": null, "retry_after": 30}']] },
@@ -122,7 +122,7 @@ describe("the exec publisher", function()
     ["answers JSON that is no failure"] = { "echo 1; cat", "the program answered '1'" },
     ["cannot be found"] = { "2>&- no-such-program", "the program ended with status 127" },
   }) do
-    it("holds against no message that the program " .. name, function()
+    it("counts no attempt if the program " .. name, function()
       new(case[1])
       for _ = 1, 2 do
         local failures = publisher:publish(messages(1000, ("x"):rep(1000)), "n")
@@ -140,7 +140,7 @@ describe("the exec publisher", function()
     end
   end)
 
-  it("starts the program again, for what it has not answered", function()
+  it("starts the program again, for the messages without an answer", function()
     local path = support.path()
     new(([[read -r line; printf '%%s\n' "$line" >> %s; echo ok; read -r line; exit 1]])
       :format(path))
@@ -174,7 +174,7 @@ describe("the exec publisher", function()
     assert.outbox(store).has_entries(0)
   end)
 
-  it("kills a program that does not answer in time, and what it has started", function()
+  it("kills a program that does not answer in time, and the processes it has started", function()
     local path = support.path()
     new(("sleep 3600 & echo $! > %s; cat > /dev/null"):format(path), { timeout = 0.1 })
     assert.same({ uncharged("the program has not answered in time") },
@@ -182,7 +182,7 @@ describe("the exec publisher", function()
     eventually(has_ended, read(path))
   end)
 
-  it("starts a program again that has ended meanwhile", function()
+  it("starts a program again that has ended between two batches", function()
     local path = support.path()
     new(("echo $$ > %s; read -r line; echo ok"):format(path))
     for _ = 1, 2 do
@@ -196,7 +196,7 @@ describe("the exec publisher", function()
     assert.same({}, publisher:publish(messages(4), "n"))
   end)
 
-  it("does not take an answer too many for that to the next message", function()
+  it("does not use a surplus answer for the next message", function()
     local path, list = support.path(), messages(2)
     new(("echo $$ >> %s; %s"):format(path,
       answering({ { 1, [[printf 'ok\nok\n']] }, { 2, "echo error no" } })))
@@ -241,7 +241,7 @@ describe("the exec publisher", function()
   end)
 
   describe("in a loop of luv", function()
-    it("yields until all is answered, and does not keep the loop going", function()
+    it("yields until all messages are answered, and does not keep the loop running", function()
       new(OK)
       local answer, ticks = nil, 0
       local timer = uv.new_timer()
@@ -260,7 +260,7 @@ describe("the exec publisher", function()
       assert.is_true(ticks > 0)
     end)
 
-    it("takes no answer to a call that was cut off for one to the next", function()
+    it("does not use the answers to a call that was cut off for the next call", function()
       new(answering({ { 1, "sleep 0.2; echo error late" } }))
       local list, answer = messages(2), nil
       local timer = uv.new_timer()
@@ -275,7 +275,7 @@ describe("the exec publisher", function()
       assert.same({}, answer)
     end)
 
-    it("is refused where it cannot yield", function()
+    it("is refused if it cannot yield", function()
       new(OK)
       local answer, reason = true, nil
       local timer = uv.new_timer()

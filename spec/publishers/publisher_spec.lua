@@ -15,7 +15,7 @@ local function write(path, text)
   file:write(text)
 end
 
--- The messages of a file, a line each.
+-- Decodes the messages of a file, one per line.
 local function lines(text)
   local list = {}
   for line in text:gmatch("(.-)\n") do
@@ -140,7 +140,7 @@ describe("the file publisher", function()
     assert.equal("eyJuYW1lIjoi/yJ9", found[6].headers_base64)
   end)
 
-  it("writes the base64 that others write, whatever the length", function()
+  it("writes base64 as other programs do, for any length", function()
     local bytes, list = support.path(), {}
     for i, length in ipairs({ 1, 2, 3, 4, 5, 6, 3071, 3072, 3073, 6144, 100000 }) do
       local random = {}
@@ -270,7 +270,7 @@ describe("the stdout publisher", function()
     assert.matches('^{"id":"1",.*}\ntrue nil\n$', (support.run(program)))
   end)
 
-  it("says what went wrong", function()
+  it("reports the error", function()
     assert.equal("nil No space left on device\n", support.run(program .. "2>&1 >/dev/full; exec"))
   end)
 end)

@@ -65,7 +65,7 @@ describe("the redis publisher", function()
     return outbox.processor(options)
   end
 
-  -- Whatever is wrong is held against no message, and what is mended is delivered.
+  -- In a bad state of the server no attempt is counted; afterwards the messages are delivered.
   local function waits_for(expected, mend)
     store:publish({ id = "a", key = "a" }, { id = "b", key = "b" })
     local publisher <close> = outbox.publisher(url())
@@ -134,7 +134,7 @@ describe("the redis publisher", function()
     assert.equal(2, client:xlen("outbox"))
   end)
 
-  it("charges what the server refuses for the message's sake, and no other", function()
+  it("counts an attempt only if the server refuses the message itself", function()
     client:set("outbox:bad", "no stream")
     store:publish({ id = "1", namespace = "bad" }, { id = "2", namespace = "bad" },
       { id = "3", namespace = "good" })
@@ -182,7 +182,7 @@ describe("the redis publisher", function()
       { publisher:publish({ { id = "1", created_at = 1 } }, "") })
   end)
 
-  it("gives up on a server that does not answer, and hangs up", function()
+  it("gives up on a server that does not answer, and closes the connection", function()
     local publisher <close> = outbox.publisher(url(), { timeout = 0.05 })
     process.kill(instance.pid, 19) -- SIGSTOP
     local answer, reason = publisher:publish({ { id = "1", created_at = 1 } }, "")
@@ -197,7 +197,7 @@ describe("the redis publisher", function()
     assert.same({}, publisher:publish({ { id = "2", created_at = 1 } }, ""))
   end)
 
-  it("does not give up on a batch that takes longer, while it gets on", function()
+  it("does not give up on a large batch while bytes are being sent", function()
     local listener = assert(socket.bind("127.0.0.1", 0))
     local _, slow_port = listener:getsockname()
     local pid = process.fork(function()
@@ -210,7 +210,7 @@ describe("the redis publisher", function()
         outbox.clock.sleep(0.1)
       end
       connection:send("$3\r\n1-1\r\n")
-      connection:receive("*l") -- the rest, for it is reset where that is not read
+      connection:receive("*l") -- the rest: if it is not read, the connection is reset
     end)
     listener:close()
     local publisher <close> = outbox.publisher("redis://127.0.0.1:" .. slow_port, { timeout = 1 })
@@ -221,7 +221,7 @@ describe("the redis publisher", function()
     assert.same({}, failures, reason)
   end)
 
-  it("connects again where the server has closed the connection meanwhile", function()
+  it("connects again if the server has closed the connection", function()
     local publisher <close> = outbox.publisher(url())
     assert.same({}, publisher:publish({ { id = "1", created_at = 1 } }, ""))
     client:client("KILL", "TYPE", "normal") -- but itself
@@ -231,9 +231,9 @@ describe("the redis publisher", function()
     assert.same({}, publisher:publish({ { id = "3", created_at = 1 } }, ""))
   end)
 
-  it("delivers 10,000 messages in order per key, though the server is killed on the way", function()
+  it("delivers 10,000 messages in order per key, even if the server is killed meanwhile", function()
     local path = support.path()
-    local gone = process.fork(function() -- kills it, while a batch is on its way or just after
+    local gone = process.fork(function() -- kills the server during a batch or just after it
       local mine = connect()
       repeat
         outbox.clock.sleep(0.001)

@@ -37,7 +37,7 @@ describe("an inbox", function()
     assert.outbox(store).has_entries(2)
   end)
 
-  it("forgets what was rolled back, with all that the function did", function()
+  it("forgets an id that was rolled back, with the changes of the function", function()
     local problem = support.raised(inbox.once, inbox, "1", function(txn)
       txn:publish({})
       error({ "mine" })
@@ -84,7 +84,7 @@ describe("an inbox", function()
     assert.is_true(outbox.inbox({ store = plain }):once("1", nothing))
   end)
 
-  it("keeps an id for the retention, and then forgets some at a time", function()
+  it("keeps an id for the retention, then deletes some at a time", function()
     local function see(name, number)
       inbox = outbox.inbox({ store = store, retention = 100 })
       for i = 1, number do
@@ -116,7 +116,7 @@ describe("an inbox", function()
       support.pluck(plan, "detail"))
   end)
 
-  it("runs a function once, though two processes come at once", function()
+  it("runs a function once, even if two processes call at the same time", function()
     store:close()
     local log, gate, children = support.path(), process.gate(), {}
     for child = 1, 2 do
@@ -145,7 +145,7 @@ describe("an inbox", function()
     end
   end)
 
-  it("makes of a redelivery nothing", function()
+  it("ignores a redelivery", function()
     local receiver <close> = support.store()
     support.sql(receiver, "CREATE TABLE stock (count)")
     support.sql(receiver, "INSERT INTO stock VALUES (10)")
