@@ -217,7 +217,11 @@ describe("a destination", function()
       install("kafka", MODULE)
       install("nats", "error('no')")
       install("amqp", "return {")
-      install("mqtt", "return { OPTIONS = {}, parse = print, new = print }")
+      for scheme, summary in pairs({ mqtt = "nil", mqtts = "7", amqps = "{ url = 7 }",
+        tls = "{ url = 'tls:' }" }) do
+        install(scheme, ("return { OPTIONS = {}, parse = print, new = print, summary = %s }")
+          :format(summary))
+      end
       assert.matches("\n   pigeon:NAME +a pigeon\n", "\n" .. help() .. "\n")
       assert.matches("\n   redis://", "\n" .. help(), 1, true)
     end)

@@ -48,6 +48,12 @@ local function is_destination(module)
     and type(module.parse) == "function" and type(module.new) == "function"
 end
 
+-- Whether `--help` can show the summary of a module, which may be of another rock.
+local function is_summary(summary)
+  return type(summary) == "table" and type(summary.url) == "string"
+    and type(summary.text) == "string"
+end
+
 local function explain(scheme)
   local shown = #scheme > MAX_LENGTH and scheme:sub(1, MAX_LENGTH) .. "..." or scheme
   local rock = M.ROCKS[scheme]
@@ -79,11 +85,10 @@ function M.summaries()
   end
   table.sort(schemes)
   for _, scheme in ipairs(schemes) do
-    local ok, module = pcall(M.find, scheme) -- one that does not load must not hide the others
-    local summary = ok and module and module.summary
-    if summary and not seen[module] then
+    local ok, module = pcall(M.find, scheme) -- a module that does not load must not hide others
+    if ok and module and not seen[module] and is_summary(module.summary) then
       seen[module] = true
-      list[#list + 1] = summary
+      list[#list + 1] = module.summary
     end
   end
   return list
