@@ -223,6 +223,7 @@ describe("a destination", function()
           :format(summary))
       end
       assert.matches("\n   pigeon:NAME +a pigeon\n", "\n" .. help() .. "\n")
+      assert.is_nil(help():find("tls:", 1, true))
       assert.matches("\n   redis://", "\n" .. help(), 1, true)
     end)
 
