@@ -1,22 +1,24 @@
 /*
-** A memory that runs out when a test says so: SQLite's allocator, which the core uses as well.
+** Simulates a lack of memory. The test chooses which allocation fails. This wraps SQLite's
+** allocator, which the core uses as well.
 */
 #ifndef ALLOCATIONS_H
 #define ALLOCATIONS_H
 
 #include <stdbool.h>
 
-/* To be called before anything else of SQLite's. Its own reserve for small things goes too, or it
-** would hardly notice the lack. */
+/* Call this before any other function of SQLite. It also turns off SQLite's lookaside memory,
+** because small allocations would be served from there and would not fail. */
 void begin_allocations(void);
 
-/* The n-th allocation from now on fails, or with `for_ever` that and all after it. */
+/* Makes the n-th allocation from now on fail; with `for_ever`, that one and all later ones. */
 void arm_allocation(int n, bool for_ever);
 
-/* No allocation fails any more; whether any has. */
+/* Stops the failures. Returns whether any allocation has failed. */
 bool disarm_allocation(void);
 
-/* Whether this one is to fail: for another allocator that takes part. */
+/* Returns whether the current allocation must fail. Another allocator can call this to take
+** part. */
 bool allocation_fails(void);
 
 #endif

@@ -8,39 +8,39 @@
 
 #include "wrapper.h"
 
-/* A part of a sector is never on the disk without the rest. */
-enum { SECTOR = 512, MOST_NAMES = 4, MOST_FILES = 64 };
+/* A disk writes a sector as a whole or not at all. SECTOR is its size in bytes. */
+enum { SECTOR = 512, MAX_NAMES = 4, MAX_FILES = 64 };
 
 typedef enum kind { CREATE, DELETE, WRITE, TRUNCATE, SYNC, SYNC_DIRECTORY } kind;
 
 typedef struct change {
   kind kind;
   int name;
-  int file; /* every creation makes another file, even of a name that was there before */
+  int file; /* each creation has a new number, even if the name existed before */
   sqlite3_int64 at;
   int size;
   void *bytes;
-  int synced_at; /* the change that made this one safe; INT_MAX: none yet */
+  int synced_at; /* number of the sync that made this change durable; INT_MAX: none yet */
 } change;
 
 static struct {
   change *changes;
   int count, room;
-  char names[MOST_NAMES][24]; /* without their directory */
-  int files[MOST_NAMES];      /* the last one of this name */
+  char names[MAX_NAMES][24]; /* file names without the directory */
+  int files[MAX_NAMES];      /* by name: number of the last file that was created with it */
   int files_count;
 } disk;
 
 typedef struct file {
   wrapped_file wrapped;
-  int name;           /* -1: one that does not outlive the power */
-  bool new_in_folder; /* created, and the directory not yet synced with it */
+  int name;           /* -1: a temporary file, which a power cut removes */
+  bool new_in_folder; /* created since the directory was last synced */
 } file;
 
 static sqlite3_vfs recording;
 static sqlite3_io_methods methods;
 
-/* --- Remembering ----------------------------------------------------------------------------- */
+/* --- Recording ------------------------------------------------------------------------------- */
 
 static int number_of(const char *path) {
   const char *last = strrchr(path, '/');
@@ -48,7 +48,7 @@ static int number_of(const char *path) {
   int i = 0;
   while (disk.names[i][0] != '\0' && strcmp(disk.names[i], last) != 0)
     i++;
-  assert(i < MOST_NAMES && strlen(last) < sizeof disk.names[i]);
+  assert(i < MAX_NAMES && strlen(last) < sizeof disk.names[i]);
   strcpy(disk.names[i], last);
   return i;
 }
@@ -67,7 +67,7 @@ static void note_synced(const change *sync) {
   }
 }
 
-static void remember(kind kind, int name, sqlite3_int64 at, int size, const void *bytes) {
+static void record(kind kind, int name, sqlite3_int64 at, int size, const void *bytes) {
   if (name < 0) return;
   if (disk.count == disk.room) {
     disk.room = disk.room == 0 ? 1024 : 2 * disk.room;
@@ -75,7 +75,7 @@ static void remember(kind kind, int name, sqlite3_int64 at, int size, const void
     assert(disk.changes != NULL);
   }
   if (kind == CREATE) disk.files[name] = disk.files_count++;
-  assert(disk.files_count <= MOST_FILES);
+  assert(disk.files_count <= MAX_FILES);
   change *c = &disk.changes[disk.count];
   *c = (change){.kind = kind, .name = name, .file = disk.files[name], .at = at, .size = size};
   c->synced_at = INT_MAX;
@@ -99,21 +99,21 @@ bool is_sync(int n) {
 /* --- Files ----------------------------------------------------------------------------------- */
 
 static int write_file(sqlite3_file *f, const void *bytes, int size, sqlite3_int64 at) {
-  remember(WRITE, ((file *)f)->name, at, size, bytes);
+  record(WRITE, ((file *)f)->name, at, size, bytes);
   return PASS(f, xWrite, bytes, size, at);
 }
 
 static int truncate_file(sqlite3_file *f, sqlite3_int64 size) {
-  remember(TRUNCATE, ((file *)f)->name, size, 0, NULL);
+  record(TRUNCATE, ((file *)f)->name, size, 0, NULL);
   return PASS(f, xTruncate, size);
 }
 
-/* As the real one does: the first sync of a journal syncs its directory too. */
+/* Like the real VFS, the first sync of a journal or log also syncs its directory. */
 static int sync_file(sqlite3_file *base, int flags) {
   (void)flags;
   file *f = (file *)base;
-  remember(SYNC, f->name, 0, 0, NULL);
-  if (f->new_in_folder) remember(SYNC_DIRECTORY, f->name, 0, 0, NULL);
+  record(SYNC, f->name, 0, 0, NULL);
+  if (f->new_in_folder) record(SYNC_DIRECTORY, f->name, 0, 0, NULL);
   f->new_in_folder = false;
   return SQLITE_OK;
 }
@@ -131,7 +131,7 @@ static int open_file(sqlite3_vfs *vfs, const char *name, sqlite3_file *base, int
   base->pMethods = &methods;
   if (name != NULL && (flags & SQLITE_OPEN_DELETEONCLOSE) == 0) f->name = number_of(name);
   if (!there) {
-    remember(CREATE, f->name, 0, 0, NULL);
+    record(CREATE, f->name, 0, 0, NULL);
     f->new_in_folder = (flags & (SQLITE_OPEN_MAIN_JOURNAL | SQLITE_OPEN_WAL)) != 0;
   }
   return SQLITE_OK;
@@ -141,12 +141,12 @@ static int delete_file(sqlite3_vfs *vfs, const char *name, int sync_directory) {
   (void)vfs;
   int code = real_vfs()->xDelete(real_vfs(), name, 0);
   if (code != SQLITE_OK) return code;
-  remember(DELETE, number_of(name), 0, 0, NULL);
-  if (sync_directory) remember(SYNC_DIRECTORY, number_of(name), 0, 0, NULL);
+  record(DELETE, number_of(name), 0, 0, NULL);
+  if (sync_directory) record(SYNC_DIRECTORY, number_of(name), 0, 0, NULL);
   return SQLITE_OK;
 }
 
-static void forget(void) {
+static void discard_records(void) {
   for (int i = 0; i < disk.count; i++)
     free(disk.changes[i].bytes);
   free(disk.changes);
@@ -154,7 +154,7 @@ static void forget(void) {
 }
 
 void begin_disk(void) {
-  forget();
+  discard_records();
   methods = PASS_ON;
   methods.xWrite = write_file;
   methods.xTruncate = truncate_file;
@@ -168,13 +168,14 @@ void end_disk(void) {
 
 /* --- Cutting the power ----------------------------------------------------------------------- */
 
-/* A number below `limit`, from a seed of its own lest anybody else's be disturbed. */
+/* A random number below `limit`. Each cut has its own seed, so that it does not affect other random
+** sequences. */
 static int chance(unsigned *seed, int limit) {
   *seed = *seed * 1103515245u + 12345u;
   return (int)((*seed >> 16) % (unsigned)limit);
 }
 
-/* What there is of a file. */
+/* The contents of a file after the cut. */
 typedef struct image {
   char *bytes;
   sqlite3_int64 size;
@@ -193,7 +194,7 @@ static void apply_write(image *m, const change *c, int size) {
   memcpy(m->bytes + c->at, c->bytes, (size_t)size);
 }
 
-/* How much of a write got to the disk: up to the end of some sector. */
+/* How many bytes of a write reached the disk. A partial write ends at the end of a sector. */
 static int torn(const change *c, unsigned *seed) {
   sqlite3_int64 end = c->at + chance(seed, c->size + 1);
   end -= end % SECTOR;
@@ -206,22 +207,22 @@ static void apply(image *m, const change *c, int size) {
 }
 
 void cut_power(int changes, unsigned seed, const char *directory) {
-  enum { NOTHING, ALL, PART, LUCKS };
-  image images[MOST_FILES] = {{NULL, 0}};
-  int files[MOST_NAMES];
+  enum { NOTHING, ALL, PART, OUTCOMES };
+  image images[MAX_FILES] = {{NULL, 0}};
+  int files[MAX_NAMES];
   bool random = seed > 0;
-  for (int i = 0; i < MOST_NAMES; i++)
+  for (int i = 0; i < MAX_NAMES; i++)
     files[i] = -1;
   for (int i = 0; i < changes; i++) {
     const change *c = &disk.changes[i];
-    int luck = c->synced_at <= changes ? ALL : random ? chance(&seed, LUCKS) : NOTHING;
-    if (luck == NOTHING) continue;
+    int outcome = c->synced_at <= changes ? ALL : random ? chance(&seed, OUTCOMES) : NOTHING;
+    if (outcome == NOTHING) continue;
     if (is_of_directory(c->kind))
       files[c->name] = c->kind == CREATE ? c->file : -1;
     else
-      apply(&images[c->file], c, luck == PART ? torn(c, &seed) : c->size);
+      apply(&images[c->file], c, outcome == PART ? torn(c, &seed) : c->size);
   }
-  for (int i = 0; i < MOST_NAMES && disk.names[i][0] != '\0'; i++) {
+  for (int i = 0; i < MAX_NAMES && disk.names[i][0] != '\0'; i++) {
     char path[80];
     snprintf(path, sizeof path, "%s/%s", directory, disk.names[i]);
     remove(path);
@@ -232,6 +233,6 @@ void cut_power(int changes, unsigned seed, const char *directory) {
     if (m->size > 0) fwrite(m->bytes, 1, (size_t)m->size, f);
     fclose(f);
   }
-  for (int i = 0; i < MOST_FILES; i++)
+  for (int i = 0; i < MAX_FILES; i++)
     free(images[i].bytes);
 }

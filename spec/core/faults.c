@@ -28,7 +28,7 @@ bool disarm_fault(void) {
   return plan.failed;
 }
 
-/* Whether this call is to fail. */
+/* Returns whether the current call must fail. */
 static bool fails(enum fault fault) {
   if (!plan.armed || plan.fault != fault) return false;
   if (plan.left > 0) plan.left--;
@@ -59,7 +59,7 @@ static int truncate_file(sqlite3_file *f, sqlite3_int64 size) {
   return PASS(f, xTruncate, size);
 }
 
-/* Nobody cuts the power here: to wait for the disk would only take long. */
+/* Does not really sync: no test cuts the power here, and waiting for the disk would take long. */
 static int sync_file(sqlite3_file *f, int flags) {
   (void)f;
   (void)flags;

@@ -1,23 +1,24 @@
 /*
-** An operating system whose calls fail when a test says so: a VFS of SQLite's over the real one.
+** Simulates failing calls to the operating system. This SQLite VFS wraps the real one. The test
+** chooses which call fails.
 */
 #ifndef FAULTS_H
 #define FAULTS_H
 
 #include <stdbool.h>
 
-/* The calls that can fail, and how. */
+/* The calls that can fail, and the way in which they fail. */
 enum fault {
   FAULT_OPEN,
   FAULT_READ,
   FAULT_WRITE,
-  FAULT_TORN, /* a write, after half of it */
-  FAULT_FULL, /* the same for want of room */
+  FAULT_TORN, /* a write fails after half of its bytes are written */
+  FAULT_FULL, /* likewise, because the disk is full */
   FAULT_SYNC,
   FAULT_TRUNCATE,
   FAULT_SIZE,
   FAULT_DELETE,
-  FAULT_LOCK, /* another connection has it */
+  FAULT_LOCK, /* another connection holds the lock */
   FAULT_SHM_MAP,
   FAULT_SHM_LOCK,
   FAULTS
@@ -25,14 +26,15 @@ enum fault {
 
 extern const char *const FAULT_NAMES[FAULTS];
 
-/* From now on all connections that are opened go through it, until end_faults. */
+/* From now on, until end_faults, all new connections use this VFS. */
 void begin_faults(void);
 void end_faults(void);
 
-/* The n-th call of a kind from now on fails, or with `for_ever` that and all after it. */
+/* Makes the n-th call of this kind from now on fail; with `for_ever`, that one and all later
+** ones. */
 void arm_fault(enum fault fault, int n, bool for_ever);
 
-/* No call fails any more; whether any has. */
+/* Stops the failures. Returns whether any call has failed. */
 bool disarm_fault(void);
 
 #endif

@@ -1,7 +1,10 @@
 /*
-** The core's own tests, through its public header alone and on real database files. An argument
-** is a pattern for the names of the tests to run, a second one for those to skip:
-** core_test 'a_deadline*'.
+** The tests of the core. They use its public header alone and real database files.
+**
+**     core_test [RUN [SKIP]]
+**
+** RUN is a pattern for the names of the tests to run, such as 'a_deadline*'. SKIP is a pattern for
+** the names of the tests to skip.
 */
 #include "allocations.h"
 #include "support.h"

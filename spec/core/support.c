@@ -66,7 +66,7 @@ int tear_down(void **state) {
 
 outbox_options test_options(fixture *f) {
   outbox_options options = OUTBOX_DEFAULTS;
-  options.synchronous = OUTBOX_SYNCHRONOUS_OFF; /* most tests cut no power */
+  options.synchronous = OUTBOX_SYNCHRONOUS_OFF; /* most tests do not cut the power */
   options.busy_timeout = 0;
   options.clock = read_clock;
   options.clock_context = f;
@@ -298,7 +298,7 @@ pid_t start_child(int (*body)(fixture *), fixture *f) {
   if (child == 0) {
     char status[12];
     snprintf(status, sizeof status, "%d", body(f));
-    /* Not _exit, at which valgrind would call the parent's open connections the child's leaks. */
+    /* Does not call _exit, because valgrind would report the parent's connections as leaks here. */
     execl("/bin/sh", "sh", "-c", "exit $0", status, (char *)NULL);
     _exit(127);
   }

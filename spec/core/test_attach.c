@@ -1,10 +1,10 @@
 /*
-** Stores on a connection that somebody else has opened: they take part in what goes on there, and
-** leave nothing behind.
+** Stores on a connection that the application has opened. They take part in the application's
+** transactions and leave no statement and no transaction open.
 */
 #include "support.h"
 
-/* Attaches to a connection; the store is the caller's to close. */
+/* Attaches a store to a connection. The caller closes the store. */
 static outbox_store *attach(fixture *f, sqlite3 *db) {
   outbox_options options = test_options(f);
   outbox_store *store;
@@ -12,7 +12,7 @@ static outbox_store *attach(fixture *f, sqlite3 *db) {
   return store;
 }
 
-/* Nothing of the store's holds the connection open, nor a transaction. */
+/* Asserts that the store has left no statement and no transaction open on the connection. */
 static void assert_untouched(sqlite3 *db) {
   assert_null(sqlite3_next_stmt(db, NULL));
   assert_true(sqlite3_get_autocommit(db));
@@ -65,7 +65,7 @@ static void no_operation_leaves_a_statement_or_a_transaction_behind(void **state
   assert_untouched(db);
 }
 
-static void what_the_caller_began_is_its_own_to_end(void **state) {
+static void only_the_caller_ends_a_transaction_that_it_began(void **state) {
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
   outbox_store *store = attach(f, db);
@@ -118,8 +118,9 @@ static void a_store_knows_when_its_connection_is_closed(void **state) {
   outbox_close(second);
 }
 
-/* What awaits the close is a function in SQL, which somebody may call. */
-static void nothing_but_the_close_itself_is_taken_for_it(void **state) {
+/* The store registers an SQL function whose destructor reports the close. SQL can call that
+** function. */
+static void calling_the_function_that_awaits_the_close_does_not_close_the_store(void **state) {
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
   outbox_store *store = attach(f, db);
@@ -156,36 +157,37 @@ static void a_store_may_be_closed_while_the_caller_reads(void **state) {
   assert_string_equal(ids_in(f->db, "entries"), "one two");
 }
 
-static outbox_store *meddled_with;
+static outbox_store *store_in_call;
 
-/* What SQLite may call in the middle of a call: closes the store, and tells if that is refused. */
-static bool is_refused(void) {
-  return outbox_close(meddled_with) == OUTBOX_MISUSE;
+/* SQLite's hooks call this during a call of the store. Tries to close the store and returns whether
+** that is refused. */
+static bool is_close_refused(void) {
+  return outbox_close(store_in_call) == OUTBOX_MISUSE;
 }
 
 static void close_in_update(void *context, int operation, const char *database, const char *table,
                             sqlite3_int64 rowid) {
   (void)operation, (void)database, (void)table, (void)rowid;
-  *(int *)context += is_refused();
+  *(int *)context += is_close_refused();
 }
 
 static int close_in_preparation(void *context, int action, const char *a, const char *b,
                                 const char *database, const char *trigger) {
   (void)action, (void)a, (void)b, (void)database, (void)trigger;
-  *(int *)context += is_refused();
+  *(int *)context += is_close_refused();
   return SQLITE_OK;
 }
 
 static void a_store_cannot_be_closed_in_the_middle_of_a_call(void **state) {
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
-  outbox_store *store = meddled_with = attach(f, db);
+  outbox_store *store = store_in_call = attach(f, db);
   outbox_message two[2] = {message("b"), message("c")};
   int updates = 0, preparations = 0;
   sqlite3_update_hook(db, close_in_update, &updates);
   sqlite3_set_authorizer(db, close_in_preparation, &preparations);
   assert_ok(store, outbox_migrate(store));
-  assert_int_equal(updates, 1); /* the schema's version */
+  assert_int_equal(updates, 1); /* the row with the schema's version */
   publish(store, "a");
   assert_ok(store, outbox_publish(store, two, 2));
   assert_int_equal(updates, 4);
@@ -211,7 +213,7 @@ static void a_snapshot_that_is_old_is_busy_and_says_why(void **state) {
   outbox_close(store);
 }
 
-static void tables_that_a_rollback_took_away_are_missed(void **state) {
+static void tables_that_a_rollback_removed_are_reported_as_missing(void **state) {
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
   outbox_store *store = attach(f, db);
@@ -253,7 +255,7 @@ static void the_handshake_finds_the_connection_that_is_opened_after_the_install(
   assert_ptr_equal(found, late);
   outbox_await_handshake(NULL);
   found = NULL;
-  assert_int_equal(number(late, OUTBOX_HANDSHAKE), 0); /* and nothing else */
+  assert_int_equal(number(late, OUTBOX_HANDSHAKE), 0); /* it finds nothing now */
   assert_null(found);
   sqlite3_reset_auto_extension();
 }
@@ -261,14 +263,14 @@ static void the_handshake_finds_the_connection_that_is_opened_after_the_install(
 int test_attach(void) {
   const struct CMUnitTest tests[] = {
       TEST_WITHOUT_STORE(no_operation_leaves_a_statement_or_a_transaction_behind),
-      TEST(what_the_caller_began_is_its_own_to_end),
+      TEST(only_the_caller_ends_a_transaction_that_it_began),
       TEST(closing_undoes_what_the_store_began_and_no_more),
       TEST(a_store_knows_when_its_connection_is_closed),
-      TEST(nothing_but_the_close_itself_is_taken_for_it),
+      TEST(calling_the_function_that_awaits_the_close_does_not_close_the_store),
       TEST(a_store_may_be_closed_while_the_caller_reads),
       TEST_WITHOUT_STORE(a_store_cannot_be_closed_in_the_middle_of_a_call),
       TEST(a_snapshot_that_is_old_is_busy_and_says_why),
-      TEST_WITHOUT_STORE(tables_that_a_rollback_took_away_are_missed),
+      TEST_WITHOUT_STORE(tables_that_a_rollback_removed_are_reported_as_missing),
       TEST_WITHOUT_STORE(a_failed_attach_says_why),
       TEST_WITHOUT_STORE(the_handshake_finds_the_connection_that_is_opened_after_the_install),
   };

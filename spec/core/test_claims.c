@@ -1,5 +1,5 @@
 /*
-** Claims: who holds which entries, and until when.
+** Claims: which processor holds which entries, and until when.
 */
 #define _GNU_SOURCE
 
@@ -20,11 +20,11 @@ static void an_idle_claim_finds_nothing_and_writes_nothing(void **state) {
   assert_false(claim_all(f->store, "p", NOW + SECOND));
   assert_string_equal(claimed_ids(f->store, "p"), "");
   assert_int_equal(number(watcher, "PRAGMA data_version"), before);
-  publish(f->store, "a"); /* the watcher would have seen a write */
+  publish(f->store, "a"); /* proves that the watcher sees writes */
   assert_int_not_equal(number(watcher, "PRAGMA data_version"), before);
 }
 
-static void a_claim_that_others_leave_nothing_to_writes_nothing(void **state) {
+static void a_claim_writes_nothing_if_others_hold_all_entries(void **state) {
   fixture *f = *state;
   sqlite3 *watcher = connect_plainly(f);
   publish(f->store, "a b");
@@ -110,7 +110,7 @@ static void an_expired_claim_that_nobody_took_over_is_renewed_too(void **state) 
   assert_string_equal(claimed_ids(f->store, "p"), "a");
 }
 
-static void what_is_published_behind_another_claim_goes_to_whoever_asks(void **state) {
+static void an_entry_published_after_a_claim_goes_to_the_next_claim(void **state) {
   fixture *f = *state;
   publish(f->store, "a b");
   assert_true(claim(f->store, "p", NOW));
@@ -134,7 +134,7 @@ static void a_lease_with_no_entry_left_is_swept(void **state) {
   assert_string_equal(leases(f->store), "");
 }
 
-static void a_lease_tells_its_processor_and_deadline(void **state) {
+static void a_lease_names_its_processor_and_deadline(void **state) {
   fixture *f = *state;
   outbox_lease lease;
   publish(f->store, "a b c");
@@ -156,8 +156,9 @@ static void start_reading(fixture *f) {
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
 }
 
-/* As when there are too many threads; here each would get a stack larger than all memory. */
-static void a_claim_that_no_thread_can_keep_is_an_error(void **state) {
+/* Simulates a system with too many threads: each new thread asks for a stack larger than all
+** memory. */
+static void a_heartbeat_that_cannot_start_its_thread_is_an_error(void **state) {
   fixture *f = *state;
   pthread_attr_t standard, huge;
   publish(f->store, "a");
@@ -175,7 +176,7 @@ static void a_claim_that_no_thread_can_keep_is_an_error(void **state) {
   assert_string_equal(claimed_ids(f->store, "p"), "a");
 }
 
-static void a_claim_can_be_kept_for_ever(void **state) {
+static void a_heartbeat_may_have_no_end(void **state) {
   fixture *f = *state;
   time_t end = time(NULL) + 60;
   publish(f->store, "a");
@@ -184,7 +185,7 @@ static void a_claim_can_be_kept_for_ever(void **state) {
   assert_ok(f->store, outbox_start_heartbeat(f->store, text("p"), 1000, INT64_MAX));
   while (number(f->db, "SELECT deadline FROM outbox_leases") == NOW) {
     assert_true(time(NULL) < end);
-    sqlite3_sleep(1); /* valgrind has one thread run at a time, and is not fair */
+    sqlite3_sleep(1); /* because valgrind runs one thread at a time, unfairly */
   }
   outbox_stop_heartbeat(f->store);
 }
@@ -193,14 +194,14 @@ static void ignore(int signal) {
   (void)signal;
 }
 
-/* A signal that came just before the wait would not end it: so there are many. */
+/* A signal just before the wait would not end it, therefore the test sends many. */
 static void a_wait_for_ever_lasts_until_something_ends_it(void **state) {
   fixture *f = *state;
   struct sigaction ending = {.sa_handler = ignore}, before;
   struct itimerval often = {{.tv_usec = 10000}, {.tv_usec = 10000}}, never = {{0}, {0}};
   bool rung;
   int64_t again;
-  assert_false(claim(f->store, "p", NOW)); /* what there was has been seen */
+  assert_false(claim(f->store, "p", NOW)); /* the store has seen all earlier commits */
   assert_int_equal(sigaction(SIGALRM, &ending, &before), 0);
   assert_int_equal(setitimer(ITIMER_REAL, &often, NULL), 0);
   int code = outbox_wait(f->store, INT64_MAX, &rung, &again);
@@ -238,41 +239,42 @@ static void any_other_call_ends_a_reading(void **state) {
   assert_string_equal(read_ids(f->store), "b c");
 }
 
-static void finishing_a_reading_lets_the_log_be_cut(void **state) {
+static void finishing_a_reading_lets_the_log_be_truncated(void **state) {
   fixture *f = *state;
   sqlite3 *plain = connect_plainly(f);
   publish(f->store, "a b c");
   assert_true(claim(f->store, "p", NOW));
   start_reading(f);
-  publish(open_store(f, NULL), "d"); /* which the reading must not see */
+  publish(open_store(f, NULL), "d"); /* the open reading does not see this */
   assert_int_equal(number(plain, "PRAGMA wal_checkpoint(TRUNCATE)"), 1);
   outbox_finish(f->store);
   assert_int_equal(number(plain, "PRAGMA wal_checkpoint(TRUNCATE)"), 0);
 }
 
-/* --- Never two at once ----------------------------------------------------------------------- */
+/* --- No entry is held by two processors ------------------------------------------------------ */
 
-enum { PROCESSORS = 4, ROUNDS = 500, MOST_ENTRIES = ROUNDS * 4 + 1, NOBODY = -1 };
+enum { PROCESSORS = 4, ROUNDS = 500, MAX_ENTRIES = ROUNDS * 4 + 1, NOBODY = -1 };
 
 static const char *const NAMES[PROCESSORS] = {"p", "q", "r", "s"};
 
-/* A generator of our own: the same sequence on every machine. */
+/* A random number below `bound`. This generator gives the same sequence on every machine. */
 static unsigned below(unsigned bound) {
   static uint32_t state = 20240229;
   state = state * 1664525u + 1013904223u;
   return (state >> 16) % bound;
 }
 
-/* Who holds each seq by a live claim, as reading tells it. Nothing may be read by two. */
-static void read_owners(fixture *f, int owner[MOST_ENTRIES]) {
-  for (int seq = 0; seq < MOST_ENTRIES; seq++)
+/* Sets for each seq which processor can read it, that is, holds it by a live claim. Asserts that no
+** two processors can read the same entry. */
+static void read_owners(fixture *f, int owner[MAX_ENTRIES]) {
+  for (int seq = 0; seq < MAX_ENTRIES; seq++)
     owner[seq] = NOBODY;
   for (int p = 0; p < PROCESSORS; p++) {
     outbox_entry entry;
     int64_t last = 0;
-    assert_ok(f->store, outbox_get_claimed_entries(f->store, text(NAMES[p]), MOST_ENTRIES, NULL));
+    assert_ok(f->store, outbox_get_claimed_entries(f->store, text(NAMES[p]), MAX_ENTRIES, NULL));
     while (outbox_next(f->store, &entry) == OUTBOX_ROW) {
-      assert_true(entry.seq > last && entry.seq < MOST_ENTRIES);
+      assert_true(entry.seq > last && entry.seq < MAX_ENTRIES);
       assert_int_equal(owner[entry.seq], NOBODY);
       owner[entry.seq] = p;
       last = entry.seq;
@@ -280,7 +282,7 @@ static void read_owners(fixture *f, int owner[MOST_ENTRIES]) {
   }
 }
 
-/* Delivers some of what the processor holds, or fails to. */
+/* Deletes some of the processor's entries, as after a delivery, or retries one. */
 static void settle_some(fixture *f, const char *processor) {
   char ids[5 * OUTBOX_ID_SIZE];
   assert_ok(f->store, outbox_get_claimed_entries(f->store, text(processor), 1 + below(4), NULL));
@@ -291,7 +293,7 @@ static void settle_some(fixture *f, const char *processor) {
     retry(f->store, ids, f->now + below(5) * SECOND);
 }
 
-/* Something that a processor, or somebody who publishes, might do. */
+/* Performs a random action of a processor or of an application that publishes. */
 static void do_something(fixture *f, const char *processor) {
   outbox_message messages[4] = {{.id = {0}}};
   int64_t deadline = f->now + (int64_t)below(5) * SECOND;
@@ -308,15 +310,15 @@ static void do_something(fixture *f, const char *processor) {
 
 static void no_claim_takes_an_entry_from_a_live_one(void **state) {
   fixture *f = *state;
-  static int before[MOST_ENTRIES], after[MOST_ENTRIES];
-  int64_t most_leases = 0, held = 0;
+  static int before[MAX_ENTRIES], after[MAX_ENTRIES];
+  int64_t max_leases = 0, held = 0;
   for (int round = 0; round < ROUNDS; round++) {
     f->now += below(8) == 0 ? SECOND : 0;
     int p = (int)below(PROCESSORS);
     read_owners(f, before);
     do_something(f, NAMES[p]);
     read_owners(f, after);
-    for (int seq = 0; seq < MOST_ENTRIES; seq++) {
+    for (int seq = 0; seq < MAX_ENTRIES; seq++) {
       if (before[seq] != NOBODY && before[seq] != p) assert_int_equal(after[seq], before[seq]);
       held += after[seq] != NOBODY;
     }
@@ -325,23 +327,23 @@ static void no_claim_takes_an_entry_from_a_live_one(void **state) {
                                    " AND a.last_seq >= b.first_seq"),
                      0);
     int64_t count = number(f->db, "SELECT count(*) FROM outbox_leases");
-    if (count > most_leases) most_leases = count;
+    if (count > max_leases) max_leases = count;
   }
-  assert_in_range(most_leases, 1, 3 * PROCESSORS);
-  assert_in_range(held, ROUNDS, INT64_MAX); /* or the above has proved nothing */
-  /* Once all have lapsed, one processor gets whatever is left. */
+  assert_in_range(max_leases, 1, 3 * PROCESSORS);
+  assert_in_range(held, ROUNDS, INT64_MAX); /* otherwise the checks above prove nothing */
+  /* When all claims have lapsed, one processor gets all remaining entries. */
   f->now += 3600 * SECOND;
   int64_t left = number(f->db, "SELECT (SELECT count(*) FROM outbox_entries) +"
                                " (SELECT count(*) FROM outbox_delayed)");
   assert_true(claim(f->store, "p", f->now));
   read_owners(f, after);
-  for (int seq = 0; seq < MOST_ENTRIES; seq++)
+  for (int seq = 0; seq < MAX_ENTRIES; seq++)
     left -= after[seq] == 0;
   assert_int_equal(left, 0);
 }
 
-/* Plain SQL may choose the seq, and the times. */
-static void the_least_integers_are_as_good_as_others(void **state) {
+/* An application that inserts rows by plain SQL can choose the seq and the times. */
+static void the_smallest_integers_are_valid_seqs_and_times(void **state) {
   fixture *f = *state;
   const outbox_selection strict = {.ordering = OUTBOX_ORDERING_STRICT, .after = INT64_MIN};
   outbox_counts counts;
@@ -365,7 +367,7 @@ static void the_least_integers_are_as_good_as_others(void **state) {
 int test_claims(void) {
   const struct CMUnitTest tests[] = {
       TEST(an_idle_claim_finds_nothing_and_writes_nothing),
-      TEST(a_claim_that_others_leave_nothing_to_writes_nothing),
+      TEST(a_claim_writes_nothing_if_others_hold_all_entries),
       TEST(reading_takes_nothing),
       TEST(what_nobody_claimed_is_not_read),
       TEST(another_processor_waits_until_the_deadline_has_passed),
@@ -373,15 +375,15 @@ int test_claims(void) {
       TEST(an_expired_claim_is_not_read_even_if_nobody_took_it_over),
       TEST(claiming_again_renews_the_claim_and_takes_what_is_new),
       TEST(an_expired_claim_that_nobody_took_over_is_renewed_too),
-      TEST(what_is_published_behind_another_claim_goes_to_whoever_asks),
+      TEST(an_entry_published_after_a_claim_goes_to_the_next_claim),
       TEST(a_lease_with_no_entry_left_is_swept),
-      TEST(a_lease_tells_its_processor_and_deadline),
-      TEST(a_claim_that_no_thread_can_keep_is_an_error),
-      TEST(a_claim_can_be_kept_for_ever),
+      TEST(a_lease_names_its_processor_and_deadline),
+      TEST(a_heartbeat_that_cannot_start_its_thread_is_an_error),
+      TEST(a_heartbeat_may_have_no_end),
       TEST(a_wait_for_ever_lasts_until_something_ends_it),
       TEST(any_other_call_ends_a_reading),
-      TEST(finishing_a_reading_lets_the_log_be_cut),
-      TEST(the_least_integers_are_as_good_as_others),
+      TEST(finishing_a_reading_lets_the_log_be_truncated),
+      TEST(the_smallest_integers_are_valid_seqs_and_times),
       TEST(no_claim_takes_an_entry_from_a_live_one),
   };
   return cmocka_run_group_tests_name("claims", tests, NULL, NULL);

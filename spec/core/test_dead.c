@@ -1,5 +1,5 @@
 /*
-** Dead letters, and the counts that tell an operator of them.
+** Dead letters, and the counts that an operator watches.
 */
 #include "support.h"
 
@@ -66,7 +66,7 @@ static void dead_letters_are_read_by_namespace(void **state) {
   bury_all(f->store, "a b c d");
   assert_string_equal(dead_ids(f->store, text("n"), 0, 2), "a c");
   assert_string_equal(dead_ids(f->store, text("n"), 3, 2), "d");
-  assert_string_equal(dead_ids(f->store, text(""), 0, 2), "b"); /* empty is a namespace too */
+  assert_string_equal(dead_ids(f->store, text(""), 0, 2), "b"); /* "" is a namespace too */
   assert_string_equal(dead_ids(f->store, text("unknown"), 0, 2), "");
   assert_string_equal(dead_ids(f->store, ANY, 0, 10), "a b c d");
 }
@@ -116,7 +116,7 @@ static void a_requeue_that_fails_for_one_puts_none_back(void **state) {
   int64_t requeued;
   publish(f->store, "a b");
   bury_all(f->store, "a b");
-  execute(f->db, "INSERT INTO outbox_entries (id) VALUES ('b')"); /* SQL looks at one table only */
+  execute(f->db, "INSERT INTO outbox_entries (id) VALUES ('b')"); /* checks one table */
   assert_code(f->store, outbox_requeue_entries(f->store, ids, 2, &requeued), OUTBOX_DUPLICATE);
   assert_string_equal(ids_in(f->db, "dead"), "a b");
   assert_string_equal(ids_in(f->db, "entries"), "b");
@@ -141,7 +141,7 @@ static void an_id_is_found_wherever_it_lies(void **state) {
   publish(f->store, "ready dead twice");
   publish_at(f->store, "delayed", NOW + 1);
   bury_all(f->store, "dead twice");
-  execute(f->db, "INSERT INTO outbox_entries (id) VALUES ('twice')"); /* SQL looks at one table */
+  execute(f->db, "INSERT INTO outbox_entries (id) VALUES ('twice')"); /* checks one table */
   for (int i = 0; i < 4; i++) {
     assert_ok(f->store, outbox_find_entries(f->store, text(IDS[i])));
     assert_string_equal(read_ids(f->store), FOUND[i]);
@@ -152,7 +152,7 @@ static void an_id_is_found_wherever_it_lies(void **state) {
   assert_int_equal(entry.due_at, NOW + 1);
   assert_ok(f->store, outbox_find_entries(f->store, text("twice")));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
-  assert_int_equal(entry.state, OUTBOX_READY); /* comes first */
+  assert_int_equal(entry.state, OUTBOX_READY); /* ready entries come first */
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   assert_int_equal(entry.state, OUTBOX_DEAD);
   assert_int_equal(entry.died_at, NOW);
@@ -179,7 +179,7 @@ static void an_empty_outbox_counts_nothing(void **state) {
   assert_int_equal(counts.last_seq, 0);
 }
 
-static void counts_tell_what_waits_where_and_how_long(void **state) {
+static void counts_show_what_waits_where_and_how_long(void **state) {
   fixture *f = *state;
   publish(f->store, "dead");
   f->now = NOW + SECOND;
@@ -207,14 +207,15 @@ static void what_is_delayed_or_dead_has_no_age(void **state) {
   assert_int_equal(counts_of(f).oldest_age, 0);
 }
 
-/* How many entries have ever become ready, and how many of them are gone. */
-static void assert_flow(fixture *f, int64_t came, int64_t went) {
+/* Asserts how many entries have ever become ready, and how many of them have been deleted or buried
+** since. */
+static void assert_flow(fixture *f, int64_t arrived, int64_t departed) {
   outbox_counts counts = counts_of(f);
-  assert_int_equal(counts.last_seq, came);
-  assert_int_equal(counts.last_seq - counts.ready - counts.retries, went);
+  assert_int_equal(counts.last_seq, arrived);
+  assert_int_equal(counts.last_seq - counts.ready - counts.retries, departed);
 }
 
-static void counts_tell_how_many_came_and_went(void **state) {
+static void counts_show_how_many_arrived_and_departed(void **state) {
   fixture *f = *state;
   publish(f->store, "a b c d");
   assert_flow(f, 4, 0);
@@ -227,11 +228,11 @@ static void counts_tell_how_many_came_and_went(void **state) {
   assert_int_equal(delete_ids(f->store, "c"), 1);
   assert_flow(f, 4, 2);
   f->now = NOW + SECOND;
-  assert_true(claim(f->store, "p", f->now)); /* "a" comes back to its place */
+  assert_true(claim(f->store, "p", f->now)); /* "a" returns to its place */
   assert_int_equal(counts_of(f).retries, 0);
   assert_flow(f, 4, 2);
   f->now = NOW + 5 * SECOND;
-  assert_true(claim(f->store, "p", f->now)); /* and "later" for the first time */
+  assert_true(claim(f->store, "p", f->now)); /* "later" becomes ready for the first time */
   assert_flow(f, 5, 2);
   assert_int_equal(requeue(f->store, "b"), 1);
   assert_flow(f, 6, 2);
@@ -251,9 +252,9 @@ int test_dead(void) {
       TEST(a_purge_deletes_dead_letters_and_nothing_else),
       TEST(an_id_is_found_wherever_it_lies),
       TEST(an_empty_outbox_counts_nothing),
-      TEST(counts_tell_what_waits_where_and_how_long),
+      TEST(counts_show_what_waits_where_and_how_long),
       TEST(what_is_delayed_or_dead_has_no_age),
-      TEST(counts_tell_how_many_came_and_went),
+      TEST(counts_show_how_many_arrived_and_departed),
   };
   return cmocka_run_group_tests_name("dead letters", tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
 /*
-** Delayed entries: scheduled messages and retries, and where they come back to.
+** Delayed entries: scheduled messages, retries, and the places to which they return.
 */
 #include "support.h"
 
@@ -56,7 +56,7 @@ static void a_retry_that_comes_back_belongs_to_whoever_holds_its_place(void **st
   assert_true(claim(f->store, "p", NOW + SECOND));
   assert_true(retry(f->store, "b", NOW + 1));
   f->now = NOW + 1;
-  assert_false(claim(f->store, "q", NOW + SECOND)); /* it is this call that brings b back */
+  assert_false(claim(f->store, "q", NOW + SECOND)); /* this call brings b back */
   assert_string_equal(ids_in(f->db, "entries"), "a b c");
   assert_string_equal(claimed_ids(f->store, "p"), "a b c");
 }
@@ -103,7 +103,7 @@ static void what_comes_back_is_what_was_delayed(void **state) {
   }
 }
 
-/* Plain SQL does not look among the delayed ones for the id that it gives. */
+/* An INSERT by plain SQL does not check whether a delayed entry has the same id. */
 static void a_delayed_entry_whose_id_was_used_again_comes_back_with_another(void **state) {
   fixture *f = *state;
   publish_at(f->store, "a", NOW + 1);
@@ -115,8 +115,8 @@ static void a_delayed_entry_whose_id_was_used_again_comes_back_with_another(void
   assert_string_equal(string(f->db, "SELECT payload FROM outbox_entries WHERE id = 'a~1'"), "a");
 }
 
-/* Then it waits for that to be gone. */
-static void one_whose_other_id_is_taken_as_well_waits(void **state) {
+/* It waits until its own id or the other one is free. */
+static void a_delayed_entry_whose_other_id_is_taken_too_waits(void **state) {
   fixture *f = *state;
   publish_at(f->store, "a", NOW + 1);
   execute(f->db, "INSERT INTO outbox_entries (id) VALUES ('a'), ('a~1')");
@@ -139,7 +139,7 @@ int test_delayed(void) {
       TEST(a_claim_brings_back_a_thousand_at_most),
       TEST(what_comes_back_is_what_was_delayed),
       TEST(a_delayed_entry_whose_id_was_used_again_comes_back_with_another),
-      TEST(one_whose_other_id_is_taken_as_well_waits),
+      TEST(a_delayed_entry_whose_other_id_is_taken_too_waits),
   };
   return cmocka_run_group_tests_name("delayed", tests, NULL, NULL);
 }

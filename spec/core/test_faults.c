@@ -1,10 +1,12 @@
 /*
-** Whatever call to the operating system fails, and whenever, an operation is done or not done.
+** Failing calls to the operating system. Whichever call fails, an operation is done as a whole or
+** not at all.
 */
 #include "faults.h"
 #include "trials.h"
 
-/* For a lock on shared memory that is never free, SQLite itself waits ten seconds each time. */
+/* Whether to try also that all later calls fail. Locks of shared memory are left out, because
+** SQLite waits ten seconds each time for one that is never free. */
 static bool lasts(int fault) {
   return fault != FAULT_SHM_LOCK;
 }

@@ -1,5 +1,5 @@
 /*
-** Where ids come from: UUIDv7 by default, UUIDv4, a generator of the caller's, or SQL.
+** The sources of ids: UUIDv7 by default, UUIDv4, the caller's own generator, or SQL.
 */
 #include <stdlib.h>
 
@@ -17,7 +17,8 @@ static bool is_uuid(outbox_bytes id, char version) {
   return c[14] == version && strchr("89ab", c[19]) != NULL;
 }
 
-/* Publishes `count` messages in one call and checks that their ids rise, and above `last`. */
+/* Publishes `count` messages in one call. Asserts that their ids ascend and are greater than
+** `last`, and sets `last` to the final one. */
 static void assert_rising(outbox_store *store, size_t count, char last[OUTBOX_ID_SIZE]) {
   outbox_message messages[100] = {{.id = {0}}};
   assert_ok(store, outbox_publish(store, messages, count));
@@ -79,11 +80,11 @@ static void v4_ids_are_random(void **state) {
 /* --- The caller's clock and generator -------------------------------------------------------- */
 
 typedef struct generator {
-  sqlite3 *other;     /* another connection, to which it writes */
-  int written;        /* what SQLite said to that */
-  int calls, fail_at; /* fails at this call, from 1 */
-  bool empty_handed;  /* sets no id, yet reports success */
-  int64_t now;        /* what it was told */
+  sqlite3 *other;     /* the generator writes to this connection */
+  int written;        /* SQLite's code for that write */
+  int calls, fail_at; /* the call that fails, counted from 1 */
+  bool empty_handed;  /* sets no id but returns success */
+  int64_t now;        /* the time that it was given */
 } generator;
 
 static int generate(void *context, int64_t now, outbox_message *message) {
@@ -186,7 +187,7 @@ static void a_clock_that_fails_fails_whatever_asks_it_and_nothing_is_written(voi
 
 /* --- Ids by SQL ------------------------------------------------------------------------------ */
 
-/* SQL reads the system's clock, so the test can only ask that the time be about right. */
+/* SQL reads the system's clock, therefore the test can only check that the time is about right. */
 static void plain_sql_gets_v7_ids_with_the_time_and_created_at_in_microseconds(void **state) {
   fixture *f = *state;
   int64_t now;

@@ -1,6 +1,6 @@
 /*
-** Claims with a limit, which share the backlog between processors, and exclusive ones, which keep
-** it together.
+** Claims with a limit, by which several processors share the backlog, and exclusive claims, by
+** which one processor has all of it.
 */
 #include "support.h"
 
@@ -94,7 +94,8 @@ static void a_limit_counts_entries_not_the_room_between_them(void **state) {
   assert_string_equal(claimed_ids(f->store, "q"), "f");
 }
 
-/* Each finishes its batch, but for an entry now and then that comes back between the others'. */
+/* Each processor finishes its batch. In every fourth round, it retries one entry, which returns
+** between the entries of the others. */
 static void leases_stay_few_however_often_processors_take_turns(void **state) {
   fixture *f = *state;
   static const char *const NAMES[] = {"p", "q", "r"};
@@ -152,7 +153,7 @@ static void an_exclusive_claim_covers_what_is_published_later(void **state) {
   assert_false(claim(f->store, "q", NOW + SECOND));
   assert_false(claim_some(f->store, "q", NOW + SECOND, 1));
   assert_false(claim_all(f->store, "q", NOW + SECOND));
-  /* Not even an empty outbox ends it for the others: the next entry is its own too. */
+  /* The claim stays while the outbox is empty, and it covers the next entry too. */
   assert_int_equal(delete_ids(f->store, "a b"), 2);
   assert_false(claim(f->store, "q", NOW + SECOND));
   publish(f->store, "c");

@@ -1,6 +1,7 @@
 /*
-** Out of memory. What cannot be done must be undone: a transaction left open would swallow whatever
-** is published next, and one that was not rolled back would publish what must not be.
+** Out of memory. An operation that fails must be undone. A transaction that stays open would
+** contain later messages and lose them. A transaction that is not rolled back would publish
+** messages that must not be published.
 */
 #include "allocations.h"
 #include "faults.h"
@@ -11,9 +12,9 @@ static outbox_store *open_another(fixture *f) {
   return open_store(f, &options);
 }
 
-/* SQLite gets so many bytes more than it has. */
+/* Allows SQLite to allocate so many bytes more than it has now. */
 static void limit_memory(int64_t more) {
-  assert_true(sqlite3_memory_used() > 0); /* or it does not count, and the limit is none */
+  assert_true(sqlite3_memory_used() > 0); /* otherwise the limit has no effect */
   sqlite3_hard_heap_limit64(sqlite3_memory_used() + more);
 }
 
@@ -21,7 +22,7 @@ static void unlimit_memory(void) {
   sqlite3_hard_heap_limit64(0);
 }
 
-/* Rolls back with no memory left; a rollback that says it failed may be repeated. */
+/* Rolls back without free memory. If the rollback reports a failure, it is repeated with memory. */
 static void roll_back_without_memory(outbox_store *store) {
   limit_memory(0);
   int code = outbox_rollback(store);
@@ -40,8 +41,8 @@ static void what_was_rolled_back_without_memory_is_not_published(void **state) {
   assert_string_equal(ids_in(plain, "entries"), "b");
 }
 
-/* SQLite may have to end the outer transaction as well; then its commit is refused. */
-static void what_was_rolled_back_within_without_memory_is_not_published(void **state) {
+/* SQLite may have to end the outer transaction as well. The commit of that one is refused then. */
+static void an_inner_rollback_without_memory_publishes_nothing(void **state) {
   fixture *f = *state;
   sqlite3 *plain = connect_plainly(f);
   outbox_store *store = open_another(f);
@@ -75,7 +76,7 @@ static void a_publish_that_runs_out_of_memory_leaves_no_transaction_open(void **
     close_store(f, store);
   }
   assert_string_equal(ids_in(plain, "entries"), "a b c");
-  assert_in_range(failures, 5, 1000); /* at several places, or this has shown little */
+  assert_in_range(failures, 5, 1000); /* failures at several places */
 }
 
 static bool lasts(int kind) {
@@ -97,7 +98,7 @@ static void whatever_allocation_fails_an_operation_is_done_or_not_done(void **st
                            .lasts = lasts,
                            .arm = arm,
                            .disarm = disarm_allocation};
-  begin_faults(); /* for a disk that is quick */
+  begin_faults(); /* here only because its syncs take no time */
   int tried = try_all(*state, &trouble);
   end_faults();
   tally("allocation in the core", tried);
@@ -107,7 +108,7 @@ static void whatever_allocation_fails_an_operation_is_done_or_not_done(void **st
 int test_memory(void) {
   const struct CMUnitTest tests[] = {
       TEST(what_was_rolled_back_without_memory_is_not_published),
-      TEST(what_was_rolled_back_within_without_memory_is_not_published),
+      TEST(an_inner_rollback_without_memory_publishes_nothing),
       TEST(a_publish_that_runs_out_of_memory_leaves_no_transaction_open),
       TEST_WITHOUT_STORE(whatever_allocation_fails_an_operation_is_done_or_not_done),
   };

@@ -1,5 +1,6 @@
 /*
-** Opening and closing: what is refused and why, and what a store does to the connection it opens.
+** Opening and closing: which files are refused, the reasons in the error messages, and the settings
+** of the connection that a store opens.
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -36,7 +37,7 @@ static void a_file_of_garbage_is_notadb(void **state) {
 
 static int open_as_nobody(fixture *f) {
   outbox_store *store;
-  /* Permissions mean nothing to root. */
+  /* Root ignores permissions, therefore this becomes the user nobody. */
   if (geteuid() == 0 && setuid(65534) != 0) return 100;
   int code = outbox_open(&store, f->path, NULL);
   outbox_close(store);
@@ -46,7 +47,8 @@ static int open_as_nobody(fixture *f) {
 static void a_file_without_write_permission_is_readonly(void **state) {
   static const char *const MODES[] = {"PRAGMA journal_mode = DELETE", "PRAGMA journal_mode = WAL"};
   fixture *f = *state;
-  assert_int_equal(chmod(f->directory, 0777), 0); /* the log can be made, but not written back */
+  /* The user nobody can create the log, but cannot write it back into the database. */
+  assert_int_equal(chmod(f->directory, 0777), 0);
   for (size_t i = 0; i < 2; i++) {
     sqlite3 *plain = connect_plainly(f);
     execute(plain, MODES[i]);
@@ -68,7 +70,8 @@ static void a_database_in_utf16_is_refused_and_left_alone(void **state) {
   assert_string_equal(string(plain, "PRAGMA journal_mode"), "delete");
 }
 
-/* Where files have no memory that processes share, as with locks by files of their own. */
+/* WAL mode needs shared memory. The VFS "unix-dotfile", which locks by lock files, does not have
+** it. */
 static void a_file_system_without_wal_mode_is_cantopen(void **state) {
   fixture *f = *state;
   outbox_store *store;
@@ -80,7 +83,7 @@ static void a_file_system_without_wal_mode_is_cantopen(void **state) {
   assert_non_null(strstr(outbox_error_message(store), "WAL mode is not possible"));
 }
 
-/* The change to WAL mode needs the file alone. */
+/* The change to WAL mode needs exclusive access to the file. */
 static void a_file_that_another_reads_without_a_log_is_busy(void **state) {
   fixture *f = *state;
   outbox_store *store;
@@ -93,7 +96,7 @@ static void a_file_that_another_reads_without_a_log_is_busy(void **state) {
   assert_ok(NULL, outbox_migrate(open_store(f, &options)));
 }
 
-static void an_open_that_another_holds_up_waits_no_longer_than_its_timeout(void **state) {
+static void an_open_waits_for_another_no_longer_than_its_timeout(void **state) {
   fixture *f = *state;
   outbox_store *store;
   outbox_options options = test_options(f);
@@ -150,7 +153,7 @@ static void a_failed_open_says_why_and_leaves_a_store_that_refuses_to_work(void 
   assert_null(outbox_connection(store));
   assert_code(store, outbox_migrate(store), OUTBOX_MISUSE);
   assert_code(store, outbox_publish(store, &one, 1), OUTBOX_MISUSE);
-  /* The reason for it all is worth more than the complaint about the calls that followed. */
+  /* The message still gives the reason of the failed open, not of the refused calls. */
   assert_non_null(strstr(outbox_error_message(store), f->path));
   close_store(f, store);
 }
@@ -248,7 +251,7 @@ static void closing_ends_a_reading(void **state) {
   assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2, NULL));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   close_store(f, f->store);
-  /* Only with the last reader gone can the whole log go into the database. */
+  /* The whole log can be checkpointed only when no reader is left. */
   assert_int_equal(number(connect_plainly(f), "PRAGMA wal_checkpoint(TRUNCATE)"), 0);
 }
 
@@ -310,7 +313,7 @@ int test_open(void) {
       TEST_WITHOUT_STORE(a_database_in_utf16_is_refused_and_left_alone),
       TEST_WITHOUT_STORE(a_file_system_without_wal_mode_is_cantopen),
       TEST_WITHOUT_STORE(a_file_that_another_reads_without_a_log_is_busy),
-      TEST_WITHOUT_STORE(an_open_that_another_holds_up_waits_no_longer_than_its_timeout),
+      TEST_WITHOUT_STORE(an_open_waits_for_another_no_longer_than_its_timeout),
       TEST_WITHOUT_STORE(a_prefix_that_is_no_plain_identifier_is_misuse),
       TEST_WITHOUT_STORE(a_prefix_may_be_64_bytes_long_and_no_longer),
       TEST_WITHOUT_STORE(a_failed_open_says_why_and_leaves_a_store_that_refuses_to_work),

@@ -1,20 +1,20 @@
 /*
-** What the operations cost: no query walks over entries or sorts them, however many there are, and
-** no operation runs more statements than it has to.
+** The costs of the operations. No query scans or sorts the entries, however many there are. No
+** operation runs more statements than necessary.
 */
 #include "support.h"
 
 /* --- Plans ----------------------------------------------------------------------------------- */
 
-/* Runs every operation, each in all its ways, so that the connection has every statement. */
+/* Runs every operation in all its variants, so that the connection has prepared every statement. */
 static void run_every_operation(fixture *f) {
   static const outbox_bytes ANY = {NULL, 0};
   outbox_message many[17] = {{.id = {0}}}, later = message("later");
   outbox_bytes ids[] = {text("dead"), text("purged")};
   outbox_counts counts;
   int64_t count;
-  assert_ok(f->store, outbox_release_claim(f->store, text("p"))); /* of an earlier run */
-  publish(f->store, "swept");                                     /* a live lease of nothing */
+  assert_ok(f->store, outbox_release_claim(f->store, text("p"))); /* from an earlier run */
+  publish(f->store, "swept"); /* leaves a live lease without entries */
   assert_true(claim_some(f->store, "empty", f->now + SECOND, 1));
   assert_int_equal(delete_ids(f->store, claimed_ids(f->store, "empty")), 1);
   publish(f->store, "one two retried dead purged");
@@ -48,7 +48,7 @@ static void run_every_operation(fixture *f) {
   assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2, &key));
   read_ids(f->store);
   assert_ok(f->store, outbox_hold_batch(f->store, text("p")));
-  assert_true(claim(f->store, "p", f->now)); /* charges what was in hand */
+  assert_true(claim(f->store, "p", f->now)); /* charges the entries in hand */
   assert_ok(f->store, outbox_retry_entry(f->store, text("retried"), f->now + SECOND,
                                          (outbox_bytes){NULL, 0}, &done));
   assert_ok(f->store, outbox_release_claim(f->store, text("p")));
@@ -67,9 +67,10 @@ static void run_every_operation(fixture *f) {
 }
 
 /*
-** Whether one step of a plan is fit for a table of a million rows. Only walks of the leases, of
-** rows that the query made itself, and those that stop at the first row may begin at the beginning.
-** A SEARCH that names no index is a walk too: so SQLite calls a max() that looks at all rows.
+** Whether one step of a query plan is fast enough for a table of a million rows. A scan is cheap in
+** three cases only: it scans the leases, it scans rows that the query itself has computed, or it
+** stops at the first row. A SEARCH that names no index is a scan too: SQLite describes a max() that
+** reads all rows in this way.
 */
 static bool is_cheap(const char *sql, const char *detail) {
   static const char *const SMALL[] = {"outbox_leases", "l", "(subquery-1)"};
@@ -85,7 +86,7 @@ static bool is_cheap(const char *sql, const char *detail) {
          strcmp(sql, "SELECT seq FROM outbox_entries ORDER BY seq LIMIT 1") == 0;
 }
 
-/* The first step of the query's plan that is not cheap, else "". */
+/* Returns the first step of the query's plan that is not cheap, or "" if all are. */
 static const char *costly_step(sqlite3 *db, const char *sql) {
   static char detail[200];
   sqlite3_stmt *plan;
@@ -101,18 +102,18 @@ static const char *costly_step(sqlite3 *db, const char *sql) {
   return detail;
 }
 
-/* Checks the plan of each statement that the store keeps; returns how many those are. */
+/* Checks the plan of each prepared statement of the connection. Returns how many were checked. */
 static int check_plans(sqlite3 *db) {
   static const char *const WRITES_AND_READS[] = {"SELECT", "INSERT", "UPDATE", "DELETE"};
-  enum { MOST = 100 };
-  const char *queries[MOST];
+  enum { MAX_QUERIES = 100 };
+  const char *queries[MAX_QUERIES];
   int count = 0;
   for (sqlite3_stmt *s = NULL; (s = sqlite3_next_stmt(db, s)) != NULL;) {
     const char *sql = sqlite3_sql(s);
-    if (strstr(sql, "(SELECT count(*) FROM outbox_entries)") != NULL) continue; /* must count */
+    if (strstr(sql, "(SELECT count(*) FROM outbox_entries)") != NULL) continue; /* counts all */
     for (int i = 0; i < 4; i++)
       if (strncmp(sql, WRITES_AND_READS[i], 6) == 0) queries[count++] = sql;
-    assert_true(count < MOST);
+    assert_true(count < MAX_QUERIES);
   }
   for (int i = 0; i < count; i++) {
     const char *step = costly_step(db, queries[i]);
@@ -151,7 +152,7 @@ static void no_query_scans_or_sorts_a_full_outbox_that_was_analyzed(void **state
   run_every_operation(f);
   execute(f->db, "ANALYZE");
   assert_in_range(check_plans(f->db), 20, 50);
-  /* And so for a store that has planned with the statistics from the start. */
+  /* The same holds for a store that is opened after ANALYZE and plans with its statistics. */
   outbox_options options = test_options(f);
   close_store(f, f->store);
   f->store = open_store(f, &options);
@@ -177,7 +178,7 @@ static void a_batch_takes_no_more_statements_than_it_must(void **state) {
   int64_t deleted;
   int statements = 0;
   char read[BATCH * OUTBOX_ID_SIZE];
-  assert_ok(f->store, outbox_publish(f->store, many, BATCH)); /* which checks the schema once */
+  assert_ok(f->store, outbox_publish(f->store, many, BATCH)); /* the first call checks the schema */
   sqlite3_trace_v2(f->db, SQLITE_TRACE_STMT, count_statement, &statements);
 
   assert_ok(f->store, outbox_publish(f->store, &one, 1));
@@ -186,7 +187,7 @@ static void a_batch_takes_no_more_statements_than_it_must(void **state) {
   statements = 0;
   one.id = text("mine");
   assert_ok(f->store, outbox_publish(f->store, &one, 1));
-  assert_int_equal(statements, 4); /* BEGIN, is the id taken, INSERT, COMMIT */
+  assert_int_equal(statements, 4); /* BEGIN, whether the id is taken, INSERT, COMMIT */
 
   statements = 0;
   memset(many, 0, sizeof many);
@@ -196,8 +197,8 @@ static void a_batch_takes_no_more_statements_than_it_must(void **state) {
   statements = 0;
   assert_true(claim(f->store, "p", NOW));
   /*
-  ** The version, is there work, BEGIN, the leases, what is due, first entry, last entry, the
-  ** lease, what is due next, COMMIT
+  ** Schema version, whether there is work, BEGIN, leases, due entries, first entry, last entry, the
+  ** new lease, next due time, COMMIT
   */
   assert_int_equal(statements, 10);
 
@@ -210,16 +211,16 @@ static void a_batch_takes_no_more_statements_than_it_must(void **state) {
   assert_int_equal(split(read, ids, BATCH), BATCH);
   assert_ok(f->store, outbox_delete_entries(f->store, ids, BATCH, &deleted));
   assert_int_equal(deleted, BATCH);
-  assert_int_equal(statements, 4); /* BEGIN, is all of it there, one DELETE, COMMIT */
+  assert_int_equal(statements, 4); /* BEGIN, whether all are there, one DELETE, COMMIT */
 
   execute(f->db, "DELETE FROM outbox_entries; DELETE FROM outbox_leases");
   statements = 0;
   assert_false(claim(f->store, "p", NOW));
-  assert_int_equal(statements, 3); /* the version, is there work, what is due next */
+  assert_int_equal(statements, 3); /* schema version, whether there is work, next due time */
   sqlite3_trace_v2(f->db, 0, NULL, NULL);
 }
 
-/* What the processor does between two calls of its publisher, in one transaction. */
+/* The work of a processor between two calls of its publisher, in one transaction. */
 static void from_batch_to_batch_takes_no_more_statements_than_it_must(void **state) {
   fixture *f = *state;
   const outbox_selection key = {.ordering = OUTBOX_ORDERING_KEY, .after = INT64_MIN};
@@ -243,8 +244,8 @@ static void from_batch_to_batch_takes_no_more_statements_than_it_must(void **sta
   assert_ok(f->store, outbox_hold_batch(f->store, text("p")));
   assert_ok(f->store, outbox_commit(f->store));
   /*
-  ** BEGIN, the renewal, is all of it there, one DELETE, does any wait for a retry, the next batch,
-  ** the note that it is in hand, COMMIT
+  ** BEGIN, the renewal, whether all are there, one DELETE, whether any entry waits for a retry, the
+  ** next batch, its mark as in hand, COMMIT
   */
   assert_int_equal(statements, 8);
   sqlite3_trace_v2(f->db, 0, NULL, NULL);

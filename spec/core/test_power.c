@@ -1,9 +1,10 @@
 /*
-** When the power is cut, at whatever moment: with `synchronous` full, every operation that returned
-** is on the disk; with normal, the last ones may be undone, but none by half.
+** Power cuts at any moment. With `synchronous` full, every operation that has returned is on the
+** disk. With normal, the last operations may be lost, but each only as a whole.
 **
-** A store works on a disk that remembers every change. Then, for many a moment, a database is made
-** of what that disk would hold. It must be what it was after one of the operations.
+** A store works on a disk that records every change. Then the test cuts the power at many moments
+** and opens the database that the disk would hold. It must equal the database after one of the
+** operations.
 */
 #include "disk.h"
 #include "trials.h"
@@ -12,10 +13,10 @@
 
 enum { STEPS = 60 };
 
-/* One operation, by the changes of the disk before and after it. */
+/* One operation. */
 typedef struct step {
-  int started, returned;
-  char *dump; /* what there is after it */
+  int started, returned; /* number of changes of the disk before and after it */
+  char *dump;            /* contents of the database after it */
 } step;
 
 typedef struct work {
@@ -23,7 +24,7 @@ typedef struct work {
   outbox_store *store;
   outbox_options options;
   step steps[STEPS];
-  int made; /* messages */
+  int made; /* number of messages so far */
   unsigned seed, random;
 } work;
 
@@ -36,7 +37,7 @@ static int chance(work *w, int limit) {
 
 static void open_it(work *w) {
   assert_int_equal(outbox_open(&w->store, w->f->path, &w->options), OUTBOX_OK);
-  execute(outbox_connection(w->store), "PRAGMA wal_autocheckpoint = 8"); /* or none would come */
+  execute(outbox_connection(w->store), "PRAGMA wal_autocheckpoint = 8"); /* otherwise none runs */
 }
 
 static void close_and_open(work *w) {
@@ -53,10 +54,10 @@ static void create_orders(work *w) {
 }
 
 static void publish_some(work *w) {
-  enum { MOST = 5 };
-  static char names[MOST][16], payload[6000];
-  outbox_message messages[MOST];
-  int count = 1 + chance(w, MOST);
+  enum { MAX_MESSAGES = 5 };
+  static char names[MAX_MESSAGES][16], payload[6000];
+  outbox_message messages[MAX_MESSAGES];
+  int count = 1 + chance(w, MAX_MESSAGES);
   for (int i = 0; i < count; i++) {
     snprintf(names[i], sizeof names[i], "%d", ++w->made);
     messages[i] = message(names[i]);
@@ -80,7 +81,7 @@ static void roll_back(work *w) {
   assert_ok(w->store, outbox_rollback(w->store));
 }
 
-/* Claims, delivers, and settles one of the three ways, in one transaction. */
+/* Claims and reads entries, and deletes, retries or buries the first one, in one transaction. */
 static void process(work *w) {
   char ids[400], *first;
   w->f->now += SECOND / 2;
@@ -124,7 +125,7 @@ static void do_all(work *w) {
     w->steps[i].dump = dump(outbox_connection(w->store));
   }
   outbox_close(w->store);
-  w->f->now += 10 * SECOND; /* no claim is alive when the power is back */
+  w->f->now += 10 * SECOND; /* all claims have lapsed when the power is back */
   end_disk();
 }
 
@@ -142,7 +143,7 @@ static void check_database(work *w, int changes, unsigned seed) {
   sqlite3_free(now);
 }
 
-/* And the application goes on. */
+/* Asserts that the application can go on with the database. */
 static void check_store(work *w) {
   outbox_options options = test_options(w->f);
   outbox_store *store;

@@ -1,5 +1,5 @@
 /*
-** Several processes: what a fork inherits, what a killed process leaves, and two at once.
+** Several processes: after a fork, after a process is killed, and two processes at the same time.
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -18,14 +18,15 @@ static int touch(unsigned type, void *context, void *a, void *b) {
   return 0;
 }
 
-/* From now on SQLite tells of whatever it does with the connection, in a child too. */
+/* From now on, any activity on the connection sets `touched`, in a child process too. */
 static void watch(sqlite3 *db) {
   const unsigned all =
       SQLITE_TRACE_STMT | SQLITE_TRACE_PROFILE | SQLITE_TRACE_ROW | SQLITE_TRACE_CLOSE;
   sqlite3_trace_v2(db, all, touch, NULL);
 }
 
-/* Runs every operation on the parent's store; 0, or the number of the first not refused. */
+/* Runs every operation on the parent's store. Returns 0 if all are refused, or the number of the
+** first one that is not. A number above 100 stands for another failure. */
 static int try_everything(fixture *f) {
   outbox_store *s = f->store;
   outbox_message one = {.payload = text("child")};
@@ -76,7 +77,7 @@ static void a_child_is_refused_and_the_parent_goes_on(void **state) {
   watch(f->db);
   assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 3, NULL));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
-  assert_true(touched); /* the watch does watch */
+  assert_true(touched); /* proves that watch works */
   touched = false;
   assert_int_equal(wait_for(start_child(try_everything, f)), 0);
   assert_string_equal(read_ids(f->store), "b c");
@@ -106,12 +107,13 @@ static void a_child_cannot_end_the_parents_transaction(void **state) {
   assert_string_equal(string(f->db, "PRAGMA integrity_check"), "ok");
 }
 
-/* SQLite's locks do not survive a fork: a child that opens a store must not inherit one. */
-static void put_away(fixture *f) {
+/* SQLite's locks do not survive a fork. Before a test forks a child that opens its own store, it
+** must close the parent's. */
+static void close_parents_store(fixture *f) {
   close_store(f, f->store);
 }
 
-static void take_back(fixture *f) {
+static void reopen_parents_store(fixture *f) {
   outbox_options options = test_options(f);
   f->store = open_store(f, &options);
   f->db = outbox_connection(f->store);
@@ -129,9 +131,9 @@ static int publish_by_a_store_of_its_own(fixture *f) {
 static void a_child_of_a_process_without_a_store_may_open_one(void **state) {
   fixture *f = *state;
   publish(f->store, "a");
-  put_away(f);
+  close_parents_store(f);
   assert_int_equal(wait_for(start_child(publish_by_a_store_of_its_own, f)), 0);
-  take_back(f);
+  reopen_parents_store(f);
   publish(f->store, "b");
   assert_string_equal(ids_in(f->db, "entries"), "a child b");
 }
@@ -155,15 +157,15 @@ static void a_process_killed_in_its_transaction_leaves_nothing(void **state) {
   fixture *f = *state;
   char byte;
   publish(f->store, "a");
-  put_away(f);
+  close_parents_store(f);
   assert_int_equal(pipe(ready_pipe), 0);
   pid_t child = start_child(publish_and_hang, f);
   close(ready_pipe[1]);
   ssize_t ready = read(ready_pipe[0], &byte, 1);
   close(ready_pipe[0]);
-  take_back(f);
+  reopen_parents_store(f);
   int busy = outbox_begin(f->store);
-  kill(child, SIGKILL); /* before anything can fail, or it would hang there for ever */
+  kill(child, SIGKILL); /* before any assertion, which would leave the child waiting for ever */
   assert_int_equal(wait_for(child), -SIGKILL);
   assert_int_equal(ready, 1);
   assert_code(f->store, busy, OUTBOX_BUSY);
@@ -172,11 +174,12 @@ static void a_process_killed_in_its_transaction_leaves_nothing(void **state) {
   assert_string_equal(string(f->db, "PRAGMA integrity_check"), "ok");
 }
 
-/* --- Two at once ----------------------------------------------------------------------------- */
+/* --- Two processes at the same time ---------------------------------------------------------- */
 
 static int start_pipe[2];
 
-/* Returns when the parent has closed its end: to all children that wait at the same time. */
+/* Returns when the parent closes its end of the pipe, so that all children start at the same
+** time. */
 static void wait_for_start(void) {
   char byte;
   close(start_pipe[1]);
@@ -184,15 +187,15 @@ static void wait_for_start(void) {
     ;
 }
 
-/* Runs two children at once; both must succeed. */
+/* Runs two children at the same time. Asserts that both succeed. */
 static void race(int (*body)(fixture *), fixture *f) {
-  put_away(f);
+  close_parents_store(f);
   assert_int_equal(pipe(start_pipe), 0);
   pid_t one = start_child(body, f), two = start_child(body, f);
   close(start_pipe[0]);
   close(start_pipe[1]);
   int first = wait_for(one), second = wait_for(two);
-  take_back(f);
+  reopen_parents_store(f);
   assert_string_equal(outbox_code_name(first), "ok");
   assert_string_equal(outbox_code_name(second), "ok");
 }
@@ -251,7 +254,8 @@ static void two_processes_that_publish_at_once_lose_nothing_and_keep_their_order
                    0);
 }
 
-/* Delivers whatever it can claim, by threes; a delivery is a row in a table of its own. */
+/* Delivers all entries that it can claim, three at a time. A delivery inserts a row into the table
+** `delivered`. */
 static int deliver_all(fixture *f) {
   outbox_store *store;
   outbox_options options = OUTBOX_DEFAULTS;

@@ -1,13 +1,15 @@
 /*
-** Publishing: all or none, in order, and each id once in the whole outbox.
+** Publishing: a call publishes all its messages or none, in order, and each id is unique in the
+** whole outbox.
 */
 #include "support.h"
 
 /* --- Order ----------------------------------------------------------------------------------- */
 
-enum { MOST = 33 };
+enum { MAX_MESSAGES = 33 };
 
-/* Messages named m00, m01, ...; every `delay_every`th of them (0: none) is for later. */
+/* Makes messages with the ids m00, m01, ... Every `delay_every`th one is scheduled for later (0:
+** none). Sets `ready` and `delayed` to the lists of their ids. */
 static void make_messages(outbox_message *messages, char names[][8], size_t count, int delay_every,
                           char *ready, char *delayed) {
   ready[0] = delayed[0] = '\0';
@@ -23,12 +25,12 @@ static void make_messages(outbox_message *messages, char names[][8], size_t coun
 }
 
 static void messages_keep_their_order_however_many_a_call_brings(void **state) {
-  static const size_t COUNTS[] = {0, 1, 15, 16, 17, 32, MOST};
+  static const size_t COUNTS[] = {0, 1, 15, 16, 17, 32, MAX_MESSAGES};
   fixture *f = *state;
   for (size_t i = 0; i < sizeof COUNTS / sizeof *COUNTS; i++) {
     for (int delay_every = 0; delay_every <= 20; delay_every += 5) {
-      outbox_message messages[MOST];
-      char names[MOST][8], ready[MOST * 8], delayed[MOST * 8];
+      outbox_message messages[MAX_MESSAGES];
+      char names[MAX_MESSAGES][8], ready[MAX_MESSAGES * 8], delayed[MAX_MESSAGES * 8];
       make_messages(messages, names, COUNTS[i], delay_every, ready, delayed);
       assert_ok(f->store, outbox_publish(f->store, messages, COUNTS[i]));
       assert_string_equal(ids_in(f->db, "entries"), ready);
@@ -62,7 +64,8 @@ static void a_message_is_delayed_only_if_its_time_is_yet_to_come(void **state) {
 
 /* --- Duplicates ------------------------------------------------------------------------------ */
 
-/* Publishes the messages in a transaction that must survive their being refused. */
+/* Asserts that the messages are refused as duplicates, alone and within a transaction, and that the
+** transaction survives. */
 static void assert_duplicate(fixture *f, outbox_message *messages, size_t count) {
   assert_code(f->store, outbox_publish(f->store, messages, count), OUTBOX_DUPLICATE);
   assert_ok(f->store, outbox_begin(f->store));
@@ -119,14 +122,14 @@ static void an_id_both_ready_and_delayed_in_one_call_is_a_duplicate(void **state
 
 static void a_duplicate_at_the_end_of_many_leaves_none_of_them(void **state) {
   fixture *f = *state;
-  outbox_message messages[MOST];
-  char names[MOST][8], ready[MOST * 8], delayed[MOST * 8];
-  make_messages(messages, names, MOST, 0, ready, delayed);
-  messages[MOST - 1].id = messages[0].id;
-  assert_duplicate(f, messages, MOST);
-  messages[MOST - 1].id = text("last");
-  messages[20].id = messages[0].id; /* amid rows that one statement inserts */
-  assert_duplicate(f, messages, MOST);
+  outbox_message messages[MAX_MESSAGES];
+  char names[MAX_MESSAGES][8], ready[MAX_MESSAGES * 8], delayed[MAX_MESSAGES * 8];
+  make_messages(messages, names, MAX_MESSAGES, 0, ready, delayed);
+  messages[MAX_MESSAGES - 1].id = messages[0].id;
+  assert_duplicate(f, messages, MAX_MESSAGES);
+  messages[MAX_MESSAGES - 1].id = text("last");
+  messages[20].id = messages[0].id; /* among rows that one statement inserts */
+  assert_duplicate(f, messages, MAX_MESSAGES);
   assert_string_equal(ids_in(f->db, "entries"), "");
 }
 
@@ -144,14 +147,14 @@ static void headers_that_are_no_json_object_violate_a_constraint(void **state) {
   static const char *const BAD[] = {"[]", "1", "null", "\"text\"", "", "{", "{\"a\"", "no json"};
   fixture *f = *state;
   for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
-    outbox_message messages[MOST];
-    char names[MOST][8], ready[MOST * 8], delayed[MOST * 8];
-    make_messages(messages, names, MOST, 0, ready, delayed);
-    messages[3].headers = messages[MOST - 1].headers = text(BAD[i]);
+    outbox_message messages[MAX_MESSAGES];
+    char names[MAX_MESSAGES][8], ready[MAX_MESSAGES * 8], delayed[MAX_MESSAGES * 8];
+    make_messages(messages, names, MAX_MESSAGES, 0, ready, delayed);
+    messages[3].headers = messages[MAX_MESSAGES - 1].headers = text(BAD[i]);
     assert_code(f->store, outbox_publish(f->store, &messages[3], 1), OUTBOX_CONSTRAINT);
-    assert_code(f->store, outbox_publish(f->store, messages, MOST), OUTBOX_CONSTRAINT);
+    assert_code(f->store, outbox_publish(f->store, messages, MAX_MESSAGES), OUTBOX_CONSTRAINT);
     messages[3].headers = text("{}");
-    assert_code(f->store, outbox_publish(f->store, messages, MOST), OUTBOX_CONSTRAINT);
+    assert_code(f->store, outbox_publish(f->store, messages, MAX_MESSAGES), OUTBOX_CONSTRAINT);
     messages[3].headers = text(BAD[i]);
     messages[3].deliver_at = NOW + 1;
     assert_code(f->store, outbox_publish(f->store, &messages[3], 1), OUTBOX_CONSTRAINT);
@@ -175,13 +178,13 @@ static void a_value_beyond_the_limit_is_toobig(void **state) {
   static const char LARGE[LIMIT + 1];
   const outbox_bytes half = {LARGE, LIMIT / 2 + 1}, whole = {LARGE, LIMIT + 1};
   sqlite3_limit(f->db, SQLITE_LIMIT_LENGTH, LIMIT);
-  for (size_t count = 1; count <= 17; count += 8) { /* alone, a few, and a statement's rows */
+  for (size_t count = 1; count <= 17; count += 8) { /* one, some, more than one statement inserts */
     for (int i = 0; i < 3; i++) {
       outbox_message messages[17] = {{.id = {0}}};
       outbox_message *last = &messages[count - 1];
       if (i == 0) last->payload = whole;
       if (i == 1) last->key = whole;
-      if (i == 2) last->key = last->payload = half; /* too big only as a row */
+      if (i == 2) last->key = last->payload = half; /* only the whole row is too big */
       assert_code(f->store, outbox_publish(f->store, messages, count), OUTBOX_TOOBIG);
       assert_ok(f->store, outbox_begin(f->store));
       assert_code(f->store, outbox_publish(f->store, messages, count), OUTBOX_TOOBIG);
@@ -193,7 +196,7 @@ static void a_value_beyond_the_limit_is_toobig(void **state) {
   }
 }
 
-/* Lets the database hold no page more than it has. */
+/* Makes the database full: it cannot have more pages than now. */
 static void fill_up(fixture *f) {
   char sql[64];
   int64_t pages = number(f->db, "PRAGMA page_count");
@@ -216,7 +219,7 @@ static void a_full_database_refuses_and_is_usable_again_with_room(void **state) 
   assert_string_equal(ids_in(f->db, "entries"), "a b c");
 }
 
-/* SQLite rolls the whole transaction back then; what follows must not be committed alone. */
+/* SQLite rolls back the whole transaction. Later messages must not be committed without it. */
 static void a_transaction_that_a_full_database_ended_takes_nothing_more(void **state) {
   fixture *f = *state;
   static const char LARGE[100000];

@@ -1,5 +1,6 @@
 /*
-** The migration: it is asked for, it is harmless to repeat, and it never touches what is newer.
+** The migration: it runs only on request, it can be repeated, and it does not change the tables of
+** a newer version.
 */
 #include "support.h"
 
@@ -26,7 +27,7 @@ static void every_operation_before_the_migration_is_refused(void **state) {
   assert_code(store, outbox_purge_entries(store, &id, 1, &count), OUTBOX_SCHEMA);
   assert_code(store, outbox_count_entries(store, &counts), OUTBOX_SCHEMA);
   assert_code(store, outbox_leases(store), OUTBOX_SCHEMA);
-  /* Nothing of all that may have been left open. */
+  /* The refused calls have left no transaction open. */
   execute(connect_plainly(f), "BEGIN IMMEDIATE");
 }
 
@@ -57,7 +58,7 @@ static void a_migration_takes_part_in_the_open_transaction(void **state) {
   assert_string_equal(ids_in(outbox_connection(store), "entries"), "b");
 }
 
-/* By then the store has read a schema in which there was no outbox. */
+/* The store has already read a schema without the outbox's tables. */
 static void a_store_that_was_refused_sees_the_tables_that_another_makes(void **state) {
   fixture *f = *state;
   outbox_options options = test_options(f);

@@ -1,11 +1,12 @@
 /*
-** How an entry ends. A delete must take what it was given and nothing else; the core has a short
-** way for a batch that was read and is deleted as a whole, and most tests here try to lead it
-** astray.
+** Deleting, retrying and burying. A delete must remove exactly the given entries. The core has a
+** fast path for a batch that was read and is then deleted as a whole. Most tests here try to make
+** this path delete the wrong entries.
 */
 #include "support.h"
 
-/* Claims all for "p" and reads the first `size` entries, which must be `expected`. */
+/* Claims all entries for "p" and reads the first `size` of them. Asserts that they are
+** `expected`. */
 static void read_batch(fixture *f, int64_t size, const char *expected) {
   assert_true(claim(f->store, "p", NOW));
   assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), size, NULL));
@@ -79,7 +80,7 @@ static void as_many_ids_as_the_batch_had_are_not_the_batch(void **state) {
   assert_string_equal(ids_in(f->db, "entries"), "b");
 }
 
-static void ids_are_told_apart_by_where_they_end(void **state) {
+static void ids_are_distinguished_by_where_they_end(void **state) {
   fixture *f = *state;
   publish(f->store, "ab c");
   read_batch(f, 2, "ab c");
@@ -120,7 +121,7 @@ static void what_another_connection_deleted_of_a_batch_is_not_counted(void **sta
   assert_string_equal(ids_in(f->db, "entries"), "d");
 }
 
-static void an_id_that_went_and_came_again_is_deleted_where_it_is_now(void **state) {
+static void an_id_deleted_and_inserted_again_is_deleted_where_it_is_now(void **state) {
   fixture *f = *state;
   publish(f->store, "a b");
   read_batch(f, 2, "a b");
@@ -131,7 +132,7 @@ static void an_id_that_went_and_came_again_is_deleted_where_it_is_now(void **sta
   assert_string_equal(ids_in(f->db, "entries"), "c");
 }
 
-static void a_batch_read_by_halves_is_what_was_read(void **state) {
+static void a_batch_read_in_part_is_the_part_that_was_read(void **state) {
   fixture *f = *state;
   outbox_entry entry;
   publish(f->store, "a b c d");
@@ -168,7 +169,7 @@ static void a_delete_that_was_rolled_back_can_be_repeated(void **state) {
   assert_string_equal(ids_in(f->db, "entries"), "c");
 }
 
-/* The places of what is rolled back are given again, to entries that nobody has delivered. */
+/* SQLite gives the seqs of rolled-back entries to later entries, which have not been delivered. */
 static void a_batch_that_was_rolled_back_takes_nothing_with_it(void **state) {
   fixture *f = *state;
   sqlite3 *plain = connect_plainly(f);
@@ -188,7 +189,7 @@ static void a_batch_that_was_rolled_back_takes_nothing_with_it(void **state) {
   assert_string_equal(ids_in(f->db, "entries"), "c d g h");
 }
 
-/* SQLite lets a reading see what its own connection writes meanwhile. */
+/* In SQLite, an open SELECT sees the changes that its own connection makes. */
 static void a_batch_read_partly_in_a_transaction_rolled_back_takes_nothing_with_it(void **state) {
   fixture *f = *state;
   outbox_entry entry;
@@ -271,12 +272,12 @@ int test_settle(void) {
       TEST(a_part_of_a_batch_is_deleted_alone),
       TEST(a_batch_may_be_deleted_in_any_order),
       TEST(as_many_ids_as_the_batch_had_are_not_the_batch),
-      TEST(ids_are_told_apart_by_where_they_end),
+      TEST(ids_are_distinguished_by_where_they_end),
       TEST(a_batch_with_a_gap_is_deleted_without_what_fills_the_gap),
       TEST(a_batch_is_deleted_wherever_its_entries_have_gone),
       TEST(what_another_connection_deleted_of_a_batch_is_not_counted),
-      TEST(an_id_that_went_and_came_again_is_deleted_where_it_is_now),
-      TEST(a_batch_read_by_halves_is_what_was_read),
+      TEST(an_id_deleted_and_inserted_again_is_deleted_where_it_is_now),
+      TEST(a_batch_read_in_part_is_the_part_that_was_read),
       TEST(dead_letters_that_were_read_are_no_batch),
       TEST(a_delete_that_was_rolled_back_can_be_repeated),
       TEST(a_batch_that_was_rolled_back_takes_nothing_with_it),

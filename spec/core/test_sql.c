@@ -1,5 +1,5 @@
 /*
-** The application's SQL: one statement, bound, in the transaction of the messages.
+** The application's SQL: one statement with bound values, in the transaction of the messages.
 */
 #include <math.h>
 #include <unistd.h>
@@ -112,7 +112,7 @@ static void sql_that_cannot_be_run_is_refused_and_changes_nothing(void **state) 
               OUTBOX_MISUSE);
   assert_code(f->store, outbox_execute(f->store, "no SQL", NULL, 0, &changed), OUTBOX_ERROR);
   change(f->store, "INSERT INTO t VALUES (1)");
-  /* The application's own constraint says nothing about the ids of entries. */
+  /* A violated constraint of the application is not reported as a duplicate id. */
   assert_code(f->store, outbox_execute(f->store, "INSERT INTO t VALUES (1)", NULL, 0, &changed),
               OUTBOX_CONSTRAINT);
   assert_int_equal(changed, -1);

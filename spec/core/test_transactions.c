@@ -1,5 +1,5 @@
 /*
-** Transactions: a message is published if, and only if, what is around it is committed.
+** Transactions: a message is published if, and only if, its transaction is committed.
 */
 #include "support.h"
 
@@ -54,7 +54,7 @@ static void an_outer_rollback_takes_an_inner_commit_with_it(void **state) {
 static void a_commit_without_a_begin_is_misuse(void **state) {
   fixture *f = *state;
   assert_code(f->store, outbox_commit(f->store), OUTBOX_MISUSE);
-  /* Nor does it end a transaction that the caller began by hand. */
+  /* A rollback without a begin does not end a transaction that the caller began by SQL. */
   execute(f->db, "BEGIN IMMEDIATE");
   publish(f->store, "a");
   assert_code(f->store, outbox_commit(f->store), OUTBOX_MISUSE);
@@ -111,7 +111,7 @@ static void what_follows_a_transaction_ended_by_sql_is_not_committed_alone(void 
   assert_code(f->store, outbox_bury_entry(f->store, id, id, &flag), OUTBOX_MISUSE);
   assert_code(f->store, outbox_commit(f->store), OUTBOX_MISUSE);
   assert_string_equal(ids_in(f->db, "entries"), "kept");
-  /* That commit was the end of it. */
+  /* The failed commit has ended the transaction of the store. */
   assert_ok(f->store, outbox_check_transaction(f->store));
   publish(f->store, "e");
   assert_string_equal(ids_in(f->db, "entries"), "kept e");
@@ -129,7 +129,7 @@ static void a_rollback_after_a_transaction_ended_by_sql_is_the_end_of_it(void **
   assert_string_equal(ids_in(f->db, "entries"), "a");
 }
 
-/* --- A transaction that the caller began by hand ---------------------------------------------- */
+/* --- A transaction that the caller began by SQL ---------------------------------------------- */
 
 static void a_publish_joins_the_transaction_that_the_caller_began(void **state) {
   fixture *f = *state;
@@ -188,7 +188,7 @@ static void
 a_transaction_that_read_first_and_is_overtaken_is_told_to_begin_immediate(void **state) {
   fixture *f = *state;
   sqlite3 *plain = connect_plainly(f);
-  for (size_t count = 1; count <= 2; count++) { /* alone, and with a savepoint */
+  for (size_t count = 1; count <= 2; count++) { /* without and with a savepoint */
     outbox_message messages[] = {message("a"), message("b")};
     execute(f->db, "BEGIN");
     number(f->db, "SELECT count(*) FROM outbox_entries");
@@ -225,7 +225,7 @@ static void every_write_is_busy_while_another_connection_writes(void **state) {
   execute(writer, "ROLLBACK");
   publish(f->store, "b c");
   assert_string_equal(ids_in(f->db, "entries"), "a b c");
-  assert_code(f->store, outbox_commit(f->store), OUTBOX_MISUSE); /* no begin was left behind */
+  assert_code(f->store, outbox_commit(f->store), OUTBOX_MISUSE); /* no transaction is open */
 }
 
 static void nothing_that_only_reads_waits_for_a_writer(void **state) {

@@ -1,9 +1,9 @@
 /*
-** What is published comes back byte for byte.
+** Values: each field of a message is read back byte for byte.
 */
 #include "support.h"
 
-/* Claims all and reads the only entry there is. */
+/* Claims all entries and reads the only one. */
 static outbox_entry read_one(fixture *f) {
   outbox_entry entry;
   assert_true(claim(f->store, "p", NOW));
@@ -128,7 +128,7 @@ static void a_payload_may_be_large(void **state) {
   test_free(large);
 }
 
-/* SQLite keeps the type that plain SQL used; a reader wants bytes. */
+/* SQLite stores the type that an INSERT by plain SQL used. A reader needs bytes. */
 static void a_payload_of_any_sql_type_is_read_as_bytes(void **state) {
   static const char *const VALUES[][2] = {{"'text'", "text"}, {"42", "42"}, {"x'6279'", "by"}};
   fixture *f = *state;

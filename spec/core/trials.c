@@ -47,7 +47,7 @@ static int publish_on_an_attached_store(outbox_store *store, fixture *f) {
   return code;
 }
 
-/* As an application does it. */
+/* Inserts a row of the application and publishes a message in one transaction. */
 static int publish_with_an_order(outbox_store *store, fixture *f) {
   static const char WIDE[2000] = "";
   const outbox_value number = {.type = OUTBOX_INTEGER, .integer = 2},
@@ -168,7 +168,7 @@ static int listen(outbox_store *store, fixture *f) {
   return outbox_wait(store, 0, &rung, &look_again);
 }
 
-/* What a processor does around a call of its publisher, in one transaction. */
+/* The work of a processor between two calls of its publisher, in one transaction. */
 static int process_a_batch(outbox_store *store, fixture *f) {
   const outbox_selection key = {.ordering = OUTBOX_ORDERING_KEY, .after = INT64_MIN};
   outbox_bytes ids[] = {text("one"), text("two")};
@@ -208,7 +208,7 @@ static void copy_file(const char *from, const char *to) {
   remove(beside);
 }
 
-/* Something of everything, in a file that all copies are made of. */
+/* Makes the database that all trials copy. With `tables`, it has entries in every state. */
 static void make_template(fixture *f, const char *path, bool tables) {
   outbox_options options = test_options(f);
   outbox_store *store;
@@ -253,7 +253,7 @@ char *dump(sqlite3 *db) {
 char *dump_file(const char *path) {
   sqlite3 *db;
   assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-  execute(db, "PRAGMA synchronous = OFF"); /* as it is the last to close, it checkpoints */
+  execute(db, "PRAGMA synchronous = OFF"); /* because the close checkpoints the log */
   assert_string_equal(string(db, "PRAGMA integrity_check"), "ok");
   char *all = dump(db);
   assert_int_equal(sqlite3_close(db), SQLITE_OK);
@@ -265,9 +265,9 @@ char *dump_file(const char *path) {
 typedef struct trial {
   const char *name;
   operation *run;
-  bool tables;  /* whether the database has them already */
-  bool opening; /* whether opening the store is part of it */
-  bool apart;   /* whether the store itself knows nothing of the failure */
+  bool tables;  /* the database has the outbox's tables already */
+  bool opening; /* opening the store is part of the trial */
+  bool apart;   /* another store has the error message */
   char template[80];
   char *before, *after; /* dumps */
 } trial;
@@ -282,7 +282,7 @@ static int count_descriptors(void) {
   return count;
 }
 
-/* Returns whether anything failed; when nothing has, all there was has been tried. */
+/* Returns whether a call failed. If none did, the operation makes fewer than n such calls. */
 static bool try_one(fixture *f, const trial *t, const trouble *trouble, int kind, int n,
                     bool for_ever) {
   outbox_options options = test_options(f);
@@ -317,7 +317,7 @@ static bool try_one(fixture *f, const trial *t, const trouble *trouble, int kind
       fail_msg("%s, and the database is\n%s", where, now);
     sqlite3_free(now);
   }
-  if (code != OUTBOX_OK) { /* and now that nothing fails any more */
+  if (code != OUTBOX_OK) { /* try again without failures */
     if (t->opening) {
       outbox_close(store);
       assert_int_equal(outbox_open(&store, f->path, &options), OUTBOX_OK);

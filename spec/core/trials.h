@@ -1,34 +1,39 @@
 /*
-** Trials: every operation of a store, each time with one more thing going wrong.
+** Trials: run every operation of a store again and again, and make one call or allocation fail in
+** each run: first the first one, then the second one, and so on.
 */
 #ifndef TRIALS_H
 #define TRIALS_H
 
 #include "support.h"
 
-/* Something that can be made to fail. */
+/* A class of calls that can be made to fail. */
 typedef struct trouble {
-  int step; /* 1 to try each, 7 to try each seventh */
+  int step; /* 1 tries every call, 7 every seventh */
   int kinds;
   const char *const *names; /* of the kinds */
-  int code;                 /* of every failure that comes of it; 0: there are several */
-  bool (*lasts)(int kind);  /* whether it makes sense that it fails for ever */
-  void (*arm)(int kind, int n, bool for_ever); /* the n-th from now on fails, or it and all after */
-  bool (*disarm)(void);                        /* nothing fails any more; whether anything has */
+  int code;                 /* that each failure must cause; 0: there are several */
+  bool (*lasts)(int kind);  /* whether to try also that all later calls fail */
+  void (*arm)(int kind, int n, bool for_ever); /* makes the n-th call fail, or it and all later */
+  bool (*disarm)(void);                        /* stops the failures; whether any call has failed */
 } trouble;
 
 /*
-** Runs each operation on a fresh copy of the same database, with the first thing failing, then the
-** second, and so on until it has passed untouched. Each time it has succeeded, or failed with a
-** reason and changed nothing; the database is whole; the store goes on, or another can be opened;
-** no memory and no descriptor is kept. Returns how often something failed.
+** Runs each operation on a fresh copy of the same database. The first call fails, then the second
+** one, and so on, until the operation ends before the failure. Asserts after each run:
+** - The operation has succeeded, or it has failed with an error message and changed nothing.
+** - The database is intact.
+** - The operation then succeeds on the same store, or on a new one if opening was part of it.
+** - No memory and no descriptor has leaked.
+** Returns in how many runs a call failed.
 */
 int try_all(fixture *f, const trouble *trouble);
 
-/* All that the outbox's tables hold, and the application's `orders`; for sqlite3_free. */
+/* Returns the contents of the outbox's tables and of the application's table `orders` as a string.
+** Free it with sqlite3_free. */
 char *dump(sqlite3 *db);
 
-/* The same of a file, which must be whole. */
+/* The same for a database file. Asserts that the file is intact. */
 char *dump_file(const char *path);
 
 #endif

@@ -78,7 +78,7 @@ const sqlite3_io_methods PASS_ON = {
 void begin_wrapper(sqlite3_vfs *vfs, const char *name, size_t file_size,
                    int (*open)(sqlite3_vfs *, const char *, sqlite3_file *, int, int *),
                    int (*delete)(sqlite3_vfs *, const char *, int)) {
-  if (real != NULL) return; /* a test that failed has not ended it */
+  if (real != NULL) return; /* a test failed before its end_wrapper */
   real = sqlite3_vfs_find(NULL);
   *vfs = *real;
   vfs->zName = name;
