@@ -138,8 +138,10 @@ FUZZ = build/fuzz_values build/fuzz_operations build/fuzz_damage
 fuzz: $(FUZZ)
 libfuzzer: $(FUZZ:build/fuzz_%=build/libfuzzer_%)
 
-FUZZED = $(STRICT) $(SANITIZE) -Isrc $(LUA_INCLUDES) $< $(CORE) \
+FUZZED = $(STRICT) $(SANITIZE) -Isrc $(LUA_INCLUDES) $< $(filter spec/fuzz/model.c,$^) $(CORE) \
   $(if $(findstring values,$@),$(filter %.c,$(SHIM))) -o $@ -llua5.4 -lsqlite3 -lm
+
+build/fuzz_operations build/libfuzzer_operations: spec/fuzz/model.c spec/fuzz/model.h
 
 build/fuzz_%: spec/fuzz/%.c spec/fuzz/driver.c spec/fuzz/fuzz.h $(CORE) $(HEADERS) $(SHIM)
 	@mkdir -p $(@D)
