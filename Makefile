@@ -1,11 +1,11 @@
-# make demo   orders committed, rolled back and delivered, before your eyes
-# make test   every test; ends with `N passed, N failed`
-# make torture  the same and more at length; ends with a table of what was lost: nothing
-# make coverage  which lines of src/ and lua/ the tests run
-# make docs   the reference and the pages, as build/docs/index.html
-# make bench  the benchmarks, each figure beside its baseline; also bench-bindings, bench-processor,
-#             bench-publishers, bench-wake
-# make        builds the rock into lua_modules; make extension  the loadable extension alone
+# make demo   shows orders that are committed, rolled back and delivered
+# make test   runs every test; ends with `N passed, N failed`
+# make torture  runs longer forms of the tests; ends with a table of losses, crashes and leaks
+# make coverage  shows which lines of src/ and lua/ the tests run
+# make docs   builds the reference and the pages: build/docs/index.html
+# make bench  runs the benchmarks, each figure beside its baseline; also bench-bindings,
+#             bench-processor, bench-publishers, bench-wake
+# make        builds the rock into lua_modules; make extension builds the loadable extension alone
 
 LUA = lua5.4
 LUAROCKS = luarocks --lua-version 5.4
@@ -15,20 +15,20 @@ TREE = lua_modules
 STRICT = -std=c11 -Wall -Wextra -Wpedantic -Werror
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
-COVERAGE = -std=gnu11 -O0 -g -fPIC --coverage -fprofile-update=atomic # ISO C knows no exec
+COVERAGE = -std=gnu11 -O0 -g -fPIC --coverage -fprofile-update=atomic # gnu11: ISO C has no exec
 COVERED = $(patsubst %.c,build/coverage/%.o,$(1))
 LUA_INCLUDES = $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/include/lua5.4)
 
 CORE = $(filter-out src/sqlite/extension.c,$(wildcard src/*.c src/sqlite/*.c))
 HEADERS = $(wildcard src/*.h src/sqlite/*.h)
-# The sources of the extension are those that the rockspec lists.
+# The rockspec lists the sources of the extension.
 EXTENSION = $(shell sed -n '/outbox_sqlite/,/}/s/.*"\(src.*\.c\)".*/\1/p' outbox-scm-1.rockspec)
 SHIM = $(wildcard src/lua/*.c) $(wildcard src/lua/*.h)
 CORE_SPECS = $(wildcard spec/core/*.c)
 C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
 LUA_FILES = $(shell find lua examples bench spec -name '*.lua') tools/coverage tools/links
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
-# Also with what lies on the path of another Lua in Debian: lua-redis.
+# The path of Lua 5.3 too, because Debian installs lua-redis only there.
 OTHER_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;/usr/share/lua/5.3/?.lua" \
   LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;build/?.so;;"
 
@@ -47,7 +47,7 @@ torture:
 	@tools/setup torture
 	@tools/torture
 
-# A spec runs as another user, who must be able to add to the counts: umask, chmod.
+# A spec runs as another user, who must be able to update the counts. Therefore umask and chmod.
 coverage:
 	@tools/setup test
 	@mkdir -p build && tools/lsqlite3
@@ -77,10 +77,10 @@ bench-bindings bench-processor bench-wake: bench-%: build build/baseline
 bench-publishers: build build/process.so
 	@$(OTHER_PATHS) $(LUA) bench/publishers.lua
 
-# What the command says is shown only when it fails.
+# Shows the output of a command only if it fails.
 QUIETLY = log=$$(mktemp) && { $(1) >$$log 2>&1 || { cat $$log; exit 1; }; } && rm $$log
 
-# luarocks leaves what it compiles in the source tree.
+# luarocks leaves its object files in the source tree.
 ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make outbox-scm-1.rockspec --tree $(@D) $(1)) && \
   rm -rf outbox src/*.o src/*/*.o && touch $@
 
@@ -109,7 +109,7 @@ build/outbox_sqlite.so: $(EXTENSION) $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O2 -fPIC -shared -DOUTBOX_EXTENSION $(EXTENSION) -o $@
 
-# Everything once more, counting what runs; the counts stand beside the objects.
+# All of it again, with counts of the lines that run. The counts are beside the object files.
 build/coverage/%.o: %.c $(HEADERS) $(wildcard src/lua/*.h spec/core/*.h)
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) $(COVERAGE) -Isrc $(LUA_INCLUDES) -c $< -o $@
@@ -121,7 +121,7 @@ build/coverage/lib/lua/5.4/outbox/core.so: $(call COVERED,$(CORE) $(filter %.c,$
 	@mkdir -p $(@D)
 	$(CC) --coverage -shared $^ -o $@ -lsqlite3 -lm
 
-# The command; its specs also run it elsewhere.
+# The command. Its specs run it from other directories too.
 build/coverage/bin/outbox: Makefile
 	@mkdir -p $(@D)
 	@printf '%s\n' '#!/bin/sh' 'root=; [ -d lua/outbox ] || root=$(CURDIR)/' \
@@ -133,7 +133,8 @@ build/coverage/lib/lua/5.4/outbox_sqlite.so: $(EXTENSION) $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) $(COVERAGE) -shared -DOUTBOX_EXTENSION $(EXTENSION) -o $@
 
-# The fuzz targets, with a driver of our own, and with libFuzzer. The shim is in one of them.
+# The fuzz targets: fuzz builds them with spec/fuzz/driver.c, libfuzzer with libFuzzer. The target
+# values contains the shim.
 FUZZ = build/fuzz_values build/fuzz_operations build/fuzz_damage
 fuzz: $(FUZZ)
 libfuzzer: $(FUZZ:build/fuzz_%=build/libfuzzer_%)
@@ -151,10 +152,10 @@ build/libfuzzer_%: spec/fuzz/%.c spec/fuzz/fuzz.h $(CORE) $(HEADERS) $(SHIM)
 	@mkdir -p $(@D)
 	clang -fsanitize=fuzzer $(FUZZED)
 
-# What the specs need beside the rock.
+# The programs and modules that the specs need besides the rock.
 support: build/process.so build/slow_disk.so build/faults.so build/host build/starved
 
-# For the specs: fork, wait and kill, which Lua does not have; and a slow disk.
+# Modules for the specs: fork, wait and kill, which Lua does not have, and a slow disk.
 build/%.so: spec/support/%.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@
@@ -163,12 +164,12 @@ build/faults.so: $(addprefix spec/,support/faults.c core/faults.c core/wrapper.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $(filter %.c,$^) -o $@ -lsqlite3
 
-# Runs Lua while memory is short.
+# Runs Lua code while allocations fail.
 build/starved: spec/support/starved.c spec/core/allocations.c spec/core/allocations.h
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) $(SANITIZE) $(LUA_INCLUDES) $(filter %.c,$^) -o $@ -llua5.4 -lsqlite3
 
-# For the specs as well: a program that has Lua states and connections of its own.
+# Also for the specs: a program with its own Lua states and connections.
 build/host: spec/support/host.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g $(LUA_INCLUDES) $< -o $@ -llua5.4 -lsqlite3 -lpthread

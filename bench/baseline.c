@@ -1,12 +1,12 @@
 /*
-** The floor under every figure of the benchmarks: the same work in C on raw SQLite, with the same
-** tables and pragmas, prepared statements, and nothing else. Prints the seconds that it took.
+** The baseline of the benchmarks: the same work in C on SQLite alone. It uses the same tables and
+** pragmas, and prepared statements. Prints the time that the work took, in seconds.
 **
 **     baseline publish DATABASE COUNT PER_TRANSACTION
 **     baseline claim DATABASE COUNT
 **     baseline drain DATABASE BATCH_SIZE
 **
-** The database must have been migrated by the library.
+** The library must have migrated the database before.
 */
 #define _DEFAULT_SOURCE
 
@@ -16,10 +16,10 @@
 #include <string.h>
 #include <time.h>
 
-#include "../src/outbox.h" /* for the ids: they are no part of what is measured */
+#include "../src/outbox.h" /* for the ids, which are not measured */
 
 #define ID_SIZE (OUTBOX_ID_SIZE - 1)
-#define BATCH_MAX 1000
+#define MAX_BATCH 1000
 
 static void check(sqlite3 *db, int ok) {
   if (ok) return;
@@ -45,7 +45,8 @@ static double seconds(clockid_t clock) {
   return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
 }
 
-/* Each sets *start once its statements are prepared: the library's are kept for long. */
+/* The following functions set *start after they have prepared their statements, because the library
+** prepares each statement only once. */
 static void publish(sqlite3 *db, long count, long per_transaction, double *start) {
   sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
   sqlite3_stmt *insert =
@@ -97,7 +98,7 @@ static void claim(sqlite3 *db, long count, double *start) {
 }
 
 static void drain(sqlite3 *db, long batch_size, double *start) {
-  static char ids[BATCH_MAX][ID_SIZE];
+  static char ids[MAX_BATCH][ID_SIZE];
   sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
   sqlite3_stmt *delete = prepare(db, "DELETE FROM outbox_entries WHERE id = ?1");
   sqlite3_stmt *select =
@@ -143,7 +144,7 @@ int main(int argc, char **argv) {
     publish(db, number, atol(argv[4]), &start);
   else if (strcmp(argv[1], "claim") == 0)
     claim(db, number, &start);
-  else if (strcmp(argv[1], "drain") == 0 && number <= BATCH_MAX)
+  else if (strcmp(argv[1], "drain") == 0 && number <= MAX_BATCH)
     drain(db, number, &start);
   else
     return 2;

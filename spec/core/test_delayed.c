@@ -50,7 +50,7 @@ static void a_retry_comes_back_to_a_place_that_was_last_and_is_not_given_twice(v
   assert_string_equal(claimed_ids(f->store, "p"), "a b");
 }
 
-static void a_retry_that_comes_back_belongs_to_whoever_holds_its_place(void **state) {
+static void a_retry_that_comes_back_belongs_to_the_holder_of_its_place(void **state) {
   fixture *f = *state;
   publish(f->store, "a b c");
   assert_true(claim(f->store, "p", NOW + SECOND));
@@ -135,7 +135,7 @@ int test_delayed(void) {
       TEST(scheduled_messages_come_to_the_end_in_the_order_of_their_time),
       TEST(a_retry_comes_back_to_its_old_place),
       TEST(a_retry_comes_back_to_a_place_that_was_last_and_is_not_given_twice),
-      TEST(a_retry_that_comes_back_belongs_to_whoever_holds_its_place),
+      TEST(a_retry_that_comes_back_belongs_to_the_holder_of_its_place),
       TEST(a_claim_brings_back_a_thousand_at_most),
       TEST(what_comes_back_is_what_was_delayed),
       TEST(a_delayed_entry_whose_id_was_used_again_comes_back_with_another),

@@ -1,7 +1,7 @@
 /*
-** Damaged files, handed to every operation. An input damages a database that holds something of
-** everything, and perhaps has a write-ahead log; or it is the file, or the log, itself. Whatever
-** is in there, each call comes back with a code and, if that is an error, a message.
+** Damaged files. An input damages a database that has entries in every state, and in some cases a
+** write-ahead log. Or the input itself is the database file or the log. The target runs every
+** operation on these files. Each call must return a valid code and, on an error, a message.
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -15,17 +15,18 @@
 
 #define NOW INT64_C(1700000000000000)
 #define SECOND INT64_C(1000000)
-#define MOST_ROWS 1000 /* to read: damage can make a tree endless */
-#define MOST_BYTES 65536
+#define MAX_ROWS 1000 /* to read, because damage can make a tree endless */
+#define MAX_BYTES 65536
 
 typedef struct image {
-  uint8_t bytes[MOST_BYTES];
+  uint8_t bytes[MAX_BYTES];
   size_t size;
 } image;
 
 static int64_t now = NOW;
 static char path[64], log_path[72], index_path[72];
-static image whole, logged, its_log; /* a database; the same where a part is still in its log */
+static image whole;           /* a database without a log */
+static image logged, its_log; /* the same database with more entries, a part of it in its log */
 
 /* --- Files ----------------------------------------------------------------------------------- */
 
@@ -62,7 +63,7 @@ static outbox_bytes text(const char *string) {
   return (outbox_bytes){string, strlen(string)};
 }
 
-/* Whether a call succeeded; it must say how it did. */
+/* Returns whether a call succeeded. Fails if its code is invalid or its message is missing. */
 static bool check(outbox_store *store, const char *what, int code) {
   if (code == OUTBOX_OK) return true;
   if (code < OUTBOX_OK || code == OUTBOX_ROW || code == OUTBOX_DONE || code > OUTBOX_NEWER)
@@ -73,13 +74,14 @@ static bool check(outbox_store *store, const char *what, int code) {
 
 #define TRY(call) check(store, #call, call)
 
-/* Reads to the end; all the bytes that are given must be there. Keeps some ids. */
+/* Reads the rows to the end, and every byte of them, so that a bad pointer crashes. Copies up to
+** `room` ids and returns how many. */
 static size_t read_all(outbox_store *store, int code, char ids[][40], size_t room) {
   outbox_entry entry;
   size_t count = 0, rows = 0;
   unsigned sum = 0;
   if (!check(store, "reading", code)) return 0;
-  while (rows < MOST_ROWS && (code = outbox_next(store, &entry)) == OUTBOX_ROW) {
+  while (rows < MAX_ROWS && (code = outbox_next(store, &entry)) == OUTBOX_ROW) {
     const outbox_bytes all[] = {entry.id,      entry.namespace, entry.key,
                                 entry.payload, entry.headers,   entry.last_error};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -92,14 +94,14 @@ static size_t read_all(outbox_store *store, int code, char ids[][40], size_t roo
   }
   if (code != OUTBOX_ROW && code != OUTBOX_DONE) check(store, "outbox_next", code);
   outbox_finish(store);
-  return sum != 1 ? count : 0; /* so that the sum is needed */
+  return sum != 1 ? count : 0; /* so that the compiler keeps the sum */
 }
 
 static void read_leases(outbox_store *store) {
   outbox_lease lease;
   int code = outbox_leases(store);
   if (!check(store, "outbox_leases", code)) return;
-  for (int rows = 0; rows < MOST_ROWS && code != OUTBOX_DONE; rows++) {
+  for (int rows = 0; rows < MAX_ROWS && code != OUTBOX_DONE; rows++) {
     code = outbox_next_lease(store, &lease);
     if (code != OUTBOX_ROW && code != OUTBOX_DONE) {
       check(store, "outbox_next_lease", code);
@@ -181,7 +183,7 @@ static void operate(outbox_store *store, bool waits) {
   look(store);
 }
 
-/* NULL where it cannot be opened. */
+/* Returns NULL if the file cannot be opened. */
 static outbox_store *open_store(void) {
   outbox_store *store;
   outbox_options options = OUTBOX_DEFAULTS;
@@ -207,7 +209,7 @@ static void publish_one(outbox_store *store, const char *id, const char *namespa
   check(store, "outbox_publish", outbox_publish(store, &message, 1));
 }
 
-/* The smallest pages, so that there are many and few bytes do nothing. */
+/* Uses the smallest pages. There are many then, and few of their bytes are unused. */
 static void make_images(void) {
   static const char *const IDS[] = {"one",  "two",   "three", "four", "five",  "six",
                                     "dead", "again", "soon",  "ten",  "twenty"};
@@ -252,9 +254,9 @@ static size_t choose_offset(input *in, size_t size) {
   return offset % size;
 }
 
-/* Some bytes are replaced, repeated, copied from elsewhere or cut off. */
+/* Replaces, repeats, copies or cuts off some bytes. */
 static void damage(input *in, image *image) {
-  static const uint8_t LEAST[8] = {0x80};
+  static const uint8_t SMALLEST[8] = {0x80};
   size_t at = choose_offset(in, image->size), from, size;
   switch (choose(in, 7)) {
   case 0: image->bytes[at] = (uint8_t)take(in); break;
@@ -273,15 +275,15 @@ static void damage(input *in, image *image) {
     if (at + size <= image->size && from + size <= image->size)
       memmove(image->bytes + at, image->bytes + from, size);
     break;
-  case 5: /* an integer becomes the least there is, or almost */
-    if (at + sizeof LEAST <= image->size) memcpy(image->bytes + at, LEAST, sizeof LEAST);
+  case 5: /* an integer becomes about the smallest one */
+    if (at + sizeof SMALLEST <= image->size) memcpy(image->bytes + at, SMALLEST, sizeof SMALLEST);
     break;
   default: image->size = at + 1;
   }
 }
 
 static void set(image *image, const input *in) {
-  image->size = in->size < MOST_BYTES ? in->size : MOST_BYTES;
+  image->size = in->size < MAX_BYTES ? in->size : MAX_BYTES;
   memcpy(image->bytes, in->data, image->size);
 }
 
@@ -290,7 +292,7 @@ static void prepare(void) {
   snprintf(path, sizeof path, "%s/outbox_damage_%d", directory, (int)getpid());
   snprintf(log_path, sizeof log_path, "%s-wal", path);
   snprintf(index_path, sizeof index_path, "%s-shm", path);
-  sqlite3_vfs_register(sqlite3_vfs_find("unix-excl"), 1); /* with locks in memory: quicker */
+  sqlite3_vfs_register(sqlite3_vfs_find("unix-excl"), 1); /* faster: locks in memory */
   make_images();
   atexit(remove_files);
 }
@@ -314,7 +316,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   write_file(path, &file);
   if (with_log) write_file(log_path, &log);
   outbox_store *store = open_store();
-  /* The kernel takes its time to close what it has watched a file with. */
+  /* Few inputs wait, because the kernel is slow to close a watch on a file. */
   if (store != NULL) operate(store, kind % 64 > 61);
   outbox_close(store);
   return 0;

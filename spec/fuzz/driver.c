@@ -1,7 +1,13 @@
 /*
-** Runs a target without libFuzzer: the seeds in the directory that is its argument, then inputs
-** that it makes of them, or of nothing, by chance. OUTBOX_SEED sets that chance, OUTBOX_RUNS how
-** many. What makes the target fail is left in a file, which can be the argument.
+** Runs a target without libFuzzer.
+**
+**     fuzz_TARGET DIRECTORY   runs the seeds in the directory, then random inputs
+**     fuzz_TARGET FILE        runs this input alone
+**
+** A random input is a changed seed, or consists of random bytes. The environment variable
+** OUTBOX_RUNS sets how many random inputs there are (default: 2000), and OUTBOX_SEED the seed of
+** the random numbers (default: the time). An input that makes the target fail is written to the
+** file fuzz_TARGET.failed beside the program.
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -15,13 +21,13 @@
 
 #include "fuzz.h"
 
-#define MOST_SEEDS 256
-#define MOST_BYTES 65536
-#define MOST_SECONDS 60 /* for one input */
+#define MAX_SEEDS 256
+#define MAX_BYTES 65536
+#define MAX_SECONDS 60 /* for one input */
 
-static input seeds[MOST_SEEDS];
+static input seeds[MAX_SEEDS];
 static size_t seed_count;
-static uint8_t current[MOST_BYTES];
+static uint8_t current[MAX_BYTES];
 static size_t current_size;
 static char reproducer[256];
 
@@ -42,7 +48,7 @@ static void give_up(int number) {
 }
 
 static void run(void) {
-  alarm(MOST_SECONDS);
+  alarm(MAX_SECONDS);
   LLVMFuzzerTestOneInput(current, current_size);
 }
 
@@ -60,7 +66,7 @@ static size_t random_below(size_t limit) { /* splitmix64 */
 static void splice(const input *other) {
   size_t from = random_below(other->size), at = random_below(current_size + 1);
   size_t size = 1 + random_below(other->size - from);
-  if (at + size > MOST_BYTES) return;
+  if (at + size > MAX_BYTES) return;
   memcpy(current + at, other->data + from, size);
   if (at + size > current_size) current_size = at + size;
 }
@@ -91,12 +97,12 @@ static void make_input(void) {
 
 static void read_seed(const char *path) {
   FILE *file = fopen(path, "rb");
-  if (file == NULL || seed_count == MOST_SEEDS) {
+  if (file == NULL || seed_count == MAX_SEEDS) {
     perror(path);
     exit(2);
   }
-  uint8_t *data = malloc(MOST_BYTES);
-  seeds[seed_count++] = (input){data, fread(data, 1, MOST_BYTES, file)};
+  uint8_t *data = malloc(MAX_BYTES);
+  seeds[seed_count++] = (input){data, fread(data, 1, MAX_BYTES, file)};
   fclose(file);
 }
 
@@ -104,7 +110,7 @@ static int by_name(const struct dirent **a, const struct dirent **b) {
   return strcmp((*a)->d_name, (*b)->d_name);
 }
 
-/* False where the path is no directory. */
+/* Returns false if the path is not a directory. */
 static bool read_directory(const char *path) {
   struct dirent **items;
   int count = scandir(path, &items, NULL, by_name);

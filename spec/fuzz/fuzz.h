@@ -1,8 +1,7 @@
 /*
-** What the fuzz targets share. Each is one function that libFuzzer, or driver.c, calls with one
-** input after the other. An input is a little program: its bytes choose, one after the other, what
-** is done and with what. A target crashes where outbox does, and calls fail() where an answer is
-** wrong.
+** Support for the fuzz targets. A target is one function, which libFuzzer or driver.c calls for
+** each input. An input is a small program: its bytes choose the operations and their arguments, one
+** after the other. A target crashes when outbox crashes, and calls fail() when a result is wrong.
 */
 #ifndef FUZZ_H
 #define FUZZ_H
@@ -15,24 +14,26 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/* What is left of the input; 0 for ever once that is nothing. */
+/* The bytes of the input that have not been taken yet. */
 typedef struct input {
   const uint8_t *data;
   size_t size;
 } input;
 
+/* Takes the next byte. Returns 0 if none is left. */
 static inline unsigned take(input *input) {
   if (input->size == 0) return 0;
   input->size--;
   return *input->data++;
 }
 
-/* A number below `count`. */
+/* Takes a byte and makes a number below `count` of it. */
 static inline unsigned choose(input *input, unsigned count) {
   return take(input) % count;
 }
 
-/* Ends the process. The first word of the message tells what kind of mismatch it is. */
+/* Prints a message and aborts the process. The first word of the message names the kind of
+** mismatch. tools/fuzz counts the messages that begin with "lost" or "phantom". */
 static inline void fail(const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);

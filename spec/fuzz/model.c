@@ -187,8 +187,8 @@ static void charge(int owner) {
   }
 }
 
-/* Gives the processor up to `limit` entries (0: all) that it holds already or that nobody holds, its
-** own ones first. Returns how many. */
+/* Gives the processor up to `limit` entries (0: all) that it holds already or that nobody holds,
+** its own ones first. Returns how many. */
 static int take_entries(int owner, int64_t deadline, unsigned limit, bool exclusive) {
   unsigned list[IDS];
   size_t count = model_list(READY, list);

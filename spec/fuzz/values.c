@@ -1,12 +1,14 @@
 /*
-** The arguments of everything that Lua can call: any value in any place, functions and finalizers
-** that raise, yield and call again among them. values.lua decides what is called with what; this
-** has Lua and the shim in it, so that coverage tells what an input is good for.
+** The arguments of every function that Lua can call. An argument may be any value, also a function
+** or a finalizer that raises, yields or calls outbox again. values.lua chooses the calls and their
+** arguments. This program contains Lua and the shim, so that libFuzzer measures their coverage.
 **
-** What goes wrong must be told in the usual way: by a string, or a table with a code and a message.
-** A call that failed has changed nothing, no transaction is left open, no leases overlap, the
-** database is whole. All inputs share a Lua state, but what one leaves there is collected after it,
-** and all its stores with it: then SQLite's memory is what it was before.
+** A failing call must raise or return a string, or a table with a code and a message. It must
+** change nothing and leave no transaction open. No leases may overlap, and the database must be
+** intact.
+**
+** All inputs share one Lua state. After each input, the garbage collector frees its values and
+** stores. SQLite must then use as much memory as before.
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -23,7 +25,7 @@
 int luaopen_outbox_core(lua_State *L);
 const char *__asan_default_options(void);
 
-/* What is freed is overwritten, for neither Lua nor SQLite looks whether it is there still. */
+/* Overwrites freed memory, so that a read of it is noticed: neither Lua nor SQLite checks it. */
 const char *__asan_default_options(void) {
   return "max_free_fill_size=4096:free_fill_byte=85";
 }
@@ -43,19 +45,19 @@ static void make_image(void) {
   sqlite3_exec(db, "PRAGMA page_size = 1024", NULL, NULL, NULL);
   if (outbox_migrate(store) != OUTBOX_OK) fail("image: cannot be made");
   unsigned char *bytes = sqlite3_serialize(db, "main", &migrated_size, 0);
-  migrated = malloc((size_t)migrated_size); /* which SQLite does not count */
+  migrated = malloc((size_t)migrated_size); /* outside of SQLite's count */
   memcpy(migrated, bytes, (size_t)migrated_size);
   sqlite3_free(bytes);
   outbox_close(store);
 }
 
-/* The connection of the store that is the argument, NULL where there is none. */
+/* Returns the connection of the store that is the first argument, or NULL if it has none. */
 static sqlite3 *connection(lua_State *L) {
   shim_store *self = luaL_testudata(L, 1, STORE);
   return self != NULL && self->store != NULL ? outbox_connection(self->store) : NULL;
 }
 
-/* fill(store): what a migration does, but quicker, for a database in memory. */
+/* fill(store): gives a database in memory the outbox's tables. This is faster than a migration. */
 static int fill(lua_State *L) {
   sqlite3 *db = connection(L);
   unsigned char *copy = sqlite3_malloc64((sqlite3_uint64)migrated_size);
@@ -66,7 +68,7 @@ static int fill(lua_State *L) {
   return 0;
 }
 
-/* in_transaction(store): whether the store has left one open. */
+/* in_transaction(store): returns whether the store has left a transaction open. */
 static int in_transaction(lua_State *L) {
   sqlite3 *db = connection(L);
   shim_store *self = luaL_testudata(L, 1, STORE);
@@ -80,7 +82,7 @@ static uint64_t hash(uint64_t sum, const void *bytes, size_t size) {
   return sum;
 }
 
-/* contents(store): a number that the contents of the tables make up; nil without any. */
+/* contents(store): returns a hash of the contents of the tables, or nil if there are none. */
 static int contents(lua_State *L) {
   static const char SQL[] =
       "SELECT 1, seq, id, namespace, key, payload, headers, attempts, last_error, 0, 0"
@@ -107,12 +109,12 @@ static int contents(lua_State *L) {
 
 static void expect_none(sqlite3 *db, const char *what, const char *sql) {
   sqlite3_stmt *row;
-  if (sqlite3_prepare_v2(db, sql, -1, &row, NULL) != SQLITE_OK) return; /* there are no tables */
+  if (sqlite3_prepare_v2(db, sql, -1, &row, NULL) != SQLITE_OK) return; /* no tables yet */
   if (sqlite3_step(row) == SQLITE_ROW) fail("%s: %s", what, sqlite3_column_text(row, 0));
   sqlite3_finalize(row);
 }
 
-/* check(store) */
+/* check(store): fails if leases overlap or the database is damaged. */
 static int check(lua_State *L) {
   sqlite3 *db = connection(L);
   if (db == NULL) return 0;
@@ -126,17 +128,19 @@ static int check(lua_State *L) {
 
 /* --- The input ------------------------------------------------------------------------------- */
 
+/* take(): returns the next byte of the input as a number, 0 if none is left. */
 static int take_byte(lua_State *L) {
   lua_pushinteger(L, take(&in));
   return 1;
 }
 
+/* left(): returns whether any byte of the input is left. */
 static int is_left(lua_State *L) {
   lua_pushboolean(L, in.size > 0);
   return 1;
 }
 
-/* bytes(count): a string of the next ones. */
+/* bytes(count): returns the next bytes of the input as a string. */
 static int take_bytes(lua_State *L) {
   size_t count = (size_t)luaL_checkinteger(L, 1);
   if (count > in.size) count = in.size;
@@ -148,7 +152,7 @@ static int take_bytes(lua_State *L) {
 
 /* --- Strange values -------------------------------------------------------------------------- */
 
-/* A userdata that is called a store, but is none. */
+/* userdata(): returns a userdata whose type has a store's name, but which is not a store. */
 static int new_userdata(lua_State *L) {
   lua_newuserdatauv(L, 8, 1);
   lua_newtable(L);
@@ -158,12 +162,14 @@ static int new_userdata(lua_State *L) {
   return 1;
 }
 
+/* pointer(number): returns a light userdata, NULL if the number is 0. */
 static int new_pointer(lua_State *L) {
   static char here;
   lua_pushlightuserdata(L, luaL_checkinteger(L, 1) == 0 ? NULL : &here);
   return 1;
 }
 
+/* fail(message) */
 static int fail_in_lua(lua_State *L) {
   fail("%s", luaL_checkstring(L, 1));
   return 0;
@@ -190,15 +196,15 @@ static int open_fuzz(lua_State *L) {
 
 /* --- The state ------------------------------------------------------------------------------- */
 
-/* What only others have is loaded where it is there. */
+/* Loads the script, and before it the optional modules that are installed. */
 static const char PREPARE[] =
     "package.path = 'lua/?.lua'"
     " for _, name in ipairs({ 'cjson', 'luasql.sqlite3' }) do pcall(require, name) end"
     " local script = assert(loadfile('spec/fuzz/values.lua'))"
-    " io = { stderr = { write = function() end } }" /* where a processor complains */
+    " io = { stderr = { write = function() end } }" /* a processor reports errors there */
     " return script";
 
-/* A state with the script on its stack. */
+/* Returns a new Lua state with the script on its stack. */
 static lua_State *open_state(void) {
   lua_State *L = luaL_newstate();
   luaL_openlibs(L);
