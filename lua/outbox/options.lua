@@ -5,7 +5,7 @@
 -- must be.
 
 local core = require("outbox.core")
-local problem = require("outbox.problem")
+local errors = require("outbox.error")
 
 local M = {}
 
@@ -80,7 +80,7 @@ function M.check(known, given, prefix, wrong)
   local options = {}
   for name in pairs(given) do
     if not known[name] then
-      wrong[#wrong + 1] = ("unknown option '%s%s'"):format(prefix, problem.text(name))
+      wrong[#wrong + 1] = ("unknown option '%s%s'"):format(prefix, errors.text(name))
     end
   end
   for name, option in pairs(known) do

@@ -4,7 +4,7 @@
 -- when the entry is to become a dead letter. `attempts` counts the failed deliveries of the entry,
 -- the last one included.
 
-local problem = require("outbox.problem")
+local errors = require("outbox.error")
 
 local max, min, random = math.max, math.min, math.random
 
@@ -35,7 +35,7 @@ end
 -- Why a policy's answer cannot be used; nil when it can.
 local function find_fault(ok, answer)
   if not ok then
-    return "retry raised: " .. problem.text(answer)
+    return "retry raised: " .. errors.text(answer)
   elseif type(answer) == "number" then
     local is_finite = answer == answer and answer ~= math.huge and answer ~= -math.huge
     return not is_finite and "retry returned a number that is not finite" or nil
@@ -50,7 +50,7 @@ local function guarded(fn, backoff, report)
     local ok, answer = pcall(fn, entry, attempts)
     local fault = find_fault(ok, answer)
     if fault then
-      report(problem.new("hook", fault, answer))
+      report(errors.new("hook", fault, answer))
       return default_delay(backoff, attempts)
     end
     return answer and max(0, min(answer, M.MAX_DELAY))

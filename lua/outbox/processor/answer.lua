@@ -1,9 +1,9 @@
 -- Calls a publisher, and reads what it answers.
 
-local problem = require("outbox.problem")
+local errors = require("outbox.error")
 local MAX_DELAY = require("outbox.retry").MAX_DELAY
 
-local text = problem.text
+local text = errors.text
 
 local M = {}
 
@@ -14,11 +14,11 @@ function M.ask(publish, messages, namespace)
   local ok, result, reason = pcall(publish, messages, namespace)
   local wrong
   if not ok then
-    return nil, problem.new("publisher", text(result), result)
+    return nil, errors.new("publisher", text(result), result)
   elseif result == true or (result == nil and reason == nil) then
     return nil
   elseif result == nil or result == false then
-    return nil, problem.new("publisher", text(reason), reason)
+    return nil, errors.new("publisher", text(reason), reason)
   elseif type(result) ~= "table" then
     wrong = ("a %s, not true, nothing or a table of failures"):format(type(result))
   else
@@ -29,7 +29,7 @@ function M.ask(publish, messages, namespace)
     end
   end
   if wrong then
-    return nil, problem.new("publisher", "the publisher returned " .. wrong)
+    return nil, errors.new("publisher", "the publisher returned " .. wrong)
   end
   return result
 end

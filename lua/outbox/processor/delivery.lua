@@ -10,7 +10,7 @@
 
 local core = require("outbox.core")
 local answer = require("outbox.processor.answer")
-local problem = require("outbox.problem")
+local errors = require("outbox.error")
 
 local understand = answer.understand
 
@@ -132,7 +132,7 @@ local function read_refusal(first, deferred)
   for _, entry in ipairs(deferred) do
     delay = math.max(delay or 0, entry.delay)
   end
-  return problem.new("publisher", (understand(first)), first), delay
+  return errors.new("publisher", (understand(first)), first), delay
 end
 
 local function note_up(self, outcome, namespace)

@@ -1,6 +1,6 @@
 -- What a processor tells about its work: the user's hooks, the counters of `stats`, and errors.
 
-local problem = require("outbox.problem")
+local errors = require("outbox.error")
 
 local M = {}
 
@@ -9,7 +9,7 @@ Hooks.__index = Hooks
 
 --- The default of on_error: it writes to stderr, so that an error is seen even without a hook.
 function M.write_to_stderr(trouble)
-  io.stderr:write(problem.text(trouble), "\n")
+  io.stderr:write(errors.text(trouble), "\n")
 end
 
 --- Counts an error and passes it to on_error. If that raises, both errors go to stderr.
@@ -18,14 +18,14 @@ function Hooks:report(trouble)
   local ok, again = pcall(self.hooks.on_error, trouble)
   if not ok then
     M.write_to_stderr(trouble)
-    M.write_to_stderr(problem.new("hook", "on_error raised: " .. problem.text(again), again))
+    M.write_to_stderr(errors.new("hook", "on_error raised: " .. errors.text(again), again))
   end
 end
 
 --- Reports that the claim was lost.
 function Hooks:report_loss(message)
   self.counters.lost = self.counters.lost + 1
-  self:report(problem.new("lost", message))
+  self:report(errors.new("lost", message))
 end
 
 -- Calls a hook, if there is one. What it raises is reported.
@@ -34,7 +34,7 @@ local function call(self, name, ...)
   if hook then
     local ok, cause = pcall(hook, ...)
     if not ok then
-      self:report(problem.new("hook", name .. " raised: " .. problem.text(cause), cause))
+      self:report(errors.new("hook", name .. " raised: " .. errors.text(cause), cause))
     end
   end
 end

@@ -25,9 +25,8 @@ M.ROCKS = {
   tls = "outbox-nats",
 }
 
--- Lower case only, because some file systems would find `file.lua` for `FILE`; no dot and no slash,
--- because they lead to other folders. Longer schemes are not looked up.
-local SCHEME, MAX_LENGTH = "^[a-z][a-z0-9+-]*$", 64
+-- No dot and no slash, because they lead to other folders. Longer schemes are not looked up.
+local SCHEME, MAX_LENGTH = "^%a[%w+-]*$", 64
 
 -- Whether `require` would find the module, even if it cannot load it.
 local function is_installed(name)
