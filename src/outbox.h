@@ -322,7 +322,8 @@ int outbox_execute(outbox_store *store, const char *sql, const outbox_value *val
 /*
 ** Starts a query, with a value for each parameter; outbox_next_row gives its rows. Fails as
 ** outbox_execute does. Other calls on the store may come in between. *rows is NULL after a failure,
-** else outbox_close_rows must close it before the store is closed.
+** else outbox_close_rows must close it. That may be after the store is closed; only the row that it
+** is at can be read then.
 */
 int outbox_query(outbox_store *store, outbox_rows **rows, const char *sql,
                  const outbox_value *values, size_t count);

@@ -7,6 +7,7 @@
 
 struct outbox_rows {
   outbox_store *store;
+  pid_t pid;               /* the process that opened it, for when the store is closed before */
   sqlite3_stmt *statement; /* NULL once it has ended */
 };
 
@@ -22,7 +23,8 @@ static int fail(outbox_store *store) {
 }
 
 static void finalize(outbox_rows *rows) {
-  if (rows->store->pid == getpid()) sqlite3_finalize(rows->statement); /* else the parent's */
+  if (rows->statement != NULL && rows->pid == getpid()) /* else the parent's */
+    sqlite3_finalize(rows->statement);
   rows->statement = NULL;
 }
 
@@ -89,7 +91,7 @@ int outbox_query(outbox_store *store, outbox_rows **out, const char *sql,
   if (code != OUTBOX_OK) return code;
   outbox_rows *rows = sqlite3_malloc(sizeof *rows);
   if (rows == NULL) return store_fail_nomem(store);
-  *rows = (outbox_rows){.store = store};
+  *rows = (outbox_rows){.store = store, .pid = store->pid};
   code = compile(rows, sql);
   if (code == OUTBOX_OK) code = bind_all(rows, values, count);
   if (code == OUTBOX_OK)
@@ -99,16 +101,18 @@ int outbox_query(outbox_store *store, outbox_rows **out, const char *sql,
   return code;
 }
 
-int outbox_next_row(outbox_rows *rows) {
-  outbox_store *store = rows->store;
-  int code = outbox_check_transaction(store);
-  if (code != OUTBOX_OK) return code;
+static int step(outbox_rows *rows) {
   if (rows->statement == NULL) return OUTBOX_DONE;
-  int sqlite_code = sql_work(store, rows->statement);
+  int sqlite_code = sql_work(rows->store, rows->statement);
   if (sqlite_code == SQLITE_ROW) return OUTBOX_ROW;
-  code = sqlite_code == SQLITE_DONE ? OUTBOX_DONE : fail(store);
+  int code = sqlite_code == SQLITE_DONE ? OUTBOX_DONE : fail(rows->store);
   finalize(rows);
   return code;
+}
+
+int outbox_next_row(outbox_rows *rows) {
+  int code = outbox_check_transaction(rows->store);
+  return code == OUTBOX_OK ? step(rows) : code;
 }
 
 int outbox_column_count(const outbox_rows *rows) {
@@ -145,7 +149,7 @@ int outbox_execute(outbox_store *store, const char *sql, const outbox_value *val
   if (code != OUTBOX_OK) return code;
   int64_t before = sqlite3_total_changes64(store->db);
   do
-    code = outbox_next_row(rows);
+    code = step(rows);
   while (code == OUTBOX_ROW);
   bool any = code == OUTBOX_DONE && sqlite3_total_changes64(store->db) != before;
   if (code == OUTBOX_DONE) *changed = any ? sqlite3_changes64(store->db) : 0;
