@@ -72,8 +72,8 @@ describe("a string from outside", function()
         assert.equal(other == nasty and 1 or 0, #claimed)
         assert.equal(other == nasty, store:renew_claim(other, outbox.clock.now() + 100))
       end
-      store:keep_claim(nasty, 100, 100)
-      store:stop_keeping()
+      store:start_heartbeat(nasty, 100, 100)
+      store:stop_heartbeat()
       store:release_claim(nasty)
       assert.equal(1, store:delete_entries("one"))
     end

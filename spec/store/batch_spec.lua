@@ -196,7 +196,7 @@ describe("a batch", function()
     publish("a")
     local now = outbox.clock.now()
     store:claim_entries("p", now + 0.2)
-    store:keep_claim("p", 0.02, 0.5)
+    store:start_heartbeat("p", 0.02, 0.5)
     local function deadline()
       return store:stats().leases[1].deadline
     end
@@ -207,10 +207,10 @@ describe("a batch", function()
     repeat
       assert.is_true(outbox.clock.now() < now + 60)
     until other:claim_entries("q", outbox.clock.now() + 60)
-    store:keep_claim("p", 0.001, 60)
-    store:stop_keeping()
-    store:stop_keeping()
-    assert.matches("number expected", support.raised(store.keep_claim, store, "p"))
-    store:keep_claim("p", 0.001, 60) -- still active when the store is closed
+    store:start_heartbeat("p", 0.001, 60)
+    store:stop_heartbeat()
+    store:stop_heartbeat()
+    assert.matches("number expected", support.raised(store.start_heartbeat, store, "p"))
+    store:start_heartbeat("p", 0.001, 60) -- still active when the store is closed
   end)
 end)

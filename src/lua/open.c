@@ -1,16 +1,18 @@
 /***
-Making stores: on a connection of their own, or on one that the application has.
+Making stores: on a connection of their own, or on a connection of the application's.
 @module outbox.opening
 */
-#include <sqlite3.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "shim.h"
 
-/* --- What both have in common ---------------------------------------------------------------- */
+/* --- Common to both -------------------------------------------------------------------------- */
 
-/* Puts a function or a table of which `method` will be called in a user value of the store. */
+/*
+** Keeps an option in a user value of the store: a table with a function `method`, or that function
+** alone. Returns whether the option is there.
+*/
 static bool set_callback(lua_State *L, int store_index, int options, const char *option,
                          const char *method, int value) {
   switch (lua_getfield(L, options, option)) {
@@ -35,15 +37,15 @@ static bool set_callback(lua_State *L, int store_index, int options, const char 
 }
 
 /*
-** Pushes a store without a connection. The functions that call this have two upvalues: the clock
-** that is the default, and what keeps count of the open stores.
+** Pushes a store without a connection. The functions that call this have two upvalues: the default
+** clock, and the counter of the open stores.
 */
 static shim_store *push_store(lua_State *L) {
   shim_opened *opened = lua_touserdata(L, lua_upvalueindex(2));
   if (opened->count > 0 && opened->pid != getpid())
     shim_raise(L, "forked",
-               "this process was forked from one with an open store; it cannot open "
-               "any, for SQLite's locks do not survive that");
+               "this process was forked from one with an open store; it cannot open any, because "
+               "SQLite's locks do not survive a fork");
   opened->pid = getpid();
   shim_store *self = lua_newuserdatauv(L, sizeof *self, STORE_VALUES);
   memset(self, 0, sizeof *self);
@@ -55,14 +57,14 @@ static shim_store *push_store(lua_State *L) {
   return self;
 }
 
-/* Reads the options that both know, of the table at the index, for the store on the top. */
+/* Reads the options that both know from the table at the index, for the store on the top. */
 static void read_options(lua_State *L, shim_store *self, int index, outbox_options *options) {
   int store_index = lua_gettop(L);
   if (lua_getfield(L, index, "prefix") != LUA_TNIL) {
     luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING, index, "prefix must be a string");
-    options->prefix = lua_tostring(L, -1); /* the options hold it */
-    luaL_argcheck(L, strlen(options->prefix) == lua_rawlen(L, -1), index,
-                  "prefix must be a plain identifier");
+    outbox_bytes prefix = shim_check_bytes(L, -1);
+    luaL_argcheck(L, outbox_is_prefix(prefix), index, "the prefix is not a plain identifier");
+    options->prefix = prefix.data; /* nothing is collected before the core copies it */
   }
   self->lua_clock = set_callback(L, store_index, index, "clock", "now", CLOCK_VALUE);
   self->lua_id_generator =
@@ -74,42 +76,36 @@ static void read_options(lua_State *L, shim_store *self, int index, outbox_optio
   lua_settop(L, store_index);
 }
 
-/* Raises unless the core has made the store, whose options are at the index; counts it. */
+/* Counts the store that the core has made. Raises if it failed; the options are at the index. */
 static void finish_store(lua_State *L, shim_store *self, int index, int code) {
   if (self->store == NULL) shim_raise(L, outbox_code_name(OUTBOX_NOMEM), "not enough memory");
-  if (code == OUTBOX_MISUSE) luaL_argerror(L, index, outbox_error_message(self->store));
-  shim_check(L, self, code);
+  if (code == OUTBOX_MISUSE) shim_refuse(L, self->store, index);
+  shim_check(L, self->store, code);
   self->opened = lua_touserdata(L, lua_upvalueindex(2));
   self->opened->count++;
 }
 
 /* --- Opening --------------------------------------------------------------------------------- */
 
-/* SQL of the user's must not end the transaction, or the savepoint, that the store has begun. */
-static int authorize(void *context, int action, const char *operation, const char *name,
-                     const char *database, const char *trigger) {
-  (void)operation, (void)database, (void)trigger;
-  shim_store *self = context;
-  bool ours = action == SQLITE_TRANSACTION ||
-              (action == SQLITE_SAVEPOINT && sqlite3_stricmp(name, "outbox") == 0);
-  return ours && self->preparing ? SQLITE_DENY : SQLITE_OK;
-}
-
 /***
-Opens the database at a path and makes a store of it. A new file is created; WAL mode is switched
-on, and stays on in the file.
+Opens the database at a path and makes a store of it. Creates the file where there is none. Puts the
+database into WAL mode, which is kept in the file.
+
+The functions among the options are called without a self, whenever they are needed, and always
+before the database is entered. So they may raise.
 @function outbox.open
 @tparam string path
-@tparam[opt] table options `prefix` of the tables' names, default "outbox_"; `synchronous`, when a
-commit waits for the disk: "off", "normal" (enough for a processor), "full" (the default: right for
-publishing) or "extra"; `busy_timeout`, seconds to wait for another connection's lock, default 5;
-`clock`, a function that gives the time in seconds since the epoch, or a table with that function as
-`now`; `id_generator`, a function `(clock, message)` that gives an id, or a table with that function
-as `generate_id`, default `outbox.uuid_v7`. They are called as plain functions, without a self,
-whenever they are needed, and always before the database is entered: they may raise
+@tparam[opt] table options `prefix` (a string): of the tables' names, default "outbox_"; 1 to 64
+letters, digits and underscores, no digit first. `synchronous`: when a commit waits for the disk,
+"off", "normal" (enough for a processor), "full" (the default, right for publishing) or "extra".
+`busy_timeout` (a number): how many seconds to wait for another connection's lock, default 5.
+`clock`: a function that returns the time in seconds since the Unix epoch, or a table with that
+function as `now`. `id_generator`: a function `(clock, message)` that returns an id, or a table with
+that function as `generate_id`; default `outbox.uuid_v7`
 @treturn outbox.store
-@raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`; `forked` in the child of a process that
-had a store open: it must close its stores before it forks, or fork before it opens any
+@raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`; `forked` in a process that was forked
+from one with an open store: that one must close its stores before it forks, or fork before it opens
+any
 */
 static int open_store(lua_State *L) {
   static const char *const OPTIONS[] = {"prefix", "synchronous",  "busy_timeout",
@@ -137,15 +133,14 @@ static int open_store(lua_State *L) {
     read_options(L, self, 2, &options);
   }
   finish_store(L, self, 2, outbox_open(&self->store, path.data, &options));
-  sqlite3_set_authorizer(outbox_connection(self->store), authorize, self);
   return 1;
 }
 
 /* --- Attaching ------------------------------------------------------------------------------- */
 
 /***
-Has every connection that is opened from now on in this process, by whatever binding to the same
-SQLite library, be known to `outbox.attach`. Calling it again, in any Lua state, is harmless.
+Makes every connection that is opened from now on in this process known to `outbox.attach`, whatever
+binding to the same SQLite library opens it. It is harmless to call this again, in any Lua state.
 @function outbox.install
 @raise `nomem`
 */
@@ -156,7 +151,7 @@ static int install(lua_State *L) {
   return 0;
 }
 
-/* Why a connection has not answered; `reason` is what the binding said, on the top. */
+/* Raises the reason why a connection has not answered. The binding's error is on the top. */
 static int raise_unknown(lua_State *L, lua_CFunction method) {
   const void *code;
   memcpy(&code, &method, sizeof code);
@@ -172,9 +167,9 @@ static int raise_unknown(lua_State *L, lua_CFunction method) {
   return shim_raise(L, "misuse", lua_tostring(L, -1));
 }
 
-/* The handshake; leaves on the stack what `select`, at the index, has raised, else nil. */
-static sqlite3 *shake_hands(lua_State *L, int index) {
-  sqlite3 *db = NULL;
+/* Does the handshake. Pushes the error that the function at the index has raised, else nil. */
+static struct sqlite3 *shake_hands(lua_State *L, int index) {
+  struct sqlite3 *db = NULL;
   lua_pushvalue(L, index);
   outbox_await_handshake(&db);
   int status = lua_pcall(L, 0, 0, 0);
@@ -184,9 +179,10 @@ static sqlite3 *shake_hands(lua_State *L, int index) {
 }
 
 /*
-** attach(select, options, method, pointer, lazy), for outbox.attach: `select` runs the handshake on
-** the connection, by way of its binding; `method` is a C function of that; `pointer` is the
-** connection where the binding tells it; `lazy`, whether the binding begins transactions late.
+** attach(select, options, method, pointer, lazy), for outbox.attach. `select` is a function that
+** runs the handshake on the connection, with its binding; `method` is a C function of the binding;
+** `pointer` is the connection's address, where the binding tells it; `lazy`: the binding begins a
+** transaction only with its first statement.
 */
 static int attach(lua_State *L) {
   static const char *const OPTIONS[] = {"prefix", "clock", "id_generator", NULL};
@@ -195,7 +191,7 @@ static int attach(lua_State *L) {
   lua_CFunction method = lua_tocfunction(L, 3);
   const void *code;
   memcpy(&code, &method, sizeof code);
-  sqlite3 *db = shake_hands(L, 1);
+  struct sqlite3 *db = shake_hands(L, 1);
   if (db == NULL && lua_islightuserdata(L, 4) && outbox_shares_sqlite(code))
     db = lua_touserdata(L, 4);
   if (db == NULL) raise_unknown(L, method);
@@ -222,16 +218,25 @@ static int is_attached(lua_State *L) {
   return 1;
 }
 
-/* --- Module ---------------------------------------------------------------------------------- */
+/***
+Whether a value may be the option `prefix`.
+@function is_prefix
+@tparam any value
+@treturn boolean false for all but strings
+*/
+static int is_prefix(lua_State *L) {
+  bool ok = lua_type(L, 1) == LUA_TSTRING && outbox_is_prefix(shim_check_bytes(L, 1));
+  lua_pushboolean(L, ok);
+  return 1;
+}
 
-static const luaL_Reg FUNCTIONS[] = {{"open", open_store},
-                                     {"attach", attach},
-                                     {"install", install},
-                                     {"is_attached", is_attached},
-                                     {NULL, NULL}};
+/* --- The module ------------------------------------------------------------------------------ */
 
-void shim_open_store(lua_State *L) {
-  shim_make_store_type(L);
+static const luaL_Reg FUNCTIONS[] = {{"open", open_store},     {"attach", attach},
+                                     {"install", install},     {"is_attached", is_attached},
+                                     {"is_prefix", is_prefix}, {NULL, NULL}};
+
+void shim_open_opening(lua_State *L) {
   lua_pushliteral(L, OUTBOX_HANDSHAKE);
   lua_setfield(L, -2, "HANDSHAKE");
   lua_getfield(L, -1, "clock");

@@ -1,6 +1,5 @@
-/***
-This process: its name, the signals that end it, its terminal. For the processor and the command.
-@module outbox.core
+/*
+** This process: its name, and the signals that end it. For the processor and the command.
 */
 #define _DEFAULT_SOURCE
 #define _DARWIN_C_SOURCE
@@ -8,9 +7,7 @@ This process: its name, the signals that end it, its terminal. For the processor
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/select.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,7 +15,7 @@ This process: its name, the signals that end it, its terminal. For the processor
 #include "shim.h"
 
 /***
-This process's name for people: the host's and its number.
+Returns a name of this process for people to read: the host's name, "-", and the process id.
 @function process_name
 @treturn string
 */
@@ -40,8 +37,9 @@ static struct timespec caught_at;
 static int ends[2] = {-1, -1}; /* a pipe: a signal just before a sleep must end that sleep too */
 
 /*
-** The first signal is for the program to act on. One that comes later ends it; not at once, for
-** some send two: `timeout` to its child and then to the whole group.
+** The program acts on the first signal itself. A signal that comes two seconds later, or more, ends
+** the program. Not one that comes at once, because some senders send two: `timeout` to its child
+** and then to the whole group.
 */
 static void handle(int number) {
   int error = errno;
@@ -70,10 +68,12 @@ static void set_handler(int number, const struct sigaction *action) {
 }
 
 /***
-From now on SIGINT, SIGTERM and SIGHUP, unless they are ignored, do not end this process: what has
-come, `await_signal` tells. One that comes a while after the first ends it all the same. And a write
-to a pipe that nobody reads fails instead of ending it; its children are not concerned.
+Catches SIGINT, SIGTERM and SIGHUP, unless they are ignored. From now on the first of them does not
+end this process, and `await_signal` returns its name. A signal that comes two seconds later, or
+more, ends the process all the same. SIGPIPE no longer ends it either: a write to a pipe that nobody
+reads fails instead. Child processes are not affected.
 @function catch_signals
+@raise what the system says, when no pipe can be made
 */
 static int catch_signals(lua_State *L) {
   if (ends[0] < 0 && pipe(ends) != 0) return luaL_error(L, "%s", strerror(errno));
@@ -90,11 +90,11 @@ static int catch_signals(lua_State *L) {
 }
 
 /***
-Sleeps until a signal is caught; not at all if one was caught before.
+Sleeps until `catch_signals` catches a signal. Returns at once if it has caught one before.
 @function await_signal
-@tparam number seconds at most that long
-@tparam[opt] integer fd a descriptor; sleeps no longer than until it is readable
-@treturn ?string the signal's name
+@tparam number seconds how long to sleep at most; one hour where this is more
+@tparam[opt] integer fd a descriptor; the sleep also ends when it becomes readable
+@treturn ?string the name of the first signal that was caught; nil without one
 */
 static int await_signal(lua_State *L) {
   static const int64_t HOUR = INT64_C(3600000000);
@@ -112,26 +112,9 @@ static int await_signal(lua_State *L) {
   return 1;
 }
 
-/***
-The size of the terminal that a file is.
-@function terminal_size
-@tparam file file
-@treturn ?integer columns, nil where it is no terminal; 0 where that does not know
-@treturn ?integer rows
-*/
-static int terminal_size(lua_State *L) {
-  luaL_Stream *stream = luaL_checkudata(L, 1, LUA_FILEHANDLE);
-  struct winsize size;
-  if (stream->closef == NULL || ioctl(fileno(stream->f), TIOCGWINSZ, &size) != 0) return 0;
-  lua_pushinteger(L, size.ws_col);
-  lua_pushinteger(L, size.ws_row);
-  return 2;
-}
-
 static const luaL_Reg FUNCTIONS[] = {{"process_name", process_name},
                                      {"catch_signals", catch_signals},
                                      {"await_signal", await_signal},
-                                     {"terminal_size", terminal_size},
                                      {NULL, NULL}};
 
 void shim_open_process(lua_State *L) {

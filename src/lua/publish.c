@@ -1,56 +1,89 @@
 /*
-** Publishing: messages, as Lua tables, become those of the core.
+** Publishing: messages, which are Lua tables, become messages of the core.
 */
 #include <string.h>
 
+#include "../columns.h"
 #include "shim.h"
+
+/* --- The rules of a message ------------------------------------------------------------------ */
 
 enum { ID, NAMESPACE, KEY, PAYLOAD, HEADERS, DELIVER_AT, FIELDS };
 
 static const char *const FIELD_NAMES[FIELDS] = {"id",      "namespace", "key",
                                                 "payload", "headers",   "deliver_at"};
 
-static int find_field(lua_State *L, int argument) {
-  const char *name = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "";
-  for (int field = 0; field < FIELDS; field++)
-    if (name[0] == FIELD_NAMES[field][0] && strcmp(name, FIELD_NAMES[field]) == 0) return field;
-  name = luaL_tolstring(L, -2, NULL);
-  return luaL_argerror(L, argument, lua_pushfstring(L, "unknown field '%s'", name));
+static const int FIELD_TYPES[FIELDS] = {LUA_TSTRING, LUA_TSTRING, LUA_TSTRING,
+                                        LUA_TSTRING, LUA_TTABLE,  LUA_TNUMBER};
+
+/* The field that the value at the index names; FIELDS: none. */
+static int find_field(lua_State *L, int index) {
+  size_t size;
+  if (lua_type(L, index) != LUA_TSTRING) return FIELDS;
+  const char *name = lua_tolstring(L, index, &size);
+  int field = 0;
+  while (field < FIELDS &&
+         (name[0] != FIELD_NAMES[field][0] || strcmp(name, FIELD_NAMES[field]) != 0))
+    field++;
+  return field < FIELDS && strlen(name) == size ? field : FIELDS;
 }
 
-static void check_field(lua_State *L, int argument, int field, int type) {
-  if (lua_type(L, -1) != type)
-    luaL_argerror(L, argument,
-                  lua_pushfstring(L, "field '%s' must be a %s, not a %s", FIELD_NAMES[field],
-                                  lua_typename(L, type), luaL_typename(L, -1)));
+/* Says that the value at the index is no table, as luaL_checktype does. */
+static const char *say_no_table(lua_State *L, int index) {
+  const char *type = luaL_typename(L, index);
+  if (luaL_getmetafield(L, index, "__name") == LUA_TSTRING)
+    type = lua_tostring(L, -1);
+  else if (lua_type(L, index) == LUA_TLIGHTUSERDATA)
+    type = "light userdata";
+  return lua_pushfstring(L, "table expected, got %s", type);
 }
 
 /*
-** Reads a message without calling into Lua: its strings stay where they are as long as nobody
-** changes the table. The headers are left out.
+** Reads the message at the index, which is above 0. Returns NULL, or the reason why it is none, a
+** string on the top. Does not call into Lua for a good message: its strings stay where they are as
+** long as nobody changes the table. Leaves the headers out.
 */
-static void read_message(lua_State *L, int argument, outbox_message *message) {
+static const char *read_message(lua_State *L, int index, outbox_message *message) {
   outbox_bytes *const strings[] = {[ID] = &message->id,
                                    [NAMESPACE] = &message->namespace,
                                    [KEY] = &message->key,
                                    [PAYLOAD] = &message->payload};
   memset(message, 0, offsetof(outbox_message, generated_id));
-  for (lua_pushnil(L); lua_next(L, argument); lua_pop(L, 1)) {
-    int field = find_field(L, argument);
-    if (field == HEADERS) {
-      check_field(L, argument, field, LUA_TTABLE);
-    } else if (field == DELIVER_AT) {
-      check_field(L, argument, field, LUA_TNUMBER);
-      luaL_argcheck(L, shim_microseconds(lua_tonumber(L, -1), &message->deliver_at), argument,
-                    "field 'deliver_at' is out of range");
-    } else {
-      check_field(L, argument, field, LUA_TSTRING);
+  if (lua_type(L, index) != LUA_TTABLE) return say_no_table(L, index);
+  for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1)) {
+    int field = find_field(L, -2);
+    if (field == FIELDS)
+      return lua_pushfstring(L, "unknown field '%s'", luaL_tolstring(L, -2, NULL));
+    if (lua_type(L, -1) != FIELD_TYPES[field])
+      return lua_pushfstring(L, "field '%s' must be a %s, not a %s", FIELD_NAMES[field],
+                             lua_typename(L, FIELD_TYPES[field]), luaL_typename(L, -1));
+    if (field <= PAYLOAD)
       strings[field]->data = lua_tolstring(L, -1, &strings[field]->size);
-    }
+    else if (field == DELIVER_AT && !shim_microseconds(lua_tonumber(L, -1), &message->deliver_at))
+      return lua_pushliteral(L, "field 'deliver_at' is out of range");
   }
+  return NULL;
 }
 
-/* Calls the ID generator for a message; its id replaces what is at the index. */
+/***
+Checks a message as `publish` does, for other ways to publish. Does not look into its headers.
+@function check_message
+@tparam any message
+@treturn ?string the reason why it cannot be published; nil where it can
+*/
+static int check_message(lua_State *L) {
+  outbox_message message;
+  return read_message(L, 1, &message) != NULL;
+}
+
+/* --- Publishing ------------------------------------------------------------------------------ */
+
+static void need_message(lua_State *L, int argument, outbox_message *message) {
+  const char *reason = read_message(L, argument, message);
+  if (reason != NULL) luaL_argerror(L, argument, reason);
+}
+
+/* Calls the ID generator for a message. The id replaces the value at the index. */
 static void generate_id(lua_State *L, int store_index, int argument, int index) {
   lua_getiuservalue(L, store_index, ID_GENERATOR_VALUE);
   lua_getfield(L, -1, "generate_id");
@@ -88,11 +121,11 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
   shim_read_clock(L, self, store_index); /* before the messages, which it may change */
   lua_pushstring(L, FIELD_NAMES[HEADERS]);
   lua_pushstring(L, FIELD_NAMES[ID]);
-  int ids = lua_gettop(L) - 1; /* an id lies as far above as its message above the bottom */
+  int ids = lua_gettop(L) - 1; /* an id lies as far above this as its message above the bottom */
   bool calls = self->lua_id_generator;
   for (int i = 2; i <= last; i++) {
     outbox_message *message = &messages[i - 2];
-    luaL_checktype(L, i, LUA_TTABLE);
+    if (lua_type(L, i) != LUA_TTABLE) luaL_argerror(L, i, say_no_table(L, i));
     lua_pushvalue(L, ids);
     calls |= lua_rawget(L, i) != LUA_TNIL;
     lua_pop(L, 1);
@@ -101,11 +134,11 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
     message->id = bytes_at(L, -1);
     message->unique = false;
   }
-  for (int i = 2; i <= last && calls; i++) /* nothing is called for what cannot be published */
-    read_message(L, i, &messages[i - 2]);
+  for (int i = 2; i <= last && calls; i++) /* nothing is called when one cannot be published */
+    need_message(L, i, &messages[i - 2]);
   check(L);
   if (!self->lua_id_generator)
-    shim_check(L, self, outbox_generate_ids(self->store, messages, (size_t)count));
+    shim_check(L, self->store, outbox_generate_ids(self->store, messages, (size_t)count));
   for (int i = 2; i <= last; i++) {
     if (!lua_isnil(L, ids + i)) continue;
     if (self->lua_id_generator) {
@@ -121,14 +154,14 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
   check(L);
 
   /*
-  ** The messages are read now that all is called: that, and any finalizer which the collector ran,
-  ** may have changed them, and freed their strings. The ids are there already, for what has been
-  ** published must not fail for want of room for them.
+  ** The messages are read now, after all calls, because a callback, or a finalizer that the
+  ** collector ran, may have changed them and freed their strings. The ids are on the stack already,
+  ** so that a publish that has succeeded cannot fail because there is no room for them.
   */
   for (int i = 2; i <= last; i++) {
     outbox_message *message = &messages[i - 2];
     bool unique = message->unique;
-    read_message(L, i, message);
+    need_message(L, i, message);
     if (calls) {
       lua_rawgeti(L, -1, i);
       message->headers = bytes_at(L, -1);
@@ -137,7 +170,16 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
     message->id = bytes_at(L, ids + i);
     message->unique = unique;
   }
-  shim_check(L, self, outbox_publish(self->store, messages, (size_t)count));
+  shim_check(L, self->store, outbox_publish(self->store, messages, (size_t)count));
   lua_settop(L, ids + last);
   return count;
+}
+
+/* --- The module ------------------------------------------------------------------------------ */
+
+void shim_open_publish(lua_State *L) {
+  lua_pushcfunction(L, check_message);
+  lua_setfield(L, -2, "check_message");
+  lua_pushliteral(L, MESSAGE_COLUMNS);
+  lua_setfield(L, -2, "MESSAGE_COLUMNS");
 }

@@ -1,5 +1,5 @@
 /*
-** Reading: what the core gives row by row becomes arrays of Lua tables.
+** Reading: rows of the core become arrays of Lua tables.
 */
 #include "shim.h"
 
@@ -9,29 +9,14 @@ static void set_bytes(lua_State *L, const char *field, outbox_bytes bytes) {
   lua_setfield(L, -2, field);
 }
 
-void shim_set_seconds(lua_State *L, const char *field, int64_t microseconds) {
-  shim_push_seconds(L, microseconds);
-  lua_setfield(L, -2, field);
-}
-
-void shim_convert_headers(lua_State *L, const char *function) {
-  lua_getglobal(L, "require");
-  lua_pushliteral(L, "outbox.headers");
-  lua_call(L, 1, 1);
-  lua_getfield(L, -1, function);
-  lua_insert(L, -3);
-  lua_pop(L, 1);
-  lua_call(L, 1, 1);
-}
-
-/* What a protected call reads: entries from the store, until `code` is OUTBOX_DONE or an error. */
+/* A reading in a protected call. It goes on until `code` is OUTBOX_DONE or an error. */
 typedef struct reading {
   outbox_store *store;
   int code;
-  bool listed; /* each comes with its place, and its time */
+  bool listed; /* each entry comes with its place, and its time */
 } reading;
 
-/* The names of an entry's fields lie at the bottom of the stack: quicker than to look them up. */
+/* The names of an entry's fields lie at the bottom of the stack, because that saves time. */
 enum {
   ENTRY_ID = 2,
   ENTRY_NAMESPACE,
@@ -41,7 +26,7 @@ enum {
   ENTRY_CREATED_AT,
   ENTRY_ATTEMPTS,
   ENTRY_LAST_ERROR,
-  ENTRIES /* the array that is made of them */
+  ENTRIES /* the array of entries */
 };
 
 static const char *const ENTRY_NAMES[] = {"id",      "namespace",  "key",      "payload",
@@ -54,7 +39,7 @@ static void set_entry_bytes(lua_State *L, int name, outbox_bytes bytes) {
   lua_rawset(L, -3);
 }
 
-/* The headers of the entries come in JSON. */
+/* Decodes the headers of the entries, which are JSON. */
 static void decode_headers(lua_State *L) {
   for (lua_Integer i = 1; lua_rawgeti(L, ENTRIES, i) != LUA_TNIL; i++) {
     lua_pushvalue(L, ENTRY_HEADERS);
@@ -103,13 +88,13 @@ static int read_entries(lua_State *L) {
 }
 
 /*
-** Pushes the array that `read` makes of the reading that was started with `code`. Protected, for
-** Lua may run out of memory. A finalizer that the collector runs meanwhile can neither use the
-** store nor close it: that is done afterwards.
+** Pushes the array that `read` makes of the reading that the core has started, with `code`. The
+** call is protected, because Lua may run out of memory. A finalizer that the collector runs
+** meanwhile cannot use the store. If it closes the store, that is done afterwards.
 */
 static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
                          bool listed) {
-  shim_check(L, self, code);
+  shim_check(L, self->store, code);
   reading reading = {.store = self->store, .listed = listed};
   self->reading = true;
   lua_pushcfunction(L, read);
@@ -122,7 +107,7 @@ static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction
   }
   outbox_finish(self->store);
   if (status != LUA_OK) lua_error(L);
-  if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);
+  if (reading.code != OUTBOX_DONE) shim_check(L, self->store, reading.code);
 }
 
 int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed) {

@@ -1,7 +1,18 @@
 /*
 ** The Lua 5.4 face of the core. Each function checks its arguments, calls back into Lua where that
 ** is needed (clock, ID generator, headers), enters the core, and raises only after the core has
-** returned: no Lua error ever crosses it, and no statement of the core is open while Lua runs.
+** returned. So no Lua error ever crosses the core, and the core runs no statement while Lua runs.
+**
+** The floors of this folder, from the ground up:
+**
+**     check                         errors, checks of arguments, conversions
+**     handle                        the store as a userdata, and what is open on it
+**     reading  publish              rows of the core as Lua tables; Lua tables as messages
+**     claiming settling listing sql the methods, by what they do
+**     store    transaction open     the types, and how they are made
+**     module                        luaopen_outbox_core
+**
+** values, files and process need `check` alone. A file calls the floors below it, never up.
 */
 #ifndef OUTBOX_SHIM_H
 #define OUTBOX_SHIM_H
@@ -12,7 +23,7 @@
 
 #include "../outbox.h"
 
-/* Names of the metatables, and so of the types in messages. */
+/* Names of the metatables. They are also the names of the types in error messages. */
 #define STORE "outbox.store"
 #define TRANSACTION "outbox.transaction"
 #define ROWS "outbox.rows"
@@ -21,12 +32,60 @@
 
 #pragma GCC visibility push(hidden)
 
-typedef struct transaction transaction;
+/* --- check.c: errors, checks of arguments, conversions --------------------------------------- */
+
+/* Raises an outbox.error with a code and a message. */
+int shim_raise(lua_State *L, const char *code, const char *message);
+
+/* Raises the store's last error, unless `code` is OUTBOX_OK. */
+void shim_check(lua_State *L, const outbox_store *store, int code);
+
+/* Raises the store's last error as one of the argument at the index. */
+int shim_refuse(lua_State *L, const outbox_store *store, int index);
+
+/* The string at the index. Raises for any other type: numbers are not converted. */
+outbox_bytes shim_check_bytes(lua_State *L, int index);
+
+/* The same where the argument is optional: no value for none and nil. */
+outbox_bytes shim_opt_bytes(lua_State *L, int index);
+
+/* Whether there are options at the index. Raises for a name that is not among `names`. */
+bool shim_check_options(lua_State *L, int index, const char *const *names);
 
 /*
-** A store. Its user values: the clock, a table with a function `now`; the ID generator, a table
-** with a function `generate_id`, or nil; what keeps count of the open stores; and, of an attached
-** one, a function that runs a SELECT by way of the application's binding.
+** The value of an option in the table at the index; `standard` where it is nil. Raises for a value
+** of the wrong type, or below `minimum`. All three leave the value on the stack.
+*/
+int64_t shim_opt_integer(lua_State *L, int index, const char *option, int64_t minimum,
+                         int64_t standard);
+bool shim_opt_boolean(lua_State *L, int index, const char *option);
+
+/* The value is one of the names; the result is its index among them. */
+int shim_opt_name(lua_State *L, int index, const char *option, const char *const *names,
+                  int standard);
+
+/* Converts seconds into microseconds. False where the time is out of range, or a NaN. */
+bool shim_microseconds(double seconds, int64_t *microseconds);
+
+/* The number of seconds at the index, in microseconds. */
+int64_t shim_check_microseconds(lua_State *L, int index);
+
+/* Pushes a time or a span of time in seconds, or sets a field of the table on the top to it. */
+void shim_push_seconds(lua_State *L, int64_t microseconds);
+void shim_set_seconds(lua_State *L, const char *field, int64_t microseconds);
+
+/* Replaces the value on the top with the result of a function of the module outbox.headers. */
+void shim_convert_headers(lua_State *L, const char *function);
+
+/* --- handle.c: the store as a userdata, and what is open on it ------------------------------- */
+
+typedef struct shim_transaction shim_transaction;
+typedef struct shim_rows shim_rows;
+
+/*
+** The user values of a store: the clock, a table with a function `now`; the ID generator, a table
+** with a function `generate_id`, or nil; the counter of the open stores; and, for an attached
+** store, a function that runs a SELECT with the application's binding.
 */
 enum {
   CLOCK_VALUE = 1,
@@ -37,8 +96,8 @@ enum {
 };
 
 /*
-** The stores that a process has open. SQLite's own bookkeeping of locks survives a fork, but the
-** locks do not: a child of a process with an open store would write without any.
+** Counts the stores that a process has open. SQLite's own bookkeeping of locks survives a fork, but
+** the locks do not: a child of a process with an open store would write without any.
 */
 typedef struct shim_opened {
   pid_t pid;
@@ -46,90 +105,114 @@ typedef struct shim_opened {
 } shim_opened;
 
 typedef struct shim_store {
-  outbox_store *store;    /* NULL once closed */
-  bool lua_clock;         /* there is a clock in the user value, to be read into `now` */
-  bool lua_id_generator;  /* there is an ID generator in the user value */
-  bool attached;          /* the connection is the application's */
-  bool lazy;              /* its binding begins a transaction with the first statement in it */
-  bool reading;           /* what the core reads becomes an array */
-  bool closing;           /* and the store is to be closed after it */
-  bool preparing;         /* SQL of the user's is being prepared: no COMMIT in there */
-  int64_t now;            /* what the core's clock callback answers */
-  lua_State *owner;       /* the coroutine that opened the transaction */
-  shim_opened *opened;    /* where it is counted, NULL unless it is */
-  transaction *innermost; /* of the open transactions, NULL without one */
+  outbox_store *store;         /* NULL once closed */
+  bool lua_clock;              /* a user value is the clock; it is read into `now` */
+  bool lua_id_generator;       /* a user value is the ID generator */
+  bool attached;               /* the connection is the application's */
+  bool lazy;                   /* its binding begins a transaction with the first statement in it */
+  bool reading;                /* rows of the core are being made into an array */
+  bool closing;                /* close the store after that */
+  int64_t now;                 /* the answer of the core's clock callback */
+  lua_State *owner;            /* the coroutine that opened the transaction */
+  shim_opened *opened;         /* the counter that counts it; NULL while it is not counted */
+  shim_transaction *innermost; /* of the open transactions; NULL without one */
 } shim_store;
 
-/* Raises a table with a code and a message. */
-int shim_raise(lua_State *L, const char *code, const char *message);
+/* User values: the store, and the coroutine that began it, whose address must stay taken. */
+enum { STORE_VALUE = 1, OWNER_VALUE, TRANSACTION_VALUES = OWNER_VALUE };
 
-/* Raises the store's last error if `code` is one. */
-void shim_check(lua_State *L, shim_store *self, int code);
+struct shim_transaction {
+  shim_store *store;
+  shim_transaction *outer; /* the transaction that it is nested in */
+  shim_rows *first;        /* its open iterators */
+  bool open;
+};
 
-/* Raises in the middle of a reading, where a finalizer may try to use the store. */
+/* The iterator over the rows of the application's SQL. User value: the transaction. */
+struct shim_rows {
+  shim_transaction *transaction; /* NULL once closed */
+  bool done;                     /* closed because there are no more rows */
+  bool busy; /* a row is being made into a table: the query is closed after it */
+  outbox_rows *rows;
+  shim_rows *previous, *next;
+};
+
+/* The store at the index. Raises if it is closed, or in a transaction of another coroutine. */
+shim_store *shim_check_store(lua_State *L, int index);
+
+/* Raises in the middle of a reading, when a finalizer tries to use the store. */
 void shim_check_idle(lua_State *L, shim_store *self);
 
-/* The store at the index; raises if it is closed, or in a transaction of another coroutine. */
-shim_store *shim_check_store(lua_State *L, int index);
+/* The transaction at index 1. Raises if it has ended. */
+shim_transaction *shim_check_transaction(lua_State *L);
+
+/*
+** Reads the clock into the store at the index, where the clock is a Lua one, before the core is
+** entered. Check the store once more after this, because the clock may have closed it.
+*/
+void shim_read_clock(lua_State *L, shim_store *self, int index);
+
+/* The core's clock callback where the clock is a Lua one: gives the time that was read before. */
+int shim_stored_clock(void *context, int64_t *now);
+
+/* Closes an iterator: at once, or after the row that it is in the middle of. */
+void shim_close_rows(shim_rows *self);
+
+/* Takes the innermost transaction off the store's list. The core has yet to end it. */
+void shim_pop_transaction(shim_store *store);
+
+/* Rolls a transaction back, with those that are nested in it, if it is open. */
+void shim_roll_back(shim_transaction *self);
+
+/*
+** Closes the store, and everything that is open on it; in the middle of a reading, after that.
+** Returns what outbox_close returns.
+*/
+int shim_close(shim_store *self);
+
+/* --- reading.c: rows of the core as Lua tables ----------------------------------------------- */
+
+/*
+** Pushes the array of the entries that the core has begun to read. Raises instead if `code` is an
+** error. Entries that are `listed`, not claimed, come with their `seq` and their time.
+*/
+int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed);
+
+/* The same for leases. */
+void shim_push_leases(lua_State *L, shim_store *self, int code);
+
+/* --- publish.c: Lua tables as messages ------------------------------------------------------- */
 
 /*
 ** Publishes the messages that are the arguments from the second to the `last` and pushes the ids.
 ** The store's userdata, with the user values, is at `store_index`. `check` raises unless the first
-** argument can still be used: Lua that was called may have closed it.
+** argument can still be used, because Lua code that was called may have closed it.
 */
 int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
                  void check(lua_State *L));
 
-/*
-** Reads the clock, where it is Lua's, ahead of the core. To be followed by another check of the
-** store, whose userdata is at the index: the clock may have closed it.
-*/
-void shim_read_clock(lua_State *L, shim_store *self, int index);
+/* --- The methods ----------------------------------------------------------------------------- */
 
-/* The core's clock where the user's is a Lua one: it was read before the core was entered. */
-int shim_stored_clock(void *context, int64_t *now);
+/* Each adds methods to the table on the top: of a store ... */
+void shim_add_claiming(lua_State *L);
+void shim_add_settling(lua_State *L);
+void shim_add_listing(lua_State *L);
 
-/* Whether there are options at the index; refuses those that are not among the names. */
-bool shim_check_options(lua_State *L, int index, const char *const *names);
+/* ... and of a transaction. */
+void shim_add_sql(lua_State *L);
 
-/* The index of the option's value among the names, of which there are four at most. */
-int shim_opt_name(lua_State *L, int index, const char *option, const char *const *names,
-                  int standard);
+/* --- The module ------------------------------------------------------------------------------ */
 
-/* Closes the store, and what is open on it. Returns what outbox_close does. */
-int shim_close(shim_store *self);
-
-/*
-** Pushes the array of what the core has begun to read, unless `code` is an error: entries, with
-** their place and their time if they are `listed` and not claimed ...
-*/
-int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed);
-
-/* ... or leases. */
-void shim_push_leases(lua_State *L, shim_store *self, int code);
-
-/* Replaces the value on the top by what a function of outbox.headers makes of it. */
-void shim_convert_headers(lua_State *L, const char *function);
-
-/* Sets a field of the table on the top to a time or a span of time. */
-void shim_set_seconds(lua_State *L, const char *field, int64_t microseconds);
-
-/* Seconds as microseconds; false where they are out of all range. */
-bool shim_microseconds(double seconds, int64_t *microseconds);
-int64_t shim_check_microseconds(lua_State *L, int index);
-void shim_push_seconds(lua_State *L, int64_t microseconds);
-
-/* The string at the index, which must be one: numbers are not converted. */
-outbox_bytes shim_check_bytes(lua_State *L, int index);
-
-/* Rolls all open transactions back; their objects and iterators are closed. */
-void shim_close_transactions(shim_store *self);
-
-/* Each adds its types' metatables to the registry and its functions to the module on the top. */
-void shim_make_store_type(lua_State *L);
-void shim_open_store(lua_State *L);
+/* Each makes the metatables of its types and adds its functions to the module on the top. */
+void shim_open_check(lua_State *L);
+void shim_open_values(lua_State *L);
+void shim_open_files(lua_State *L);
 void shim_open_process(lua_State *L);
+void shim_open_publish(lua_State *L);
+void shim_open_sql(lua_State *L);
+void shim_open_store(lua_State *L);
 void shim_open_transaction(lua_State *L);
+void shim_open_opening(lua_State *L); /* after the clock is in the module */
 
 #pragma GCC visibility pop
 

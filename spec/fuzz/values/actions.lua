@@ -39,8 +39,8 @@ local STORE_METHODS = {
   { "transaction", given.body },
   { "clock" },
   { "migrate" },
-  { "keep_claim", processor_id, few, few },
-  { "stop_keeping" },
+  { "start_heartbeat", processor_id, few, few },
+  { "stop_heartbeat" },
   { "close" },
 }
 

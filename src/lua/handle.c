@@ -1,0 +1,103 @@
+/*
+** The store as a userdata: who may use it, its clock, and what is open on it.
+**
+** A store knows its open transactions, and a transaction its open iterators. Whatever ends first
+** ends what is inside it, in whatever order the garbage collector comes.
+*/
+#include <unistd.h>
+
+#include "shim.h"
+
+/* --- Checks ---------------------------------------------------------------------------------- */
+
+/*
+** Some bindings begin the application's transaction only with its next statement. The store's work
+** before that must not be committed alone, so such a statement is run first.
+*/
+static void begin_theirs(lua_State *L, shim_store *self, int index) {
+  if (outbox_connection(self->store) == NULL || outbox_in_transaction(self->store)) return;
+  lua_getiuservalue(L, index, SELECT_VALUE);
+  lua_call(L, 0, 0);
+}
+
+void shim_check_idle(lua_State *L, shim_store *self) {
+  if (self->reading) shim_raise(L, "busy", "the store is in the middle of a reading");
+}
+
+shim_store *shim_check_store(lua_State *L, int index) {
+  shim_store *self = luaL_checkudata(L, index, STORE);
+  if (self->store == NULL) shim_raise(L, "closed", "the store is closed");
+  shim_check_idle(L, self);
+  if (self->innermost != NULL && self->owner != L)
+    shim_raise(L, "busy", "another coroutine has a transaction open on this store; use its txn");
+  if (self->lazy) begin_theirs(L, self, index);
+  if (self->store == NULL) shim_raise(L, "closed", "the store is closed");
+  return self;
+}
+
+shim_transaction *shim_check_transaction(lua_State *L) {
+  shim_transaction *self = luaL_checkudata(L, 1, TRANSACTION);
+  if (!self->open) shim_raise(L, "closed", "the transaction has ended");
+  shim_check_idle(L, self->store);
+  return self;
+}
+
+/* --- The clock ------------------------------------------------------------------------------- */
+
+int shim_stored_clock(void *context, int64_t *now) {
+  *now = ((shim_store *)context)->now;
+  return 0;
+}
+
+void shim_read_clock(lua_State *L, shim_store *self, int index) {
+  if (!self->lua_clock) return;
+  lua_getiuservalue(L, index, CLOCK_VALUE);
+  lua_getfield(L, -1, "now");
+  lua_call(L, 0, 1);
+  if (lua_type(L, -1) != LUA_TNUMBER || !shim_microseconds(lua_tonumber(L, -1), &self->now))
+    luaL_error(L, "the clock's now() must return a time in seconds, not %s",
+               luaL_tolstring(L, -1, NULL));
+  lua_pop(L, 2);
+}
+
+/* --- Ending ---------------------------------------------------------------------------------- */
+
+void shim_close_rows(shim_rows *self) {
+  if (self->transaction == NULL) return;
+  if (self->previous != NULL)
+    self->previous->next = self->next;
+  else
+    self->transaction->first = self->next;
+  if (self->next != NULL) self->next->previous = self->previous;
+  self->transaction = NULL;
+  if (!self->busy) outbox_close_rows(self->rows);
+}
+
+void shim_pop_transaction(shim_store *store) {
+  shim_transaction *self = store->innermost;
+  while (self->first != NULL)
+    shim_close_rows(self->first);
+  store->innermost = self->outer;
+  self->open = false;
+}
+
+void shim_roll_back(shim_transaction *self) {
+  shim_store *store = self->store;
+  while (self->open) {
+    shim_pop_transaction(store);
+    outbox_rollback(store->store);
+  }
+}
+
+int shim_close(shim_store *self) {
+  self->closing = self->reading;
+  if (self->closing) return OUTBOX_OK;
+  while (self->innermost != NULL)
+    shim_roll_back(self->innermost);
+  int code = outbox_close(self->store);
+  if (code != OUTBOX_OK) return code;
+  if (self->opened != NULL && self->opened->pid == getpid()) self->opened->count--;
+  self->opened = NULL;
+  self->store = NULL;
+  return OUTBOX_OK;
+}

@@ -1,0 +1,130 @@
+/***
+Methods of a store that show its contents: lists of entries, and counts.
+@submodule outbox.store
+*/
+#include "shim.h"
+
+/* --- Lists ----------------------------------------------------------------------------------- */
+
+typedef int lister(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit);
+
+static int list(lua_State *L, lister *function) {
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes namespace = {NULL, 0};
+  int64_t after = INT64_MIN, limit = 100;
+  static const char *const OPTIONS[] = {"namespace", "limit", "after", "reverse", NULL};
+  if (shim_check_options(L, 2, OPTIONS)) {
+    bool reverse = shim_opt_boolean(L, 2, "reverse");
+    limit = shim_opt_integer(L, 2, "limit", 1, limit) * (reverse ? -1 : 1);
+    after = shim_opt_integer(L, 2, "after", INT64_MIN, reverse ? INT64_MAX : INT64_MIN);
+    int type = lua_getfield(L, 2, "namespace");
+    luaL_argcheck(L, type == LUA_TNIL || type == LUA_TSTRING, 2, "namespace must be a string");
+    namespace = shim_opt_bytes(L, -1);
+  }
+  shim_check_store(L, 1);
+  return shim_push_entries(L, self, function(self->store, namespace, after, limit), true);
+}
+
+/***
+Lists ready entries, claimed or not, a page at a time.
+@function store:ready_entries
+@tparam[opt] table options `namespace` (a string): only entries of this one; default: all. `limit`
+(an integer of at least 1): at most this many entries, default 100. `after` (an integer): the `seq`
+of the last entry of the page before. `reverse` (a boolean): from the last entry to the first
+@treturn {outbox.entry,...} in the order of `seq`, which each entry has as well
+*/
+static int store_ready_entries(lua_State *L) {
+  return list(L, outbox_ready_entries);
+}
+
+/***
+Lists delayed entries: scheduled messages that wait for their time, and entries that wait for their
+retry.
+@function store:delayed_entries
+@tparam[opt] table options as for `ready_entries`
+@treturn {outbox.entry,...} in the order of `seq`, which each entry has as well as `due_at`, seconds
+since the Unix epoch
+*/
+static int store_delayed_entries(lua_State *L) {
+  return list(L, outbox_delayed_entries);
+}
+
+/***
+Lists dead letters.
+@function store:dead_entries
+@tparam[opt] table options as for `ready_entries`
+@treturn {outbox.entry,...} in the order of `seq`, which each entry has as well as `died_at`,
+seconds since the Unix epoch
+*/
+static int store_dead_entries(lua_State *L) {
+  return list(L, outbox_dead_entries);
+}
+
+/***
+Finds the entries that have an id: ready, delayed or dead.
+@function store:find_entries
+@tparam string id
+@treturn {outbox.entry,...} each with its `seq`, and with `due_at` where it is delayed or `died_at`
+where it is dead, seconds since the Unix epoch. Empty where there is none. There is more than one
+only where plain SQL has published an id twice
+*/
+static int store_find_entries(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes id = shim_check_bytes(L, 2);
+  return shim_push_entries(L, self, outbox_find_entries(self->store, id), true);
+}
+
+/* --- Counts ---------------------------------------------------------------------------------- */
+
+/***
+Counts the entries. This takes longer the more entries there are.
+@function store:stats
+@treturn table `ready`, `delayed`, `dead`: numbers of entries. `retries`: how many of the delayed
+entries were ready before. `oldest_age`: seconds since the first ready entry was published, nil
+without one. `due_at`: when the next delayed entry falls due, seconds since the Unix epoch, nil
+without one. `last_seq`: the highest `seq` that a ready entry ever had. From one call to the next,
+its growth is the number of entries that became ready; less the growth of `ready` and `retries`, it
+is the number that were delivered or died. `leases`: an array of tables with `processor_id`,
+`deadline` and `claimed_at` (seconds since the Unix epoch), `first_seq`, `last_seq`, and `batch`,
+the places of the entries in hand ("1-20,25-25"), nil without one
+@raise what the clock raises
+*/
+static int store_stats(lua_State *L) {
+  outbox_counts counts;
+  shim_store *self = shim_check_store(L, 1);
+  shim_read_clock(L, self, 1);
+  shim_check_store(L, 1);
+  shim_check(L, self->store, outbox_count_entries(self->store, &counts));
+  lua_createtable(L, 0, 8);
+  const struct {
+    const char *name;
+    int64_t count;
+  } NUMBERS[] = {{"ready", counts.ready},
+                 {"delayed", counts.delayed},
+                 {"dead", counts.dead},
+                 {"retries", counts.retries},
+                 {"last_seq", counts.last_seq}};
+  for (size_t i = 0; i < sizeof NUMBERS / sizeof *NUMBERS; i++) {
+    lua_pushinteger(L, NUMBERS[i].count);
+    lua_setfield(L, -2, NUMBERS[i].name);
+  }
+  if (counts.ready > 0) shim_set_seconds(L, "oldest_age", counts.oldest_age);
+  if (counts.delayed > 0) shim_set_seconds(L, "due_at", counts.due_at);
+  shim_check_store(L, 1); /* a finalizer may have closed it */
+  shim_push_leases(L, self, outbox_leases(self->store));
+  lua_setfield(L, -2, "leases");
+  return 1;
+}
+
+/* --- The methods ----------------------------------------------------------------------------- */
+
+static const luaL_Reg METHODS[] = {{"ready_entries", store_ready_entries},
+                                   {"delayed_entries", store_delayed_entries},
+                                   {"dead_entries", store_dead_entries},
+                                   {"find_entries", store_find_entries},
+                                   {"stats", store_stats},
+                                   {NULL, NULL}};
+
+void shim_add_listing(lua_State *L) {
+  luaL_setfuncs(L, METHODS, 0);
+}

@@ -1,0 +1,119 @@
+/***
+Methods of a store that settle entries: delivered, to be retried, dead, or put back.
+@submodule outbox.store
+*/
+#include "shim.h"
+
+/* The strings from argument `first` up. They stay on the stack, and so their bytes in place. */
+static outbox_bytes *check_ids(lua_State *L, int first, size_t *count) {
+  int top = lua_gettop(L);
+  *count = top < first ? 0 : (size_t)(top - first + 1);
+  outbox_bytes *ids = lua_newuserdatauv(L, *count * sizeof *ids, 0);
+  for (size_t i = 0; i < *count; i++)
+    ids[i] = shim_check_bytes(L, first + (int)i);
+  return ids;
+}
+
+typedef int by_ids(outbox_store *store, const outbox_bytes *ids, size_t count, int64_t *found);
+
+static int call_by_ids(lua_State *L, by_ids *function) {
+  size_t count;
+  int64_t found = 0;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes *ids = check_ids(L, 2, &count);
+  shim_check_store(L, 1);
+  shim_check(L, self->store, function(self->store, ids, count, &found));
+  lua_pushinteger(L, found);
+  return 1;
+}
+
+/* --- After a delivery ------------------------------------------------------------------------ */
+
+/***
+Deletes entries, ready or delayed, because they were delivered. Ignores ids that are not there.
+@function store:delete_entries
+@tparam string ... any number of ids
+@treturn integer how many entries it deleted
+@raise `busy`, `full`
+*/
+static int store_delete_entries(lua_State *L) {
+  return call_by_ids(L, outbox_delete_entries);
+}
+
+/***
+Counts a failed attempt and delays a ready entry. When it falls due it comes back to its old place.
+Without an error, no attempt is counted, and an entry that is delayed already gets the new time.
+@function store:retry_entry
+@tparam string id
+@tparam number due_at seconds since the Unix epoch
+@tparam[opt] string error why the delivery failed; it becomes the entry's `last_error`
+@treturn boolean whether the entry was there
+@raise `busy`, `full`
+*/
+static int store_retry_entry(lua_State *L) {
+  bool found;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes id = shim_check_bytes(L, 2);
+  int64_t due_at = shim_check_microseconds(L, 3);
+  outbox_bytes error = shim_opt_bytes(L, 4);
+  shim_check(L, self->store, outbox_retry_entry(self->store, id, due_at, error, &found));
+  lua_pushboolean(L, found);
+  return 1;
+}
+
+/***
+Counts a failed attempt and makes a dead letter of a ready entry. Without an error, no attempt is
+counted, because those before were enough.
+@function store:bury_entry
+@tparam string id
+@tparam[opt] string error why the delivery failed; it becomes the entry's `last_error`
+@treturn boolean whether the entry was there
+@raise `busy`, `full`; what the clock raises
+*/
+static int store_bury_entry(lua_State *L) {
+  bool found;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes id = shim_check_bytes(L, 2);
+  outbox_bytes error = shim_opt_bytes(L, 3);
+  shim_read_clock(L, self, 1);
+  shim_check_store(L, 1);
+  shim_check(L, self->store, outbox_bury_entry(self->store, id, error, &found));
+  lua_pushboolean(L, found);
+  return 1;
+}
+
+/* --- Dead letters ---------------------------------------------------------------------------- */
+
+/***
+Moves dead letters back to the end of the outbox, with the same id and no attempts counted. Ignores
+ids that are not there.
+@function store:requeue_entries
+@tparam string ... any number of ids
+@treturn integer how many dead letters it moved
+@raise `busy`, `full`
+*/
+static int store_requeue_entries(lua_State *L) {
+  return call_by_ids(L, outbox_requeue_entries);
+}
+
+/***
+Deletes dead letters for good. Ignores ids that are not there.
+@function store:purge_entries
+@tparam string ... any number of ids
+@treturn integer how many dead letters it deleted
+@raise `busy`, `full`
+*/
+static int store_purge_entries(lua_State *L) {
+  return call_by_ids(L, outbox_purge_entries);
+}
+
+/* --- The methods ----------------------------------------------------------------------------- */
+
+static const luaL_Reg METHODS[] = {
+    {"delete_entries", store_delete_entries}, {"retry_entry", store_retry_entry},
+    {"bury_entry", store_bury_entry},         {"requeue_entries", store_requeue_entries},
+    {"purge_entries", store_purge_entries},   {NULL, NULL}};
+
+void shim_add_settling(lua_State *L) {
+  luaL_setfuncs(L, METHODS, 0);
+}
