@@ -1,4 +1,4 @@
---- Publishing on a connection that the application has already: see `outbox.attach`.
+--- Publishing on a connection that the application has opened: see `outbox.attach`.
 -- @module outbox.attach
 
 local core = require("outbox.core")
@@ -8,8 +8,8 @@ local HANDSHAKE = core.HANDSHAKE
 
 --- Bindings -----------------------------------------------------------------------------------
 
--- How each binding is known, by its connections' methods, and how it runs a SELECT and leaves no
--- statement behind. LuaSQL runs one twice, which the handshake does not mind.
+-- For each binding: the methods by which a connection of it is recognized, and how it runs a SELECT
+-- without leaving a statement behind. LuaSQL runs it twice, which does the handshake no harm.
 local BINDINGS = {
   { -- LuaSQL
     methods = { "execute", "setautocommit", "escape" },
@@ -18,7 +18,7 @@ local BINDINGS = {
       cursor:close()
     end,
   },
-  { -- LuaDBI; unless autocommit is on, it begins a transaction with the first statement in it
+  { -- LuaDBI; unless autocommit is on, it begins a transaction with its first statement
     methods = { "prepare", "autocommit", "ping" },
     lazy = true,
     select = function(connection)
@@ -43,7 +43,7 @@ local BINDINGS = {
   },
 }
 
--- A method of a value of any type, if it has it.
+-- A method of a value of any type; nil where it has none of that name.
 local function method_of(value, name)
   local ok, method = pcall(function()
     return value[name]
@@ -73,32 +73,19 @@ end
 
 --- Any other way ------------------------------------------------------------------------------
 
-local FIELDS = { id = "string", namespace = "string", key = "string", payload = "string",
-  headers = "table", deliver_at = "number" }
-
--- Raises what the store's own publish does.
-local function check_message(i, message)
-  local wrong
-  if type(message) ~= "table" then
-    wrong = ("table expected, got %s"):format(message == nil and "no value" or type(message))
-  else
-    for field, value in next, message do
-      local wanted = FIELDS[field]
-      if not wanted then
-        wrong = ("unknown field '%s'"):format(tostring(field))
-      elseif type(value) ~= wanted then
-        wrong = ("field '%s' must be a %s, not a %s"):format(field, wanted, type(value))
-      elseif wanted == "number" and (value ~= value or math.abs(value) > 1e11) then
-        wrong = ("field '%s' is out of range"):format(field)
-      end
-    end
+-- Raises the same argument errors as a store's own publish.
+local function check_messages(messages)
+  local i, reason = 1, messages.n == 0 and core.check_message() or nil
+  while i <= messages.n and not reason do
+    reason = core.check_message(messages[i])
+    i = reason and i or i + 1
   end
-  if wrong then
-    error(("bad argument #%d to 'publish' (%s)"):format(i, wrong), 3)
+  if reason then
+    error(("bad argument #%d to 'publish' (%s)"):format(i, reason), 3)
   end
 end
 
--- Some bindings cut a string at a NUL: such a one becomes part of the SQL, in hex.
+-- Some bindings cut a string at a NUL. A string with a NUL becomes part of the SQL, in hex.
 local function parameter(values, value, as)
   if value and value:find("\0", 1, true) then
     return ("CAST(x'%s' AS %s)"):format(value:gsub(".", function(byte)
@@ -110,12 +97,13 @@ local function parameter(values, value, as)
   return ("CAST(? AS %s)"):format(as)
 end
 
--- SQL that adds a message, and its values. An id, unless it is a UUID of ours, must be new to all
--- tables: where it is not, it becomes NULL, which none of them takes.
+-- Returns SQL that adds a message, and its values. The id must be new to all tables. Unless it is a
+-- UUID of ours, the SQL looks for it there; where it finds it, the id becomes NULL, which no table
+-- takes.
 local function make_insert(self, message, id, now)
   local values, prefix = { n = 0 }, self.prefix
   local late = message.deliver_at and message.deliver_at > now
-  local columns = "id, namespace, key, payload, headers, created_at"
+  local columns = core.MESSAGE_COLUMNS
   local known = (message.id or not self.unique) and {} or nil
   for _, name in ipairs(known and { "entries", "delayed", "dead" } or {}) do
     known[#known + 1] = ("EXISTS (SELECT 1 FROM %s%s WHERE id = %s)"):format(prefix, name,
@@ -142,7 +130,7 @@ local function make_insert(self, message, id, now)
     columns, table.concat(list, ", ")), values
 end
 
--- Numbers are refused, for with some bindings they are a count, with others an error's code.
+-- Refuses numbers, because with some bindings they are a count, with others an error's code.
 local function execute(self, sql, values)
   local result, reason = self.run(sql, table.unpack(values, 1, values.n))
   if result ~= true and (result ~= nil or reason ~= nil) then
@@ -159,11 +147,11 @@ Attached.__index = Attached
 Attached.__name = "outbox.attached"
 
 --- Adds messages, as `store:publish` does, in the transaction that is open behind the function.
+---@param ... outbox.message
+---@return string ... the id of each entry
 function Attached:publish(...)
   local messages, ids = table.pack(...), {}
-  for i = 1, math.max(messages.n, 1) do
-    check_message(i, messages[i])
-  end
+  check_messages(messages)
   local now, statements = self.clock.now(), {}
   if type(now) ~= "number" then
     error(("the clock's now() must return a time in seconds, not %s"):format(problem.text(now)))
@@ -182,7 +170,7 @@ function Attached:publish(...)
     end
     execute(self, "RELEASE SAVEPOINT outbox", NOTHING)
   end)
-  if not ok then -- also when it only seems so: what raises must not have published
+  if not ok then -- undo it even where only the last answer was bad: a call that raises adds nothing
     pcall(self.run, "ROLLBACK TO SAVEPOINT outbox")
     pcall(self.run, "RELEASE SAVEPOINT outbox")
     error(trouble, 0)
@@ -192,7 +180,7 @@ end
 
 local OPTIONS = { prefix = true, clock = true, id_generator = true }
 
--- An option that is a function, or a table with it as a method.
+-- An option that is a function, or a table that has the function as `method`.
 local function callback(options, name, method, default)
   local value = options[name]
   if value == nil then
@@ -208,14 +196,16 @@ end
 
 local function attach_function(run, options)
   options = options or {}
-  for name in pairs(options) do
+  for name in next, options do
     if not OPTIONS[name] then
       error(("bad argument #2 to 'attach' (unknown option '%s')"):format(tostring(name)), 2)
     end
   end
-  local prefix = options.prefix or "outbox_"
-  if type(prefix) ~= "string" or not prefix:find("^[%a_][%w_]*$") then
-    error("bad argument #2 to 'attach' (the prefix is not a plain identifier)", 2)
+  local prefix = options.prefix == nil and "outbox_" or options.prefix
+  if not core.is_prefix(prefix) then
+    local reason = type(prefix) == "string" and "the prefix is not a plain identifier"
+      or "prefix must be a string"
+    error(("bad argument #2 to 'attach' (%s)"):format(reason), 2)
   end
   local generator = callback(options, "id_generator", "generate_id", { generate_id = core.uuid_v7 })
   return setmetatable({
@@ -229,15 +219,17 @@ local function attach_function(run, options)
   }, Attached)
 end
 
---- Makes a store of a connection that the application has already, for messages in its own
--- transactions. The store takes part in whatever transaction is open there. It never commits nor
--- rolls back the application's, changes no setting, and leaves no statement behind, so that the
--- connection can be closed at any time; from then on the store raises `closed`.
+--- Makes a store of a connection that the application has opened, for messages in its own
+-- transactions. The store takes part in the transaction that is open there. It never commits or
+-- rolls back a transaction of the application's, changes no setting of the connection, and leaves
+-- no statement behind. So the connection can be closed at any time; from then on the store raises
+-- `closed`.
 --
--- The connection is one of LuaSQL, LuaDBI or lsqlite3, opened after `outbox.install()` (lsqlite3
--- also before). Any other is attached by a function `(sql, ...)` that runs one SQL statement, with
--- `?` for each value that follows, strings and nils; it raises, or returns false or nil and a
--- reason, when that fails, and else returns nothing or true. Such a store has but `publish`.
+-- The connection is one of LuaSQL, LuaDBI or lsqlite3, opened after `outbox.install()` (of lsqlite3
+-- also before). Any other connection is attached with a function `(sql, ...)` that runs one SQL
+-- statement on it, with a string or nil for each `?`. When SQL fails, the function raises, or
+-- returns false, or nil and a reason. Else it returns nothing or true. Such a store has the method
+-- `publish` alone.
 -- @function outbox.attach
 -- @tparam userdata|function connection
 -- @tparam[opt] table options `prefix`, `clock` and `id_generator`, as for `outbox.open`
