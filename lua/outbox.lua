@@ -1,6 +1,7 @@
---- The transactional outbox: messages that are committed with the data they tell of, or not at all.
+--- The transactional outbox: messages that are committed with the data that they are about, or not
+-- at all.
 --
--- A thin cover on the core in C, where most of its functions are written and documented.
+-- Most of its functions are written in C and documented there; see `outbox.core`.
 -- @module outbox
 
 local core = require("outbox.core")
@@ -8,7 +9,7 @@ local core = require("outbox.core")
 local Store = core.store
 local new, begin, commit = core.new, core.begin, core.commit
 
--- Commits; or rolls back, and raises again what the function has raised.
+-- Commits. Where the function has raised, rolls back and raises the same again.
 local function finish(txn, ok, ...)
   if ok then
     return commit(txn, ...)
@@ -20,14 +21,18 @@ local function finish(txn, ok, ...)
 end
 
 --- Runs a function in a transaction (`BEGIN IMMEDIATE`), or, inside another transaction of this
--- store, in a savepoint. Commits when it returns. What it raises rolls back and is raised again
--- unchanged, and so does a coroutine that is closed, or collected, before it returns. What the
--- function calls on the store itself is part of the transaction too; other coroutines are refused
--- until it has ended, lest their work be rolled back with it.
+-- store, in a savepoint. Commits when the function returns. Rolls back when it raises, and raises
+-- the same value again. Rolls back, too, when the coroutine that it runs in is closed or collected
+-- before it returns.
+--
+-- Calls on the store itself, inside the function, are part of the transaction too. Other coroutines
+-- cannot use the store until the transaction has ended, because their work would be rolled back
+-- with it; they get `busy`.
 -- @function store:transaction
--- @tparam function fn gets an `outbox.transaction`, which ends with it
+-- @tparam function fn called with an `outbox.transaction`, which ends when the function does
 -- @return what fn returns
--- @raise `busy`, `full`, `constraint` where the commit finds one violated
+-- @raise what fn raises; `busy`, `full`; `constraint` where the commit finds one violated; `misuse`
+-- on an attached store
 ---@param fn fun(txn: outbox.transaction): ...
 ---@return ...
 function Store:transaction(fn)
@@ -37,10 +42,10 @@ function Store:transaction(fn)
   local txn <close> = new(self)
   begin(txn)
   local _, is_main = coroutine.running()
-  if is_main then -- uncaught, for the sake of its traceback
+  if is_main then -- not caught, so that an error keeps its traceback
     return commit(txn, fn(txn))
   end
-  return finish(txn, pcall(fn, txn)) -- an error that ends a coroutine closes nothing in it
+  return finish(txn, pcall(fn, txn)) -- an error that ends a coroutine closes no variable in it
 end
 
 return {

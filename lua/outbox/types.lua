@@ -1,6 +1,7 @@
 ---@meta
 
--- The types of the module, for language servers; what they mean stands where they are written.
+-- The types of the module, for language servers. The functions are documented where they are
+-- written.
 
 ---@class outbox.message what is published; every field is optional
 ---@field id? string default: what the ID generator makes
@@ -8,7 +9,7 @@
 ---@field key? string messages of one namespace and key keep their order
 ---@field payload? string
 ---@field headers? table<string, string> needs lua-cjson
----@field deliver_at? number seconds since the epoch: not to be delivered before
+---@field deliver_at? number seconds since the epoch: deliver no earlier
 
 ---@class outbox.entry what is read back
 ---@field id string
@@ -27,23 +28,24 @@
 ---@field processor_id string
 ---@field deadline number seconds since the epoch
 ---@field first_seq integer
----@field last_seq integer math.maxinteger for all that is still to come
+---@field last_seq integer math.maxinteger: everything that is still to come, too
 ---@field claimed_at number seconds since the epoch
----@field batch? string what is in hand, as ranges of seq
+---@field batch? string the entries in hand, as ranges of seq; nil: none
 
 ---@class outbox.stats
 ---@field ready integer
 ---@field delayed integer
 ---@field dead integer
----@field retries integer of the delayed, those that were ready before
----@field last_seq integer how many entries have ever become ready
+---@field retries integer delayed entries that were ready before
+---@field last_seq integer the highest seq that a ready entry ever had
 ---@field oldest_age? number seconds since the first ready entry was published
 ---@field due_at? number when the next delayed entry falls due, seconds since the epoch
 ---@field leases outbox.lease[]
 
----@class outbox.error what the store raises
----@field code string
----@field message string
+---@class outbox.error what is raised when an operation fails
+---@field code string a stable name
+---@field message string for people
+---@field cause? any the value that caused the error, where it was made in Lua
 
 ---@class outbox.clock
 ---@field now fun(): number seconds since the epoch
@@ -63,7 +65,7 @@
 ---@field clock? outbox.clock|fun(): number default outbox.clock
 ---@field id_generator? outbox.id_generator|{ generate_id: outbox.id_generator } default uuid_v7
 
----@class outbox.blob
+---@class outbox.blob made by outbox.blob
 
 ---@class outbox.transaction
 ---@field publish fun(self: outbox.transaction, ...: outbox.message): string ...
@@ -71,7 +73,7 @@
 ---@field rows fun(self: outbox.transaction, sql: string, ...: any): fun(): table<string, any>?
 
 ---@class outbox.claim
----@field limit? integer at most that many entries
+---@field limit? integer at most this many entries
 ---@field exclusive? boolean all or nothing
 
 ---@class outbox.page
@@ -88,10 +90,13 @@
 ---@field ordering? "none"|"key"|"strict" default "none"
 ---@field after? integer where an earlier reading ended
 ---@field except? string[] namespaces to leave out
----@field hold? boolean note in the claim that they are in hand
+---@field hold? boolean note in the claim that these entries are in hand
 
 ---@alias outbox.get_claimed_entries
 ---| fun(self, id: string, size: integer, options?: outbox.selection): outbox.entry[], integer?
+
+---@alias outbox.start_heartbeat
+---| fun(self, processor_id: string, interval: number, max_duration: number)
 
 ---@class outbox.store
 ---@field migrate fun(self: outbox.store)
@@ -103,8 +108,8 @@
 ---@field bury_entry fun(self: outbox.store, id: string, error?: string): boolean
 ---@field renew_claim fun(self: outbox.store, processor_id: string, deadline: number): boolean
 ---@field release_claim fun(self: outbox.store, processor_id: string)
----@field keep_claim fun(self: outbox.store, id: string, interval: number, at_most: number)
----@field stop_keeping fun(self: outbox.store)
+---@field start_heartbeat outbox.start_heartbeat
+---@field stop_heartbeat fun(self: outbox.store)
 ---@field wait fun(self: outbox.store, timeout: number): boolean, number?
 ---@field pollfd fun(self: outbox.store): integer?
 ---@field clock fun(self: outbox.store): outbox.clock
@@ -118,18 +123,18 @@
 ---@field stats fun(self: outbox.store): outbox.stats
 ---@field close fun(self: outbox.store)
 
----@class outbox.failure what a publisher may say of a message, or just the reason
+---@class outbox.failure what a publisher returns for a message that failed, or the reason alone
 ---@field reason? any
 ---@field permanent? boolean a dead letter at once
 ---@field retry_after? number seconds
----@field uncharged? boolean no attempt is counted; with retry_after, it waits so long
+---@field uncharged? boolean no attempt is counted; with retry_after, it waits that long
 
 ---@alias outbox.failures nil|boolean|table<integer, outbox.failure|any>
 ---@alias outbox.publish fun(messages: outbox.entry[], namespace: string): outbox.failures, any
 
 ---@class outbox.publisher made by outbox.publisher
 ---@field publish fun(self: outbox.publisher, messages: outbox.entry[], namespace: string): ...
----@field batch_size? integer that suits it
+---@field batch_size? integer the size that suits it best
 ---@field close fun(self: outbox.publisher)
 
 ---@class outbox.redis_options
@@ -160,12 +165,12 @@
 ---@field cap? number seconds, default 300
 ---@field max_attempts? integer default 10
 
----@class outbox.batch what the hook on_batch gets
+---@class outbox.batch the argument of the hook on_batch
 ---@field size integer
 ---@field delivered integer
 ---@field retried integer
 ---@field dead integer
----@field seconds number that the publisher took
+---@field seconds number how long the publisher took
 
 ---@class outbox.processor_options
 ---@field store outbox.store
@@ -213,14 +218,14 @@
 
 ---@class outbox
 ---@field _VERSION string
----@field LAPSED string last_error of an entry that its processor died with
+---@field LAPSED string last_error of an entry that was in hand when its processor died
 ---@field processor fun(options: outbox.processor_options): outbox.processor
 ---@field publisher fun(to: outbox.destination, o?: outbox.publisher_options): outbox.publisher
 ---@field inbox fun(options: outbox.inbox_options): outbox.inbox
 ---@field install fun()
 ---@field attach fun(connection: userdata|function, options?: outbox.attach_options): outbox.store
 ---@field open fun(path: string, options?: outbox.options): outbox.store
----@field clock outbox.clock the system's
+---@field clock outbox.clock the system's clock
 ---@field uuid_v7 fun(clock?: outbox.clock): string
 ---@field uuid_v4 fun(): string
 ---@field blob fun(bytes: string): outbox.blob
