@@ -47,7 +47,6 @@ build = {
     ["outbox.inbox"] = "lua/outbox/inbox.lua",
     ["outbox.need"] = "lua/outbox/need.lua",
     ["outbox.options"] = "lua/outbox/options.lua",
-    ["outbox.problem"] = "lua/outbox/problem.lua",
     ["outbox.processor"] = "lua/outbox/processor.lua",
     ["outbox.processor.agenda"] = "lua/outbox/processor/agenda.lua",
     ["outbox.processor.answer"] = "lua/outbox/processor/answer.lua",

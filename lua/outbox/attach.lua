@@ -2,7 +2,7 @@
 -- @module outbox.attach
 
 local core = require("outbox.core")
-local problem = require("outbox.problem")
+local errors = require("outbox.error")
 
 local HANDSHAKE = core.HANDSHAKE
 
@@ -135,8 +135,8 @@ local function execute(self, sql, values)
   local result, reason = self.run(sql, table.unpack(values, 1, values.n))
   if result ~= true and (result ~= nil or reason ~= nil) then
     local text = result and ("the function returned %s: it must raise when SQL fails, and return "
-      .. "nothing or true when it does not"):format(problem.text(result)) or problem.text(reason)
-    error(problem.new("error", text, reason), 0)
+      .. "nothing or true when it does not"):format(errors.text(result)) or errors.text(reason)
+    error(errors.new("error", text, reason), 0)
   end
 end
 
@@ -154,7 +154,7 @@ function Attached:publish(...)
   check_messages(messages)
   local now, statements = self.clock.now(), {}
   if type(now) ~= "number" then
-    error(("the clock's now() must return a time in seconds, not %s"):format(problem.text(now)))
+    error(("the clock's now() must return a time in seconds, not %s"):format(errors.text(now)))
   end
   for i, message in ipairs(messages) do
     ids[i] = message.id or self.generate_id(self.clock, message)

@@ -4,12 +4,7 @@ local core = require("outbox.core")
 
 local M = {}
 
-local Error = core.Error or {
-  __name = "outbox.error",
-  __tostring = function(self)
-    return ("outbox: %s (%s)"):format(self.message, self.code)
-  end,
-}
+local Error = core.Error
 
 --- Makes an error.
 ---@param code string

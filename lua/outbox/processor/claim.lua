@@ -136,7 +136,7 @@ end
 -- publisher takes.
 function Claim:start_heartbeat()
   local store, settings = self.store, self.settings
-  local ok, trouble = pcall(store.keep_claim, store, settings.processor_id,
+  local ok, trouble = pcall(store.start_heartbeat, store, settings.processor_id,
     settings.claim_duration / 2, settings.publish_timeout)
   if not ok and (type(trouble) ~= "table" or not NO_THREAD[trouble.code]) then
     error(trouble, 0)
@@ -146,7 +146,7 @@ end
 
 --- Ends the heartbeat.
 function Claim:stop_heartbeat()
-  self.store:stop_keeping()
+  self.store:stop_heartbeat()
 end
 
 --- Makes the claim of a processor; it holds nothing yet.
