@@ -1,36 +1,135 @@
--- The pages in docs/: what they show runs, and what they point to is there. Those that show the
--- command or a publisher have specs beside those of what they show.
+-- The pages: what they show runs, and what they name is there. The pages of the command and of the
+-- publishers have specs beside those of their subjects.
 
+local core = require("outbox.core")
 local outbox = require("outbox")
+local page = require("spec.pages.page")
 local support = require("spec.support")
 
 local COMMAND = (os.getenv("OUTBOX_TREE") or "lua_modules") .. "/bin/outbox"
 
-local function read(path)
-  return assert(io.open(path)):read("a")
+local read, snippets = page.read, page.snippets
+
+-- The names that GitHub gives to the headings of a page.
+local function anchors(text)
+  local set = {}
+  for heading in ("\n" .. text):gmatch("\n#+ ([^\n]+)") do
+    set[heading:lower():gsub("[^%w _-]", ""):gsub(" ", "-")] = true
+  end
+  return set
 end
 
-local function snippets(page, language)
-  return page:gmatch("\n```" .. language .. "\n(.-)\n```")
+local function pages()
+  return io.popen("ls docs/*.md README.md CONTRIBUTING.md"):lines()
+end
+
+-- The codes of a store's errors: those that the core has, but for `callback`, which only C sees.
+local function codes()
+  local list = core.CODES or {}
+  if not list[1] then
+    for code in read("src/outbox.h"):gmatch('/%* "(%a+)": ') do
+      list[#list + 1] = code
+    end
+  end
+  assert(#list > 10)
+  return list
 end
 
 describe("docs", function()
   after_each(support.remove)
 
-  it("name only files that are there", function()
-    for path in io.popen("ls docs/*.md README.md"):lines() do
+  it("name only files and headings that are there", function()
+    for path in pages() do
       local directory = path:match("^.*/") or ""
-      for name in read(path):gmatch("%]%(([%w_./-]+)%)") do
-        assert.is_truthy(io.open(directory .. name), path .. ": " .. name)
+      local text = read(path)
+      for name, anchor in text:gmatch("%]%(([%w_./-]*)#?([%w_-]*)%)") do
+        local target = name == "" and path or directory .. name
+        assert.is_truthy(io.open(target), path .. ": " .. name)
+        if anchor ~= "" then
+          assert.is_true(anchors(read(target))[anchor], ("%s: %s#%s"):format(path, name, anchor))
+        end
+      end
+      for name in text:gmatch("`(%l+/[%w_./-]+)`") do
+        if not name:find("%u") then -- NAME stands for any
+          assert.is_truthy(io.open(name), path .. ": " .. name)
+        end
       end
     end
   end)
 
-  it("choose options that a processor has", function()
-    for snippet in snippets(read("docs/options.md"), "lua") do
-      local path = support.path()
-      assert(load((snippet:gsub('"shop%.db"', ("%q"):format(path)))))()
+  it("name only targets that the Makefile has", function()
+    local targets, count = {}, 0
+    for line in ("\n" .. read("Makefile")):gmatch("\n([%l][%w_ -]*):") do
+      for target in line:gmatch("%S+") do
+        targets[target] = true
+      end
     end
+    for path in pages() do
+      for target in read(path):gmatch("`make ([%l-]+)") do
+        assert.is_true(targets[target], path .. ": make " .. target)
+        count = count + 1
+      end
+    end
+    assert.is_true(count > 5)
+  end)
+
+  it("name only methods that a store has", function()
+    local store <close> = support.store()
+    for path in pages() do
+      for name in read(path):gmatch("store:([%l_]+)") do
+        assert.is_function(store[name], ("%s: store:%s"):format(path, name))
+      end
+    end
+    for _, row in ipairs(page.rows(read("docs/by-hand.md"), "```\n")) do
+      for name in row[1]:gmatch("`([%l_]+)%(") do
+        assert.is_function(store[name], "docs/by-hand.md: " .. name)
+      end
+    end
+  end)
+
+  for path, expected in pairs({ ["docs/options.md"] = 3, ["docs/by-hand.md"] = 1 }) do
+    it("have snippets that all run: " .. path, function()
+      local count, _, environment = page.run(path)
+      assert.equal(expected, count)
+      environment.store:close()
+    end)
+  end
+
+  it("show an error as it is printed", function()
+    local count, printed, environment = page.run("docs/errors.md")
+    assert.equal(1, count)
+    assert.matches("already in the outbox %(duplicate%)", printed[1])
+    assert.is_truthy(read("docs/errors.md"):find("--> " .. printed[1], 1, true))
+    environment.store:close()
+  end)
+
+  it("list every code that the core has, and no other", function()
+    local text, known = read("docs/errors.md"), {}
+    for _, code in ipairs(codes()) do
+      known[code] = true
+      assert.matches("`" .. code .. "`", text)
+    end
+    for _, row in ipairs(page.rows(text, "# Errors")) do
+      for code in row[1]:gmatch("`(%a+)`") do
+        assert.is_true(known[code], code)
+      end
+    end
+  end)
+
+  it("list every code that a processor adds, and no other", function()
+    local added = {}
+    local files = io.popen("find lua/outbox -name '*.lua' -path '*processor*' -o -name "
+      .. "delivery.lua")
+    for path in files:lines() do
+      for code in read(path):gmatch('%.new%(%s*"(%a+)"') do
+        added[code] = true
+      end
+    end
+    local listed = {}
+    for _, row in ipairs(page.rows(read("docs/errors.md"), "## Of a processor")) do
+      listed[row[1]:match("^`(%a+)`$")] = true
+    end
+    assert.same(listed, added)
   end)
 
   it("test in a way that passes", function()
