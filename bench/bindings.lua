@@ -1,6 +1,6 @@
--- Publishing on the application's LuaSQL connection, and processing what was published: beside the
--- outbox that one would write by hand in LuaSQL, with the same columns, an id made in Lua, a claim
--- by UPDATE, and statements made of strings. Both in turn, each with a backlog of 100,000.
+-- Publishes on the application's LuaSQL connection, and processes the messages. The baseline is an
+-- outbox written by hand in LuaSQL: the same columns, an id made in Lua, a claim by UPDATE, and
+-- statements made of strings. Both run in turn, each with a backlog of 100,000.
 --
 --   make bench-bindings
 
@@ -101,7 +101,7 @@ function ours.publish(connection, count, per_transaction)
   end
 end
 
--- A call for each message, as where each goes with a change of its own.
+-- One call per message, as in a program where each message belongs to a change of its own.
 function ours.publish_each(connection, count, per_transaction)
   local store <close> = outbox.attach(connection)
   for first = 1, count, per_transaction do

@@ -1,5 +1,5 @@
--- Runs baseline.c and outbox.lua in turn, on copies of the same database, and prints their medians
--- and the median of the ratios pair by pair: machines are noisy, pairs drift together.
+-- Runs baseline.c and outbox.lua in turn, on copies of the same database. Prints their medians, and
+-- the median of the ratios of the pairs, because a noisy machine slows both runs of a pair.
 --
 --   make bench
 
@@ -25,7 +25,7 @@ local function fill(count)
   run(LUA, "publish", original, count, 1000)
 end
 
--- Prints one line; returns the median of ours in seconds and the largest memory in KiB.
+-- Prints one line. Returns the median of outbox in seconds, and its largest memory in KiB.
 local function compare(label, work, unit, operation, number, ...)
   local baseline, ours, ratios, most = {}, {}, {}, 0
   for round = 1, ROUNDS do

@@ -1,5 +1,5 @@
--- The same work as baseline.c, through the Lua API. Prints the seconds that it took and the largest
--- memory that the process had, in KiB.
+-- The same work as baseline.c, through the Lua API. Prints how many seconds it took, and the
+-- largest memory of the process in KiB.
 --
 --   lua5.4 outbox.lua publish DATABASE COUNT PER_TRANSACTION [each]
 --   lua5.4 outbox.lua claim DATABASE COUNT
@@ -14,7 +14,7 @@ local store <close> = outbox.open(database, { synchronous = "normal" })
 local now = outbox.clock.now
 local payload = ("x"):rep(200)
 
--- A batch is garbage all at once: collecting it half as often as Lua does by default is as good.
+-- A batch becomes garbage all at once, so it is collected half as often as Lua does by default.
 collectgarbage("incremental", 400)
 
 local function message(i)
@@ -60,7 +60,7 @@ end
 
 local work = ({ publish = publish, claim = claim, drain = drain })[operation]
 store:migrate()
--- Prepares the statements, which a program does once.
+-- Prepares the statements, because a program does that only once.
 store:claim_entries("bench", 0)
 store:get_claimed_entries("bench", 1)
 store:delete_entries("none")

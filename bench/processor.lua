@@ -1,5 +1,6 @@
--- How fast a processor drains a backlog when publishing costs nothing: beside the same in C on raw
--- SQLite, and beside itself when every third entry is stuck behind one failing key.
+-- Measures how fast a processor drains a backlog when publishing costs nothing. The first baseline
+-- is the same work in C on raw SQLite. The second comparison is between the processor and itself,
+-- when every third entry is stuck behind one failing key.
 --
 --   make bench-processor
 
@@ -33,7 +34,7 @@ local function fill(count, key_of)
   end
 end
 
--- The publisher of the second comparison; that of the first does nothing at all.
+-- The publisher of the second comparison. The publisher of the first does nothing.
 local function fail_the_stuck(messages)
   local failures
   for i, message in ipairs(messages) do
@@ -45,7 +46,7 @@ local function fail_the_stuck(messages)
   return failures
 end
 
--- The program that is measured: the seconds that a processor takes.
+-- The program that is measured. Prints how many seconds a processor takes.
 local function drain(publisher)
   collectgarbage("incremental", 400) -- as bench/outbox.lua
   local store <close> = outbox.open(arg[2], { synchronous = "normal" })

@@ -1,6 +1,6 @@
--- How fast `outbox relay` fills a Redis stream, beside a loop of the same client that sends the
--- same fields, as many in a pipeline, and has no outbox. The Redis server is one of its own.
--- Batches of 100 are what relay takes by default.
+-- Measures how fast `outbox relay` fills a Redis stream. The baseline is a loop of the same client
+-- that sends the same fields, with as many messages per pipeline, and has no outbox. Both use a
+-- Redis server that is started for them. Batches of 100 are the default of the relay.
 --
 --   make bench-publishers
 
@@ -17,7 +17,7 @@ local function key_of(i)
   return ("key-%07d"):format(i)
 end
 
--- The other program that is measured.
+-- The baseline.
 local function loop(port, batch_size)
   local client = redis.connect("127.0.0.1", port)
   client.xadd = redis.command("XADD", function(reply)
@@ -64,7 +64,8 @@ local function fill()
   end
 end
 
--- The seconds that a program takes, from its start to its end; all must be in the stream then.
+-- Returns how many seconds a program takes, from its start to its end. Then all messages must be in
+-- the stream.
 local function time(command, ...)
   client:flushall()
   local start = now()

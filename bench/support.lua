@@ -1,19 +1,19 @@
--- What the benchmarks share.
+-- Functions that the benchmarks share.
 
 local M = {}
 
---- Runs a command of the shell, made as string.format makes it; raises if it fails.
+--- Runs a shell command that string.format makes of the arguments. Raises if the command fails.
 function M.shell(command, ...)
   command = command:format(...)
   assert(os.execute(command), command)
 end
 
---- Replaces a database by a copy. Synced, or the first checkpoint would pay for the copy.
+--- Replaces a database by a copy. Syncs it; otherwise the first checkpoint would pay for the copy.
 function M.copy(original, database)
   M.shell("rm -f %s*; cp %s %s; sync %s", database, original, database, database)
 end
 
---- The median of some numbers, which are sorted.
+--- Returns the median of some numbers. Sorts them.
 function M.median(values)
   table.sort(values)
   return values[#values // 2 + 1]

@@ -1,5 +1,5 @@
--- How long from a commit to the publisher's call, between two processes; beside a processor that
--- polls every 10 ms; and what an idle processor costs.
+-- Measures the time from a commit in one process to the publisher's call in another. The baseline
+-- is a processor that polls every 10 ms. Also measures the CPU time of an idle processor.
 --
 --   make bench-wake
 
@@ -9,7 +9,7 @@ local MESSAGES, IDLE = 2000, 10
 local now, sleep = outbox.clock.now, outbox.clock.sleep
 local path = arg[2] or os.tmpname()
 
--- Publishes with random gaps of 1 to 3 ms, and prints when each commit had returned.
+-- Publishes with random gaps of 1 to 3 ms, and prints the time at which each commit returned.
 local function publish()
   local store <close> = outbox.open(path)
   io.stdout:setvbuf("full")
@@ -24,7 +24,7 @@ local function percentile(values, part)
   return values[math.max(1, math.ceil(#values * part))] * 1e6
 end
 
--- Delivers what a second process publishes; `run` drives the processor until it stops.
+-- Delivers the messages of a second process. `run` drives the processor until it stops.
 local function measure(label, run)
   local store <close> = outbox.open(path, { synchronous = "normal" })
   local called, processor = {}, nil

@@ -1,5 +1,6 @@
--- A processor beside a copas server, which publishes each line that it receives. Between its steps
--- copas does its own work, and sleeps for no longer than a message may wait.
+-- A processor beside a copas server that publishes each line it receives. Between two steps of the
+-- processor copas does its own work, and sleeps for at most LATENCY, because nothing wakes it when
+-- a message is committed.
 --
 --   lua5.4 examples/copas.lua [DATABASE]
 
@@ -7,7 +8,7 @@ local copas = require("copas")
 local outbox = require("outbox")
 local socket = require("socket")
 
-local LATENCY = 0.01
+local LATENCY = 0.01 -- seconds that a message may wait
 
 local path = arg[1] or os.tmpname()
 local store <close> = outbox.open(path, { synchronous = "normal" })
@@ -37,7 +38,7 @@ copas.addserver(server, function(connection)
   end
 end)
 
--- Somebody who talks to it.
+-- A client of the server.
 local host, port = server:getsockname()
 local client = assert(socket.connect(host, port))
 for number = 1, 5 do

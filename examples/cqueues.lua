@@ -14,7 +14,7 @@ local processor
 processor = outbox.processor({
   store = store,
   publisher = function(messages, namespace)
-    cqueues.sleep(0.01) -- a publisher may yield: others run meanwhile
+    cqueues.sleep(0.01) -- a publisher may yield: other coroutines run meanwhile
     for _, message in ipairs(messages) do
       print(namespace, message.payload)
       if message.payload == "good bye" then
@@ -26,11 +26,11 @@ processor = outbox.processor({
 
 loop:wrap(function()
   while processor:step() do
-    cqueues.poll(processor) -- its descriptor and its timeout
+    cqueues.poll(processor) -- waits for its descriptor or its timeout
   end
 end)
 
--- The application, which has a connection of its own, as it would in another process.
+-- The application. It has a connection of its own, as it would in another process.
 loop:wrap(function()
   local application <close> = outbox.open(path)
   for number = 1, 5 do

@@ -3,7 +3,7 @@
 //
 //   php -d sqlite3.extension_dir=DIRECTORY examples/extension.php DATABASE
 //
-// DIRECTORY is where outbox_sqlite.so lies:
+// DIRECTORY is the folder that has outbox_sqlite.so. This command prints it:
 //
 //   dirname "$(lua5.4 -e 'print(package.searchpath("outbox_sqlite", package.cpath))')"
 
@@ -20,15 +20,15 @@ function place(SQLite3 $database, int $number, float $total): void
     $publish = $database->prepare("SELECT outbox_publish('orders', ?, ?)");
     $publish->bindValue(1, $number);
     $publish->bindValue(2, "order $number was placed");
-    $publish->execute(); // and no fetchArray(): that would run it once more
+    $publish->execute(); // without fetchArray(), which would run it again
 }
 
 $database->exec('BEGIN IMMEDIATE');
 place($database, 1, 99.5);
-$database->exec('COMMIT'); // both are there now
+$database->exec('COMMIT'); // the order and its message are there now
 
 $database->exec('BEGIN IMMEDIATE');
 place($database, 2, 12);
-$database->exec('ROLLBACK'); // neither is
+$database->exec('ROLLBACK'); // neither of these is
 
 $database->close();

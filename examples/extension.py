@@ -2,7 +2,7 @@
 
     python3 examples/extension.py DATABASE EXTENSION
 
-EXTENSION is what this prints:
+EXTENSION is the path that this command prints:
 
     lua5.4 -e 'print(package.searchpath("outbox_sqlite", package.cpath))'
 """
@@ -10,7 +10,8 @@ EXTENSION is what this prints:
 import sqlite3
 import sys
 
-# Otherwise Python begins a transaction when it sees an INSERT, but not before outbox_publish.
+# With the default isolation level Python begins a transaction before an INSERT, but not before a
+# SELECT such as that of outbox_publish.
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.enable_load_extension(True)
 connection.load_extension(sys.argv[2])
@@ -27,10 +28,10 @@ def place(number, total):
 
 connection.execute("BEGIN IMMEDIATE")
 place(1, 99.5)
-connection.execute("COMMIT")  # both are there now
+connection.execute("COMMIT")  # the order and its message are there now
 
 connection.execute("BEGIN IMMEDIATE")
 place(2, 12)
-connection.execute("ROLLBACK")  # neither is
+connection.execute("ROLLBACK")  # neither of these is
 
 connection.close()

@@ -11,9 +11,9 @@ CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL);
 BEGIN IMMEDIATE;
 INSERT INTO orders VALUES (1, 99.5);
 SELECT outbox_publish('orders', 1, 'order 1 was placed');
-COMMIT; -- both are there now
+COMMIT; -- the order and its message are there now
 
 BEGIN IMMEDIATE;
 INSERT INTO orders VALUES (2, 12);
 SELECT outbox_publish('orders', 2, 'order 2 was placed');
-ROLLBACK; -- neither is
+ROLLBACK; -- neither of these is

@@ -1,6 +1,6 @@
--- An order and its message in one transaction of whatever binding: here of lsqlite3complete, which
--- brings an SQLite of its own. So nothing in this process may open the database in any other way;
--- the tables are made, and the message is delivered, by others:
+-- An order and its message in one transaction of any binding. Here it is lsqlite3complete, which
+-- has an SQLite of its own. Therefore nothing else in this process may open the database. Other
+-- processes create the outbox's tables and deliver the message.
 --
 --   lua5.4 examples/function.lua DATABASE
 
@@ -23,11 +23,11 @@ execute("CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL)")
 execute("BEGIN IMMEDIATE")
 execute("INSERT INTO orders VALUES (?, ?)", 1, 99.5)
 store:publish({ namespace = "orders", key = "1", payload = "order 1 was placed" })
-execute("COMMIT") -- both are there now
+execute("COMMIT") -- the order and its message are there now
 
 execute("BEGIN IMMEDIATE")
 execute("INSERT INTO orders VALUES (?, ?)", 2, 12)
 store:publish({ namespace = "orders", key = "2", payload = "order 2 was placed" })
-execute("ROLLBACK") -- neither is
+execute("ROLLBACK") -- neither of these is
 
 connection:close()

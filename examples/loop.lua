@@ -1,4 +1,4 @@
--- A processor in the plainest way: it blocks until it is told to stop.
+-- The simplest processor: it blocks until it is told to stop.
 --
 --   lua5.4 examples/loop.lua [DATABASE]
 
@@ -19,7 +19,7 @@ processor = outbox.processor({
     for _, message in ipairs(messages) do
       print(namespace, message.payload)
       if message.payload == "good bye" then
-        processor:stop() -- once this batch is done
+        processor:stop() -- when this batch is done
       end
     end
   end,

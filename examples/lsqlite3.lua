@@ -1,4 +1,4 @@
--- An order and its message in one transaction of lsqlite3's.
+-- An order and its message in one transaction on a connection of lsqlite3.
 --
 --   lua5.4 examples/lsqlite3.lua [DATABASE]
 
@@ -18,15 +18,15 @@ execute("CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL)")
 
 execute("BEGIN IMMEDIATE; INSERT INTO orders VALUES (1, 99.5)")
 store:publish({ namespace = "orders", key = "1", payload = "order 1 was placed" })
-execute("COMMIT") -- both are there now
+execute("COMMIT") -- the order and its message are there now
 
 execute("BEGIN IMMEDIATE; INSERT INTO orders VALUES (2, 12)")
 store:publish({ namespace = "orders", key = "2", payload = "order 2 was placed" })
-execute("ROLLBACK") -- neither is
+execute("ROLLBACK") -- neither of these is
 
 connection:close()
 
--- Elsewhere, on a connection of its own:
+-- A processor, usually in another process. It needs a connection of its own:
 local own <close> = outbox.open(path, { synchronous = "normal" })
 outbox.processor({ store = own, publisher = function(messages, namespace)
   for _, message in ipairs(messages) do

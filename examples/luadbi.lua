@@ -1,4 +1,4 @@
--- An order and its message in one transaction of LuaDBI's.
+-- An order and its message in one transaction on a connection of LuaDBI.
 --
 --   lua5.4 examples/luadbi.lua [DATABASE]
 
@@ -12,7 +12,7 @@ local connection = assert(DBI.Connect("SQLite3", path))
 local store = outbox.attach(connection)
 store:migrate()
 
--- As DBI.Do, but that leaves its statement open, and with it the connection when that is closed.
+-- DBI.Do does the same, but leaves its statement open, and then the connection cannot be closed.
 local function execute(sql, ...)
   local statement = assert(connection:prepare(sql))
   local ok, reason = statement:execute(...)
@@ -21,19 +21,19 @@ local function execute(sql, ...)
 end
 
 execute("CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL)")
-connection:commit() -- LuaDBI begins a transaction by itself unless autocommit(true) was called
+connection:commit() -- because LuaDBI begins a transaction by itself, without autocommit(true)
 
 execute("INSERT INTO orders VALUES (?, ?)", 1, 99.5)
 store:publish({ namespace = "orders", key = "1", payload = "order 1 was placed" })
-connection:commit() -- both are there now
+connection:commit() -- the order and its message are there now
 
 execute("INSERT INTO orders VALUES (?, ?)", 2, 12)
 store:publish({ namespace = "orders", key = "2", payload = "order 2 was placed" })
-connection:rollback() -- neither is
+connection:rollback() -- neither of these is
 
 connection:close()
 
--- Elsewhere, on a connection of its own:
+-- A processor, usually in another process. It needs a connection of its own:
 local own <close> = outbox.open(path, { synchronous = "normal" })
 outbox.processor({ store = own, publisher = function(messages, namespace)
   for _, message in ipairs(messages) do

@@ -1,4 +1,4 @@
--- An order and its message in one transaction of LuaSQL's.
+-- An order and its message in one transaction on a connection of LuaSQL.
 --
 --   lua5.4 examples/luasql.lua [DATABASE]
 
@@ -17,16 +17,16 @@ connection:setautocommit(false)
 
 assert(connection:execute("INSERT INTO orders VALUES (1, 99.5)"))
 store:publish({ namespace = "orders", key = "1", payload = "order 1 was placed" })
-connection:commit() -- both are there now
+connection:commit() -- the order and its message are there now
 
 assert(connection:execute("INSERT INTO orders VALUES (2, 12)"))
 store:publish({ namespace = "orders", key = "2", payload = "order 2 was placed" })
-connection:rollback() -- neither is
+connection:rollback() -- neither of these is
 
 connection:close()
 environment:close()
 
--- Elsewhere, on a connection of its own:
+-- A processor, usually in another process. It needs a connection of its own:
 local own <close> = outbox.open(path, { synchronous = "normal" })
 outbox.processor({ store = own, publisher = function(messages, namespace)
   for _, message in ipairs(messages) do

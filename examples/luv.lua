@@ -1,4 +1,4 @@
--- A processor in a luv loop: a poll of its descriptor, and a timer.
+-- A processor in a luv loop, driven by a poll of its descriptor and by a timer.
 --
 --   lua5.4 examples/luv.lua [DATABASE]
 
@@ -35,7 +35,7 @@ end
 bell:start("r", step)
 step()
 
--- The application, which has a connection of its own, as it would in another process.
+-- The application. It has a connection of its own, as it would in another process.
 local application <close> = outbox.open(path)
 local number, ticks = 0, uv.new_timer()
 ticks:start(20, 20, function()

@@ -1,11 +1,12 @@
--- The promise of an outbox, on 2,400 orders: what was committed is delivered, what was rolled back
--- is not. This process imports the orders. A second one delivers their messages at the same time.
+-- The promise of an outbox, shown on 2,400 orders: a committed message is delivered, and one that
+-- was rolled back is not. This process imports the orders. A second process delivers their messages
+-- at the same time.
 --
 --   lua5.4 examples/orders.lua
 
 local outbox = require("outbox")
 
--- The processor: claims, delivers, deletes, until a message tells it that the import is over.
+-- The processor: claims, delivers and deletes, until a message says that the import is over.
 local function deliver(database, destination)
   local store <close> = outbox.open(database, { synchronous = "normal" })
   local file <close> = assert(io.open(destination, "a"))
@@ -30,7 +31,8 @@ local function deliver(database, destination)
   until finished
 end
 
--- An order and its message: both or neither. The message comes first, to show that it goes too.
+-- Imports each order with its message: both or neither. The message is published first, to show
+-- that it is rolled back with the order.
 local function import(store, csv)
   local committed, rolled_back, reasons = {}, {}, {}
   for line in csv:lines() do

@@ -1,6 +1,7 @@
--- Every change of a table becomes a message, whoever makes it: plain SQL, no extension.
+-- Every change of a table becomes a message, whichever program makes the change. Plain SQL; no
+-- extension is needed, but the tables of the outbox must be there.
 --
---   sqlite3 DATABASE < examples/trigger.sql      (outbox's tables must be there)
+--   sqlite3 DATABASE < examples/trigger.sql
 
 CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL);
 

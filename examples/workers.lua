@@ -1,5 +1,5 @@
--- Two workers, each a process of its own, share one backlog: each claims 100 entries at a time.
--- Without an order between them (`ordering = "none"`); with one, the second would stand by.
+-- Two workers, each in a process of its own, share one backlog. Each claims 100 entries at a time.
+-- They keep no order (`ordering = "none"`); with any other ordering the second one would stand by.
 --
 --   lua5.4 examples/workers.lua
 
