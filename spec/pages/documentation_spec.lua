@@ -27,7 +27,7 @@ end
 local function codes()
   local list = core.CODES or {}
   if not list[1] then
-    for code in read("src/outbox.h"):gmatch('/%* "(%a+)": ') do
+    for code in read("src/outbox.h"):gmatch('X%(%u+, "(%a+)"') do
       list[#list + 1] = code
     end
   end
