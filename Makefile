@@ -26,7 +26,7 @@ EXTENSION = $(shell sed -n '/outbox_sqlite/,/}/s/.*"\(src.*\.c\)".*/\1/p' outbox
 SHIM = $(wildcard src/lua/*.c) $(wildcard src/lua/*.h)
 CORE_SPECS = $(wildcard spec/core/*.c)
 C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
-LUA_FILES = $(shell find lua examples bench spec -name '*.lua') tools/coverage tools/links
+LUA_FILES = $(shell find lua examples bench spec -name '*.lua') tools/coverage tools/floors tools/links
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
 # The path of Lua 5.3 too, because Debian installs lua-redis only there.
 OTHER_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;/usr/share/lua/5.3/?.lua" \
@@ -175,7 +175,15 @@ build/host: spec/support/host.c
 	$(CC) $(STRICT) -O1 -g $(LUA_INCLUDES) $< -o $@ -llua5.4 -lsqlite3 -lpthread
 
 lint-lua:
-	luacheck -q . tools/coverage tools/links
+	luacheck -q . tools/coverage tools/floors tools/links
+
+# The floors of the house: see docs/inside.md.
+lint-floors: $(patsubst %.c,build/floors/%.o,$(CORE) $(filter %.c,$(SHIM)))
+	tools/floors
+
+build/floors/%.o: %.c $(HEADERS) $(wildcard src/lua/*.h)
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O0 $(LUA_INCLUDES) -c $< -o $@
 
 lint-format:
 	clang-format --dry-run -Werror $(C_FILES)
@@ -192,4 +200,4 @@ clean:
 	rm -rf build lua_modules outbox src/*.o src/*/*.o
 
 .PHONY: build extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
-  bench-processor bench-publishers bench-wake lint-lua lint-format lint-c format clean
+  bench-processor bench-publishers bench-wake lint-lua lint-floors lint-format lint-c format clean
