@@ -78,7 +78,8 @@ describe("the floors of the house", function()
 
   it("break when the shim uses a private function of the core", function()
     assert_refused("src/lua/module calls clock_later of src/clock, which is not public",
-      "src/lua/module.c", "int clock_later(void); void use(void); void use(void) { clock_later(); }")
+      "src/lua/module.c",
+      "int clock_later(void); void use(void); void use(void) { clock_later(); }")
   end)
 
   it("break when the core uses Lua", function()
