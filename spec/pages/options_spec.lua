@@ -77,7 +77,8 @@ local function match(options, known)
   end
 end
 
--- The lists of options that the shim has in C: those that have a name, or have it not.
+-- The lists of options in the C code of the shim: under true the list that contains a name, under
+-- false the list that does not.
 local function shim_options(name)
   local lists = {}
   for path in io.popen("ls src/lua/*.c"):lines() do
