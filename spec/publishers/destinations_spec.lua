@@ -125,11 +125,10 @@ describe("a destination", function()
   it("is refused if its scheme is none, and leads to no other folder", function()
     assert(os.execute(("mkdir %s/outbox/publishers/deep"):format(root)))
     install("deep/pigeon", MODULE)
-    install("Pigeon", MODULE)
     install("../pigeon", MODULE)
     for url, scheme in pairs({ [""] = "", ["pigeon"] = "", [":"] = "", ["://x"] = "",
       ["..:x"] = "", ["../pigeon:x"] = "", ["..pigeon:x"] = "", ["deep/pigeon:x"] = "",
-      ["deep.pigeon:x"] = "deep.pigeon", ["a..:x"] = "a..", ["Pigeon:x"] = "Pigeon",
+      ["deep.pigeon:x"] = "deep.pigeon", ["a..:x"] = "a..",
       ["FILE:/tmp/x"] = "FILE", ["1a:x"] = "", ["-a:x"] = "", ["a b:x"] = "", [" file:x"] = "",
       ["file\\0:x"] = "", ["file%s:x"] = "", ["file?:x"] = "", ["file\\n:x"] = "",
       ["f\\xe9e:x"] = "", ["a.lua:x"] = "a.lua" }) do
