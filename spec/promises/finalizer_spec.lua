@@ -32,4 +32,8 @@ describe("a finalizer in the middle of a call", function()
   it("that closes the store closes it after the reading, headers included", function()
     run("closes_store")
   end)
+
+  it("that closes the store leaves the row that is being made whole", function()
+    run("closes_store_in_row")
+  end)
 end)

@@ -168,5 +168,32 @@ function programs.closes_store()
   return seen
 end
 
+-- Closes the store while a row is made of a query in it.
+function programs.closes_store_in_row()
+  local seen = false
+  for delay = 0, 40 do
+    store:close()
+    store = outbox.open(":memory:")
+    store:migrate()
+    fill(10)
+    local victim, in_row = store, false
+    local ok, problem = pcall(store.transaction, store, function(txn)
+      local rows = txn:rows("SELECT namespace, payload FROM outbox_entries")
+      leave(delay, function()
+        victim:close()
+        seen = seen or in_row
+      end)
+      for i = 1, 10 do
+        in_row = true
+        local given, row = pcall(rows)
+        in_row = false
+        assert(given and row.namespace == LONG and row.payload == LONG .. i or row.code == "closed")
+      end
+    end)
+    assert(ok or problem.code == "closed")
+  end
+  return seen
+end
+
 collectgarbage("incremental", 1, 1000, 1)
 print(programs[arg[1]]())
