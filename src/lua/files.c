@@ -1,6 +1,5 @@
-/***
-Files: two functions that Lua's io library does not have.
-@submodule outbox.core
+/*
+** Files: two functions that Lua's io library does not have. For the publishers and the command.
 */
 #define _DEFAULT_SOURCE
 #define _DARWIN_C_SOURCE

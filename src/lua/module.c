@@ -1,15 +1,12 @@
-/***
-The module `outbox.core`: the functions and types that are written in C. Applications use those that
-`require("outbox")` gives them. The others serve the modules in Lua.
-@module outbox.core
-*/
-#include "shim.h"
-
 /*
+** The module `outbox.core`: the functions and types that are written in C. Applications use those
+** that `require("outbox")` gives them. The others serve the modules in Lua.
+**
 ** Besides the functions: `_VERSION`; `LAPSED`, the last_error of an entry that was in hand when its
 ** processor died; and, for the modules in Lua, `Error`, the metatable of errors, `CODES`, the array
 ** of their codes, `store`, the methods of stores, `MESSAGE_COLUMNS` and `HANDSHAKE`, pieces of SQL.
 */
+#include "shim.h"
 
 int luaopen_outbox_core(lua_State *L);
 

@@ -1,6 +1,7 @@
 /***
-Values for Lua: the clock, UUIDs, blobs, and columns of tables.
-@submodule outbox.core
+The clock, UUIDs, blobs, and columns of tables. Of the functions that are written in C, these need
+no store. Applications use those that `require("outbox")` gives them.
+@module outbox.core
 */
 #define _POSIX_C_SOURCE 200809L
 

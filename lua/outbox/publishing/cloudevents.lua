@@ -1,4 +1,4 @@
--- Messages as CloudEvents 1.0, in the two forms that HTTP has for them.
+--- Messages as CloudEvents 1.0, in the two forms that HTTP has for them.
 --
 -- `id` is the message's id, and `time` is when it was published. `source` and `type` are options.
 -- `subject` and `partitionkey` are both the key. `datacontenttype` is the message's header
@@ -7,6 +7,7 @@
 -- characters that are not allowed there: `traceparent` stays `traceparent`, `X-Request-Id` becomes
 -- `xrequestid`. A header named `type` or `source`, or `subject` where there is no key, sets that
 -- attribute.
+-- @module outbox.publishing.cloudevents
 
 local format = require("outbox.publishing.format")
 
