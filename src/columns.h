@@ -6,11 +6,11 @@
 #ifndef OUTBOX_COLUMNS_H
 #define OUTBOX_COLUMNS_H
 
-/* What a message brings. The id stands apart for statements that make another one of it. */
+/* The columns of a message. The id is separate for statements that write another id. */
 #define MESSAGE_COLUMNS_BUT_ID "namespace, key, payload, headers, created_at"
 #define MESSAGE_COLUMNS "id, " MESSAGE_COLUMNS_BUT_ID
 
-/* What an entry has: the message, and what became of its deliveries. */
+/* The columns of an entry: the message, and the result of its deliveries so far. */
 #define ENTRY_COLUMNS MESSAGE_COLUMNS ", attempts, last_error"
 
 #endif

@@ -10,13 +10,13 @@
 
 #pragma GCC visibility push(hidden)
 
-/* The places from `first` to `last`, both included. What `kind` means is the engine's affair. */
+/* The places from `first` to `last`, both included. The engine decides what `kind` means. */
 typedef struct interval {
   int64_t first, last;
   int kind;
 } interval;
 
-/* Empty when all but `reallocate`, which works as realloc does, is zero. */
+/* Empty if all fields but `reallocate` are zero. `reallocate` works as realloc does. */
 typedef struct intervals {
   interval *items;
   size_t count;

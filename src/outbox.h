@@ -27,10 +27,10 @@
 **
 ** Conventions. Every function that returns int returns OUTBOX_OK or one of the codes below. After a
 ** failure outbox_error_message() says more, and the database is as it was before the call. Times
-** are microseconds since the Unix epoch, spans of time microseconds. Strings are outbox_bytes and
-** may hold any bytes; the database copies them before the call returns. A store is one SQLite
+** are microseconds since the Unix epoch, and durations are microseconds. Strings are outbox_bytes
+** and may hold any bytes; the database copies them before the call returns. A store is one SQLite
 ** connection: use it from one thread at a time. An operation takes part in the transaction that is
-** open on the connection. Where none is open, it runs in a transaction of its own, begun with BEGIN
+** open on the connection. If none is open, it runs in a transaction of its own, begun with BEGIN
 ** IMMEDIATE, so that two writers queue for `busy_timeout` instead of failing at once.
 **
 ** Do not fork() with a store open unless the child calls exec. The child can use no store of its
@@ -122,17 +122,17 @@ typedef struct outbox_entry {
 
 /* A claim: the entries from first_seq to last_seq belong to processor_id until the deadline. */
 typedef struct outbox_lease {
-  int64_t first_seq, last_seq; /* both included; last_seq INT64_MAX: and all that is to come */
+  int64_t first_seq, last_seq; /* both included; last_seq INT64_MAX: future entries too */
   outbox_bytes processor_id;
   int64_t deadline;   /* the last moment at which the lease is alive */
-  int64_t claimed_at; /* when it was made or renewed; a time in the future is not believed */
-  outbox_bytes batch; /* what is in hand, as ranges of seq: "1-20,25-25"; no value: nothing */
+  int64_t claimed_at; /* when it was made or renewed; far in the future: it has lapsed */
+  outbox_bytes batch; /* the entries in hand, as ranges of seq: "1-20,25-25"; no value: none */
 } outbox_lease;
 
 /* What outbox_claim_entries has done. */
 typedef struct outbox_claimed {
   bool any;              /* the processor has claimed entries, new ones or its own */
-  bool refused;          /* it was to be exclusive, and another processor has a live lease */
+  bool refused;          /* an exclusive claim, while another processor has a live lease */
   int64_t restored_from; /* the lowest place to which a retry came back; INT64_MAX: none did */
   int64_t again_at;      /* when the next entry falls due or another's lease lapses; 0: never */
 } outbox_claimed;
@@ -263,10 +263,10 @@ bool outbox_is_prefix(outbox_bytes name);
 int outbox_attach(outbox_store **store, struct sqlite3 *db, const outbox_options *options);
 
 /*
-** For bindings of other languages, which hide the connection. Every connection that is opened from
-** now on in this process, by any user of the same SQLite library, knows the SQL function of
-** OUTBOX_HANDSHAKE. It is harmless to call this again, in any thread. The shared object that holds
-** this code is never unloaded again. Fails with NOMEM.
+** Prepares the handshake with bindings of other languages, which hide the connection. From now on
+** every connection that is opened in this process, by any user of the same SQLite library, has the
+** SQL function of OUTBOX_HANDSHAKE. It is harmless to call this again, in any thread. The shared
+** object that holds this code is never unloaded again. Fails with NOMEM.
 */
 int outbox_install(void);
 
@@ -297,7 +297,7 @@ int outbox_begin(outbox_store *store);
 /* Commits the innermost begin. On failure it has been rolled back. */
 int outbox_commit(outbox_store *store);
 
-/* Rolls the innermost begin back. Does nothing where nothing was begun. */
+/* Rolls the innermost begin back. Does nothing if nothing was begun. */
 int outbox_rollback(outbox_store *store);
 
 /*
@@ -321,9 +321,9 @@ int outbox_execute(outbox_store *store, const char *sql, const outbox_value *val
 
 /*
 ** Starts a query, with a value for each parameter; outbox_next_row gives its rows. Fails as
-** outbox_execute does. Other calls on the store may come in between. *rows is NULL after a failure,
-** else outbox_close_rows must close it. That may be after the store is closed; only the row that it
-** is at can be read then.
+** outbox_execute does. Other calls on the store may come in between. *rows is NULL after a
+** failure, else outbox_close_rows must close it. It may be closed after the store; when the store
+** is closed, only the current row can be read.
 */
 int outbox_query(outbox_store *store, outbox_rows **rows, const char *sql,
                  const outbox_value *values, size_t count);
@@ -342,8 +342,8 @@ void outbox_close_rows(outbox_rows *rows);
 /* --- Publishing ------------------------------------------------------------------------------ */
 
 /*
-** Has the ID generator make ids for the messages that have none, for callers that want to know them
-** before they publish. outbox_publish does this by itself. Fails with CALLBACK.
+** Makes ids with the ID generator for the messages that have none. Call it to know the ids before
+** publishing. outbox_publish does this by itself. Fails with CALLBACK.
 */
 int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t count);
 
@@ -370,7 +370,7 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count);
 **
 ** Where a lapsed lease, or one of the processor's own, names entries in hand, their delivery was
 ** cut off. Each is charged an attempt, with OUTBOX_LAPSED as last_error. A lease that was made in
-** the future, by more than busy_timeout and a few seconds, counts as lapsed: the clock was put
+** the future, by more than busy_timeout and a few seconds, counts as lapsed: the clock was set
 ** back.
 **
 ** A call that finds nothing to claim and nothing to tidy writes nothing.
@@ -406,9 +406,9 @@ int outbox_renew_claim(outbox_store *store, outbox_bytes processor_id, int64_t d
 /*
 ** Starts the heartbeat: from now on it moves the deadline of the processor's claim every
 ** `interval` microseconds by the time that has passed, until outbox_stop_heartbeat, or for
-** `max_duration` microseconds. For the time that a publisher's call blocks, when nobody else could
-** renew the claim. A thread with a connection of its own does this. The first call starts the
-** thread; after that, starting and stopping cost next to nothing. Other operations may go on
+** `max_duration` microseconds. Use it while a call of the publisher blocks, because nothing else
+** can renew the claim then. A thread with a connection of its own does this. The first call starts
+** the thread; after that, starting and stopping cost next to nothing. Other operations may go on
 ** meanwhile. Does nothing for a database in memory. Fails with ERROR when no thread can be
 ** started.
 */
@@ -422,10 +422,10 @@ void outbox_stop_heartbeat(outbox_store *store);
 int outbox_release_claim(outbox_store *store, outbox_bytes processor_id);
 
 /*
-** The next entry of the reading that outbox_get_claimed_entries or outbox_dead_entries, for
-** instance, started: OUTBOX_ROW and *entry, OUTBOX_DONE at the end, or an error. Any other call on
-** the store ends the reading. This function does not check for a fork, because it is called too
-** often: a child must not go on with its parent's reading.
+** Reads the next entry of the reading that was started last, by outbox_get_claimed_entries or
+** outbox_dead_entries for instance. Returns OUTBOX_ROW and *entry, OUTBOX_DONE at the end, or an
+** error. Any other call on the store ends the reading. This function does not check for a fork,
+** because it is called too often: a child must not go on with its parent's reading.
 */
 int outbox_next(outbox_store *store, outbox_entry *entry);
 
@@ -438,10 +438,11 @@ int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t c
 
 /*
 ** Counts a failed attempt and delays a ready entry until `due_at`. Then it comes back to its old
-** place. *found: whether it was there; an entry that is not there is left to whoever has it.
-** Without an `error` nothing is counted, and an entry that is delayed already gets the new time.
-** Where plain SQL has published an id twice, so that the id is taken, the entry's id gets "~" and
-** its seq added. The same happens where an entry is buried, and where a claim brings it back.
+** place. *found: whether it was there. If not, nothing is changed, because another processor may
+** have it. Without an `error` nothing is counted, and an entry that is delayed already gets the
+** new time. If plain SQL has published an id twice and the other entry is delayed already, "~" and
+** its seq are added to this entry's id. The same happens when an entry is buried, and when a claim
+** brings it back.
 */
 int outbox_retry_entry(outbox_store *store, outbox_bytes id, int64_t due_at, outbox_bytes error,
                        bool *found);
@@ -456,12 +457,12 @@ int outbox_bury_entry(outbox_store *store, outbox_bytes id, outbox_bytes error, 
 
 /*
 ** Waits until there may be something new since the last outbox_claim_entries began: a commit of
-** any process, or a write of this connection other than claiming and settling. Returns at once
-** where there is, and after `timeout` microseconds where there is not. A signal ends the wait too.
-** *rung: whether there may be something. A timeout of 0 never blocks. Then *look_again is the
-** number of microseconds after which to ask again, because a commit may be about to become
-** visible, or because no bell here makes outbox_pollfd readable; 0 where that descriptor will
-** tell. Fails with MISUSE in a transaction.
+** any process, or a write of this connection other than claiming and settling. Returns at once if
+** there is, else after `timeout` microseconds. A signal ends the wait too. *rung: whether there
+** may be something. A timeout of 0 never blocks. Then *look_again is the number of microseconds
+** after which to ask again, because a commit may become visible soon, or because nothing makes
+** outbox_pollfd readable here; 0 if that descriptor becomes readable. Fails with MISUSE in a
+** transaction.
 */
 int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_again);
 
@@ -503,10 +504,11 @@ int outbox_purge_entries(outbox_store *store, const outbox_bytes *ids, size_t co
                          int64_t *purged);
 
 /*
-** Counts what waits. Unlike all the above, this takes longer the more there is, because it counts
-** rows. Delayed and dead entries have no part in the age. From one count to the next, last_seq
-** rises by the number of entries that became ready: published, fallen due or requeued. That number
-** less the growth of ready + retries is the number of entries that were delivered, or died.
+** Counts what waits. Unlike the operations above, this takes longer the more entries there are,
+** because it counts rows. Delayed and dead entries do not count for oldest_age. From one count to
+** the next, last_seq rises by the number of entries that became ready: published, fallen due or
+** requeued. That number minus the growth of ready + retries is the number of entries that were
+** delivered, or died.
 */
 int outbox_count_entries(outbox_store *store, outbox_counts *counts);
 
@@ -539,7 +541,7 @@ int outbox_system_clock(void *context, int64_t *now);
 ** ID generators. UUIDv7 (RFC 9562, with the time's fraction in rand_a, method 3 of section 6.2) is
 ** the default. Its context is an outbox_uuid_state, at first all zero. It keeps the ids of one
 ** generator rising even when the clock does not; it must not be shared with a forked child. UUIDv4
-** is random and ignores the context; the larger the outbox, the slower it is to publish and drain.
+** is random and ignores the context; publishing and draining become slower as the outbox grows.
 */
 typedef struct outbox_uuid_state {
   uint64_t last; /* the time in the last id */

@@ -98,8 +98,8 @@ local function parameter(values, value, as)
 end
 
 -- Returns SQL that adds a message, and its values. The id must be new to all tables. Unless it is a
--- UUID of ours, the SQL looks for it there; where it finds it, the id becomes NULL, which no table
--- takes.
+-- UUID of ours, the SQL looks for it there. If it finds it, the id becomes NULL, which every table
+-- refuses.
 local function make_insert(self, message, id, now)
   local values, prefix = { n = 0 }, self.prefix
   local late = message.deliver_at and message.deliver_at > now

@@ -11,7 +11,7 @@
 
 local option = require("outbox.options")
 
--- The first new id, and then every 16th, deletes at most twice as many ids whose retention is over.
+-- The first new id, and then every 16th, deletes up to 32 ids whose retention is over.
 local PERIOD = 16
 
 -- `@` stands for the prefix.

@@ -73,9 +73,9 @@ function M.default_batch_size(publisher)
   return type(publisher) == "table" and publisher.batch_size or 20
 end
 
---- Returns the options that are `given`, with the defaults of those that are `known`. Adds a text
--- to the list `wrong` for each option that is unknown, missing or not allowed; it names the option
--- with `prefix` before its name.
+--- Returns the options that are `given`, completed with the defaults of the `known` options. Adds a
+-- text to the list `wrong` for each option that is unknown, missing or not allowed; it names the
+-- option with `prefix` before its name.
 function M.check(known, given, prefix, wrong)
   local options = {}
   for name in pairs(given) do

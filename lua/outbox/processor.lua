@@ -1,6 +1,6 @@
---- The processor: claims waiting entries, hands them to a publisher, deletes those that were
--- delivered, retries those that failed, and makes a dead letter of an entry that fails too often.
--- Made by `outbox.processor`.
+--- The processor: claims waiting entries, hands them to a publisher, deletes the delivered ones,
+-- retries the failed ones, and makes a dead letter of an entry that fails too often. Made by
+-- `outbox.processor`.
 --
 -- It needs no event loop: `run` blocks until `stop`. In an event loop call `step`, which does not
 -- block, whenever `pollfd` is readable, and after the number of seconds that `step` returned. The
@@ -18,7 +18,7 @@ local retry = require("outbox.retry")
 local min = math.min
 
 -- How to back off when the database fails; how often to try to settle before a stop gives it up;
--- and the errors that no patience cures.
+-- and the errors that trying again cannot fix.
 local DATABASE_BACKOFF = { base = 0.05, factor = 2, cap = 5 }
 local STOP_TRIES = 5
 local FATAL = { closed = true, forked = true }
@@ -29,8 +29,8 @@ Processor.__name = "outbox.processor"
 
 --- The loop -----------------------------------------------------------------------------------
 
--- Seconds until there is something to do, unless a commit wakes it before. A pause is cut short by
--- work that is there, or by `wake`, unless it is one because the database fails.
+-- Seconds until there is something to do, unless a commit wakes it before. Work that is there, or
+-- `wake`, cuts a pause short, unless the pause is there because the database failed.
 local function rest(self)
   local paused = self.agenda:paused_for()
   if paused > 0 and self.failures > 0 then
@@ -44,8 +44,8 @@ local function rest(self)
 end
 
 -- Runs a function that may fail because of the database. Then the error is reported, and the loop
--- backs off. An error without a code is no failure of the database but one of the clock, for
--- example, or somebody who has pressed Ctrl-C: it is raised.
+-- backs off. An error without a code does not come from the database but from the clock, for
+-- example, or from Ctrl-C: it is raised again.
 local function attempt(self, fn, object)
   local ok, trouble = pcall(fn, object)
   if ok then
@@ -157,10 +157,9 @@ local function sleep(self, seconds)
   end
 end
 
---- Processes entries until `stop`: first those that wait already, then those that come. Blocks. It
--- sleeps until a commit of any process, `wake` from a signal handler, the next entry that falls
--- due, or the end of the interval. If the store's clock has a `sleep` of its own, it sleeps with
--- that alone.
+--- Processes entries until `stop`: first the waiting ones, then new ones. Blocks. It sleeps until a
+-- commit of any process, `wake` from a signal handler, the next entry that falls due, or the end of
+-- the interval. If the store's clock has a `sleep` of its own, it sleeps with that alone.
 -- @function processor:run
 -- @raise `closed`, `forked`; other failures of the database are reported and tried again
 function Processor:run()

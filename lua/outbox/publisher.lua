@@ -15,7 +15,7 @@ local function make(url, given, wrong)
     wrong[#wrong + 1] = unknown
     return nil
   end
-  local target, reason = destination.parse(scheme, rest)
+  local target, reason = destination.parse(scheme:lower(), rest)
   if not target then
     wrong[#wrong + 1] = reason
   end

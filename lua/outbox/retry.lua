@@ -10,7 +10,7 @@ local max, min, random = math.max, math.min, math.random
 
 local M = {}
 
---- The longest delay before a retry, whoever asks for more: a year, in seconds.
+--- The longest delay before a retry, even if more is asked for: a year, in seconds.
 M.MAX_DELAY = 365 * 86400
 
 --- A random time from 0 to `base * factor ^ (n - 1)` seconds, at most `cap`: exponential backoff
@@ -57,10 +57,11 @@ local function guarded(fn, backoff, report)
   end
 end
 
---- Makes a policy of the option `retry`, which never raises. `backoff` is a table `{base, factor,
--- cap, max_attempts}`. It is the policy, unless `retry` is a function. An error of that function
--- neither loses nor buries an entry: it is passed to `report`, and the delay is that of `backoff`,
--- whatever its `max_attempts` says. A negative delay is 0, one of more than a year is a year.
+--- Makes a policy, which never raises, from the option `retry`. `backoff` is a table `{base,
+-- factor, cap, max_attempts}`. It is the policy, unless `retry` is a function. An error of that
+-- function neither loses nor buries an entry: it is passed to `report`, and the delay is that of
+-- `backoff`, whatever its `max_attempts` says. A negative delay is 0, one of more than a year is a
+-- year.
 function M.policy(retry, backoff, report)
   return type(retry) == "function" and guarded(retry, backoff, report) or exponential(backoff)
 end

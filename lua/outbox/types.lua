@@ -28,7 +28,7 @@
 ---@field processor_id string
 ---@field deadline number seconds since the epoch
 ---@field first_seq integer
----@field last_seq integer math.maxinteger: everything that is still to come, too
+---@field last_seq integer math.maxinteger: future entries too
 ---@field claimed_at number seconds since the epoch
 ---@field batch? string the entries in hand, as ranges of seq; nil: none
 
@@ -215,6 +215,10 @@
 ---@class outbox.testing.publisher
 ---@field messages outbox.entry[]
 ---@field calls { namespace: string, messages: outbox.entry[] }[]
+---@field publish fun(self, messages: outbox.entry[], namespace: string): table<integer, any>?
+---@field fail fun(self, match: string|function, reason: any, times?: integer)
+---@field raise fun(self, value: any, times?: integer)
+---@field recover fun(self)
 
 ---@class outbox
 ---@field _VERSION string

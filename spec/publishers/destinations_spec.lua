@@ -106,6 +106,15 @@ describe("a destination", function()
       require("outbox").publisher("swift:home"):publish({}, "")]]))
   end)
 
+  it("is found whatever the case of its scheme", function()
+    local path = support.path()
+    local publisher <close> = outbox.publisher("File:" .. path)
+    local message = { id = "a", namespace = "", created_at = 0, attempts = 0 }
+    assert.is_true(publisher:publish({ message }))
+    assert.matches("it comes with the rock outbox-kafka",
+      support.raised(outbox.publisher, "KAFKA:host"), 1, true)
+  end)
+
   it("is unknown if its module has no parse, OPTIONS or new", function()
     for _, text in ipairs({ "return function() end", "return true", "return 'pigeon'", "",
       "return { OPTIONS = {}, new = function() end }",
@@ -129,7 +138,7 @@ describe("a destination", function()
     for url, scheme in pairs({ [""] = "", ["pigeon"] = "", [":"] = "", ["://x"] = "",
       ["..:x"] = "", ["../pigeon:x"] = "", ["..pigeon:x"] = "", ["deep/pigeon:x"] = "",
       ["deep.pigeon:x"] = "deep.pigeon", ["a..:x"] = "a..",
-      ["FILE:/tmp/x"] = "FILE", ["1a:x"] = "", ["-a:x"] = "", ["a b:x"] = "", [" file:x"] = "",
+      ["PLANE:/tmp/x"] = "PLANE", ["1a:x"] = "", ["-a:x"] = "", ["a b:x"] = "", [" file:x"] = "",
       ["file\\0:x"] = "", ["file%s:x"] = "", ["file?:x"] = "", ["file\\n:x"] = "",
       ["f\\xe9e:x"] = "", ["a.lua:x"] = "a.lua" }) do
       assert.equal(unknown(scheme) .. "\n", refusal(('"%s"'):format(url)), url)

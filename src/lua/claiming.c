@@ -96,8 +96,8 @@ commits. Reading takes nothing: the same call again returns the same entries.
 its retry, "none" (the default), "key" (later entries of its namespace and key) or "strict" (all
 later entries). `after` (an integer): where an earlier reading ended. `except`: an array of
 namespaces to leave out. `hold` (a boolean): note in the claim that these entries are in hand, so
-that they are charged if the processor dies. With `hold`, one transaction around this call and the
-settlement of the batch before is best
+that they are charged if the processor dies. With `hold`, it is best to make this call in one
+transaction with the settlement of the batch before
 @treturn {outbox.entry,...} each with `id`, `namespace`, `key`, `payload`, `headers`, `created_at`
 (seconds since the Unix epoch), `attempts` (failed deliveries) and `last_error`
 @treturn ?integer with options: where the reading ended, for the `after` of the next one. A reading

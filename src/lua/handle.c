@@ -1,8 +1,8 @@
 /*
 ** The store as a userdata: who may use it, its clock, and what is open on it.
 **
-** A store knows its open transactions, and a transaction its open iterators. Whatever ends first
-** ends what is inside it, in whatever order the garbage collector comes.
+** A store knows its open transactions, and a transaction its open iterators. When one of them
+** ends, it ends everything inside it, so the order of the garbage collector does not matter.
 */
 #include <unistd.h>
 

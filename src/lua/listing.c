@@ -83,10 +83,10 @@ Counts the entries. This takes longer the more entries there are.
 entries were ready before. `oldest_age`: seconds since the first ready entry was published, nil
 without one. `due_at`: when the next delayed entry falls due, seconds since the Unix epoch, nil
 without one. `last_seq`: the highest `seq` that a ready entry ever had. From one call to the next,
-its growth is the number of entries that became ready; less the growth of `ready` and `retries`, it
-is the number that were delivered or died. `leases`: an array of tables with `processor_id`,
-`deadline` and `claimed_at` (seconds since the Unix epoch), `first_seq`, `last_seq`, and `batch`,
-the places of the entries in hand ("1-20,25-25"), nil without one
+its growth is the number of entries that became ready. That number minus the growth of `ready` and
+`retries` is the number of entries that were delivered or died. `leases`: an array of tables with
+`processor_id`, `deadline` and `claimed_at` (seconds since the Unix epoch), `first_seq`,
+`last_seq`, and `batch`, the places of the entries in hand ("1-20,25-25"), nil without one
 @raise what the clock raises
 */
 static int store_stats(lua_State *L) {

@@ -181,7 +181,7 @@ static struct sqlite3 *shake_hands(lua_State *L, int index) {
 /*
 ** attach(select, options, method, pointer, lazy), for outbox.attach. `select` is a function that
 ** runs the handshake on the connection, with its binding; `method` is a C function of the binding;
-** `pointer` is the connection's address, where the binding tells it; `lazy`: the binding begins a
+** `pointer` is the connection's address, if the binding gives it; `lazy`: the binding begins a
 ** transaction only with its first statement.
 */
 static int attach(lua_State *L) {

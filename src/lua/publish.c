@@ -121,7 +121,7 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
   shim_read_clock(L, self, store_index); /* before the messages, which it may change */
   lua_pushstring(L, FIELD_NAMES[HEADERS]);
   lua_pushstring(L, FIELD_NAMES[ID]);
-  int ids = lua_gettop(L) - 1; /* an id lies as far above this as its message above the bottom */
+  int ids = lua_gettop(L) - 1; /* the id of the message at index i will be at ids + i */
   bool calls = self->lua_id_generator;
   for (int i = 2; i <= last; i++) {
     outbox_message *message = &messages[i - 2];

@@ -4,7 +4,7 @@ Methods of a store that settle entries: delivered, to be retried, dead, or put b
 */
 #include "shim.h"
 
-/* The strings from argument `first` up. They stay on the stack, and so their bytes in place. */
+/* The strings from argument `first` up. They stay on the stack, so their bytes stay valid. */
 static outbox_bytes *check_ids(lua_State *L, int first, size_t *count) {
   int top = lua_gettop(L);
   *count = top < first ? 0 : (size_t)(top - first + 1);
@@ -63,7 +63,7 @@ static int store_retry_entry(lua_State *L) {
 
 /***
 Counts a failed attempt and makes a dead letter of a ready entry. Without an error, no attempt is
-counted, because those before were enough.
+counted, because the attempts before were enough.
 @function store:bury_entry
 @tparam string id
 @tparam[opt] string error why the delivery failed; it becomes the entry's `last_error`

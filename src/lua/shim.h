@@ -1,7 +1,8 @@
 /*
-** The Lua 5.4 face of the core. Each function checks its arguments, calls back into Lua where that
-** is needed (clock, ID generator, headers), enters the core, and raises only after the core has
-** returned. So no Lua error ever crosses the core, and the core runs no statement while Lua runs.
+** The Lua 5.4 interface of the core. Each function checks its arguments, calls back into Lua where
+** that is needed (clock, ID generator, headers), enters the core, and raises only after the core
+** has returned. So no Lua error ever crosses the core, and the core runs no statement while Lua
+** runs.
 **
 ** The floors of this folder, from the ground up:
 **
@@ -109,7 +110,7 @@ typedef struct shim_store {
   bool lua_clock;              /* a user value is the clock; it is read into `now` */
   bool lua_id_generator;       /* a user value is the ID generator */
   bool attached;               /* the connection is the application's */
-  bool lazy;                   /* its binding begins a transaction with the first statement in it */
+  bool lazy;                   /* its binding begins a transaction only with its first statement */
   bool reading;                /* rows of the core are being made into an array */
   bool closing;                /* close the store after that */
   int64_t now;                 /* the answer of the core's clock callback */
@@ -118,7 +119,7 @@ typedef struct shim_store {
   shim_transaction *innermost; /* of the open transactions; NULL without one */
 } shim_store;
 
-/* User values: the store, and the coroutine that began it, whose address must stay taken. */
+/* User values: the store, and the coroutine that began it, so that no other gets its address. */
 enum { STORE_VALUE = 1, OWNER_VALUE, TRANSACTION_VALUES = OWNER_VALUE };
 
 struct shim_transaction {
@@ -158,7 +159,7 @@ int shim_stored_clock(void *context, int64_t *now);
 /* Closes an iterator: at once, or after the row that it is in the middle of. */
 void shim_close_rows(shim_rows *self);
 
-/* Takes the innermost transaction off the store's list. The core has yet to end it. */
+/* Takes the innermost transaction off the store's list. The core must still end it. */
 void shim_pop_transaction(shim_store *store);
 
 /* Rolls a transaction back, with those that are nested in it, if it is open. */

@@ -42,7 +42,7 @@ static void check_first(lua_State *L) {
 
 /***
 Adds messages to the outbox, in this order, all or none. They become part of the transaction that is
-open on the store. Where none is open, the call has a transaction of its own.
+open on the store. If none is open, the call has a transaction of its own.
 @function store:publish
 @tparam outbox.message ... one table for each message. Every field is optional: `id`, `namespace`,
 `key`, `payload` (strings), `headers` (a table of strings) and `deliver_at` (a number, seconds since

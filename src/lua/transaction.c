@@ -1,5 +1,5 @@
 /***
-A transaction: what `store:transaction` hands to its function.
+A transaction, which `store:transaction` passes to its function.
 @classmod outbox.transaction
 */
 #include <string.h>

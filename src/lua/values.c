@@ -53,7 +53,8 @@ static int push_uuid(lua_State *L, outbox_id_generator *generator, void *context
 Makes an id: a UUIDv7. These ids rise with time. This is the default ID generator.
 @function uuid_v7
 @tparam[opt] table clock a table with a function `now()` that returns seconds since the Unix epoch.
-The id holds this time, or that of the id before where it is later. Default: the system's clock
+The id holds this time, or the time of the previous id if that is later. Default: the system's
+clock
 @treturn string 36 characters
 */
 static int uuid_v7(lua_State *L) {

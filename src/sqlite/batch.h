@@ -14,7 +14,7 @@ void batch_start(outbox_store *store);
 /* Adds an entry that was read. Fails with NOMEM. */
 int batch_add(outbox_store *store, const outbox_entry *entry);
 
-/* Whether the ids are those of the batch, all and in order. */
+/* Whether these are the ids of the batch, all of them and in order. */
 bool batch_is(const outbox_store *store, const outbox_bytes *ids, size_t count);
 
 #pragma GCC visibility pop

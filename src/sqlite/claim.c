@@ -17,9 +17,9 @@
 #define MAX_RESTORED 1000 /* delayed entries brought back per claim: keeps its transaction short */
 
 /*
-** How far in the future a lease may have been made, in microseconds. The clock is read before the
-** wait for the lock. A lease that is found then may be newer by that wait, which busy_timeout
-** bounds, and by some time for scheduling, which this is.
+** How far in the future a lease may have been made and still be alive: busy_timeout and this, in
+** microseconds. The clock is read before the wait for the lock. So a lease may be newer than the
+** clock by that wait, which busy_timeout bounds, and by a delay of the scheduler.
 */
 #define SKEW 5000000
 
@@ -40,7 +40,7 @@ static const char FIND_RETURNING_SQL[] =
 /*
 ** The position of a retry is free, because a seq never comes twice. A scheduled entry has none and
 ** gets the next seq. Where plain SQL has published the id again meanwhile, the entry that returns
-** gets another id: were it to wait, the two might wait for each other.
+** gets another id: if it waited instead, the two might wait for each other.
 */
 static const char RESTORE_DUE_SQL[] =
     "INSERT OR IGNORE INTO @entries (seq, " ENTRY_COLUMNS ")"
@@ -80,7 +80,7 @@ static const char CHARGE_RANGE_SQL[] =
 
 /* --- A claim in the making ------------------------------------------------------------------- */
 
-/* The kinds of leases: another processor's, this one's, and those that count no more. */
+/* The kinds of leases: another processor's, this one's, and lapsed ones. */
 enum kind { OTHERS, OWN, LAPSED };
 
 typedef struct claim {
@@ -103,7 +103,8 @@ static void *reallocate(void *items, uint64_t size) {
 
 /*
 ** Counts the ready entries from first to last, up to `limit`. *end becomes the seq of the last one
-** that was counted, if there is any. Without a limit (0) *count is 1 for any number.
+** that was counted, if there is any. Without a limit (0) *count is 1 if there is any entry, else
+** 0.
 */
 static int measure(outbox_store *store, int64_t first, int64_t last, int64_t limit, int64_t *end,
                    int64_t *count) {
@@ -311,13 +312,13 @@ static int save_leases(claim *c) {
 
 /* --- The claim ------------------------------------------------------------------------------- */
 
-/* Before anything is claimed: charges what a crash cut off, brings back what is due. */
+/* Charges entries that a crash left in hand, and brings back delayed entries that are due. */
 static int prepare(claim *c) {
   int code = c->in_hand ? for_each_lease(c, charge) : OUTBOX_OK;
   return code == OUTBOX_OK ? restore_due(c) : code;
 }
 
-/* Claims all that is not another's; with a limit, no more than that. */
+/* Claims all entries that no other processor holds; with a limit, at most that many. */
 static int claim_share(claim *c) {
   int code = prepare(c);
   if (code == OUTBOX_OK) code = sweep(c);
@@ -326,7 +327,7 @@ static int claim_share(claim *c) {
   return code == OUTBOX_OK ? save_leases(c) : code;
 }
 
-/* Claims everything, also what is still to come. While another has a lease, changes nothing. */
+/* Claims everything, future entries too. Changes nothing while another holds a live lease. */
 static int claim_all(claim *c, bool *refused) {
   int64_t first;
   bool found;

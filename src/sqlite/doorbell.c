@@ -1,8 +1,9 @@
 /*
 ** Waiting for a commit of any process. A commit appends to the write-ahead log, and the kernel
-** reports this to whoever watches that file: the doorbell. The bell says when to look; PRAGMA
-** data_version says whether there was a commit. A claim notes what it can see when it begins, so
-** that no commit is missed between a claim that finds nothing and the wait that follows it.
+** reports this to the processes that watch that file. This is the doorbell. The bell says when to
+** look; PRAGMA data_version says whether there was a commit. A claim notes what it can see when it
+** begins, so that no commit is missed between a claim that finds nothing and the wait that follows
+** it.
 */
 #define _DEFAULT_SOURCE
 

@@ -10,9 +10,9 @@
 ** one each call is a transaction of its own. The namespace is TEXT or NULL (then ""), the key TEXT,
 ** an INTEGER or NULL, the payload TEXT, a BLOB or NULL, the headers a JSON object or NULL.
 **
-** Both functions are SQLITE_DIRECTONLY: no trigger and no view can call them. A trigger that did
-** would make every write to its table fail on connections without the extension. A trigger does not
-** need them: it can INSERT into outbox_entries.
+** Both functions are SQLITE_DIRECTONLY: no trigger and no view can call them. If a trigger could
+** call them, every write to its table would fail on connections without the extension. A trigger
+** does not need them: it can INSERT into outbox_entries.
 */
 #include <string.h>
 

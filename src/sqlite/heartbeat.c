@@ -1,8 +1,8 @@
 /*
 ** The heartbeat: renews a claim while its owner cannot, in a publisher's call that blocks. A thread
 ** with a connection of its own moves the deadline by the time that has passed, so it needs no
-** clock. The thread is started when it is first needed and lasts as long as the store. To start and
-** stop the heartbeat, which happens for every batch, only sets a few fields.
+** clock. The thread is started when it is first needed and lasts as long as the store. The
+** heartbeat is started and stopped for every batch; this only sets a few fields.
 */
 #define _POSIX_C_SOURCE 200809L
 

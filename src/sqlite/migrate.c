@@ -1,19 +1,23 @@
 /*
-** The migration: climbs the ladder from the version that a database has to the one we work with.
+** The migration: runs the steps from the version that a database has to the version of this
+** library.
 */
 #include "schema.h"
 #include "transaction.h"
 
-/* One step, and the version that the tables have after it. */
-static int climb(outbox_store *store, int version) {
-  char *step = sqlite3_mprintf("%s DELETE FROM @schema; INSERT INTO @schema VALUES (%d);",
-                               schema_steps[version], version + 1);
-  char *sql = step != NULL ? sql_expand(store, step) : NULL;
-  sqlite3_free(step);
-  if (sql == NULL) return store_fail_nomem(store);
+static int run(outbox_store *store, const char *script) {
+  char *sql = sql_expand(store, script);
+  if (sql == NULL) return OUTBOX_NOMEM;
   int sqlite_code = sql_script(store, sql);
   sqlite3_free(sql);
   return sqlite_code == SQLITE_OK ? OUTBOX_OK : store_fail_sqlite(store);
+}
+
+static int write_version(outbox_store *store) {
+  char script[80];
+  sqlite3_snprintf(sizeof script, script, "DELETE FROM @schema; INSERT INTO @schema VALUES (%d);",
+                   schema_version);
+  return run(store, script);
 }
 
 int outbox_migrate(outbox_store *store) {
@@ -25,7 +29,9 @@ int outbox_migrate(outbox_store *store) {
   code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   code = sql_schema_version(store, &version); /* another process may have been faster */
+  bool older = code == OUTBOX_OK && version < schema_version;
   for (; code == OUTBOX_OK && version < schema_version; version++)
-    code = climb(store, version);
+    code = run(store, schema_steps[version]);
+  if (code == OUTBOX_OK && older) code = write_version(store);
   return transaction_end(store, code);
 }

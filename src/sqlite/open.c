@@ -1,5 +1,5 @@
 /*
-** Opening a database in the way that the outbox needs it, and closing a store of any kind.
+** Opening a database with the settings that the outbox needs, and closing a store of any kind.
 */
 #define _POSIX_C_SOURCE 200809L
 
@@ -32,7 +32,7 @@ static int enter_wal(outbox_store *store) {
   return code;
 }
 
-/* Keeps SQL of the application's from ending the transaction, or the savepoint, that we began. */
+/* Denies the application's SQL to end a transaction or a savepoint that we began. */
 static int authorize(void *context, int action, const char *operation, const char *name,
                      const char *database, const char *trigger) {
   (void)operation, (void)database, (void)trigger;

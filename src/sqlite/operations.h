@@ -1,5 +1,5 @@
 /*
-** What the operations offer one another, and the floor above them.
+** Functions that operations offer to one another and to the floor above them.
 */
 #ifndef OUTBOX_OPERATIONS_H
 #define OUTBOX_OPERATIONS_H

@@ -13,7 +13,7 @@
 
 static const char INSERT_READY_SQL[] = INSERT ROW;
 
-/* AUTOINCREMENT writes its counter once per statement: many rows in one cost a third less. */
+/* AUTOINCREMENT writes its counter per statement, so one with many rows costs a third less. */
 #define ROWS 16
 static const char INSERT_READY_ROWS_SQL[] =
     INSERT FOUR_ROWS "," FOUR_ROWS "," FOUR_ROWS "," FOUR_ROWS;

@@ -1,8 +1,8 @@
 /*
-** Reading entries row by row: those of a claim, a batch at a time, and those that list.c lists.
+** Reading entries row by row: a batch of a claim, or the entries that list.c selects.
 **
-** The columns: seq, ENTRY_COLUMNS, died_at, due_at, and one more. That is the state of an entry
-** that is listed; of one that is claimed, whether another entry holds it back.
+** The columns: seq, ENTRY_COLUMNS, died_at, due_at, and one more. For a listed entry the last one
+** is its state. For a claimed entry it says whether another entry holds it back.
 */
 #include "../columns.h"
 #include "operations.h"

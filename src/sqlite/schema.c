@@ -1,5 +1,5 @@
 /*
-** The outbox's tables: each step of the ladder brings them one version forward.
+** The outbox's tables: each step brings them one version forward.
 */
 #include "schema.h"
 
@@ -25,8 +25,8 @@
 
 /*
 ** Version 1. The entries' seq is AUTOINCREMENT because it must never come twice: a lease may still
-** cover it. In the delayed table seq only keeps the order; `position` is the seq that an entry
-** which waits for its retry had among the ready ones.
+** cover it. In the delayed table seq only keeps the order. For an entry that waits for its retry,
+** `position` is the seq that it had among the ready ones.
 */
 static const char VERSION_1[] =
     "CREATE TABLE @schema (version INTEGER NOT NULL);"

@@ -1,5 +1,5 @@
 /*
-** The ladder of schema versions.
+** The steps from each version of the schema to the next.
 */
 #ifndef OUTBOX_SCHEMA_H
 #define OUTBOX_SCHEMA_H

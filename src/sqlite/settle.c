@@ -7,8 +7,8 @@
 static const char DELETE_READY_SQL[] = "DELETE FROM @entries WHERE id = ?1";
 
 /*
-** Whether the whole range is there. Compares the ids at both ends, because seq begins anew where
-** somebody has emptied the tables. Not a part of the deletion: SQLite deletes in one pass only
+** Whether the whole range is there. Compares the ids at both ends, because seq starts again from 1
+** if somebody has emptied the tables. Not a part of the deletion: SQLite deletes in one pass only
 ** where there is no subquery.
 */
 static const char CHECK_RANGE_SQL[] =

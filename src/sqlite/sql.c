@@ -7,7 +7,7 @@
 
 struct outbox_rows {
   outbox_store *store;
-  pid_t pid;               /* the process that opened it, for when the store is closed before */
+  pid_t pid;               /* the process that opened it; the store may be closed before */
   sqlite3_stmt *statement; /* NULL once it has ended */
 };
 
@@ -15,7 +15,7 @@ static int refuse(outbox_store *store, const char *reason) {
   return store_fail(store, OUTBOX_MISUSE, "%s", reason);
 }
 
-/* Unlike store_fail_sqlite, because constraints and transactions are the application's here. */
+/* Not store_fail_sqlite, because constraints and transactions are the application's here. */
 static int fail(outbox_store *store) {
   int code = outbox_code(sqlite3_extended_errcode(store->db));
   return store_fail(store, code != OUTBOX_OK ? code : OUTBOX_ERROR, "%s",

@@ -8,7 +8,7 @@
 
 #pragma GCC visibility push(hidden)
 
-/* The SQL with the prefix for each `@`. Free it with sqlite3_free. NULL: no memory. */
+/* The SQL, each `@` replaced by the prefix. Free it with sqlite3_free. NULL: no memory. */
 char *sql_expand(outbox_store *store, const char *sql);
 
 /*
@@ -59,7 +59,7 @@ int sql_fetch(outbox_store *store, const char *sql, int64_t *values, int count, 
 /* Runs a statement to its end. */
 int sql_run(outbox_store *store, const char *sql, const char *types, ...);
 
-/* The same for the writes of processors: these ring no bell of their own. */
+/* The same for the writes of a processor, which do not end the wait of its own store. */
 int sql_process(outbox_store *store, const char *sql, const char *types, ...);
 
 /* The bytes of a column, whatever its type. A NULL has no value. */

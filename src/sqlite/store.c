@@ -15,13 +15,13 @@ int store_now(outbox_store *store, int64_t *now) {
   return OUTBOX_OK;
 }
 
-#define PATIENT_FOR 50000 /* microseconds in which a connection asks for a lock without haste */
+#define PATIENT_FOR 50000 /* microseconds in which a connection asks for a lock once per ms */
 
 /*
-** SQLite's own handler asks less and less often, in the end every 100 ms. Where a lock is hardly
-** ever free, the connection that has waited longest then has the least chance of it, and fails at
-** last. This one does the reverse: it asks more often after a while. A tenth of a millisecond is
-** about the time that a transaction takes.
+** SQLite's own handler asks less and less often, in the end every 100 ms. If a lock is rarely
+** free, the connection that has waited longest then has the smallest chance to get it, and fails
+** in the end. This one does the reverse: it asks more often after a while. A tenth of a
+** millisecond is about the time that a transaction takes.
 */
 static int wait_for_lock(void *context, int count) {
   static const struct timespec AT_FIRST = {.tv_nsec = 1000000}, LATER = {.tv_nsec = 100000};

@@ -32,7 +32,7 @@ enum control { BEGIN, COMMIT, ROLLBACK, SAVEPOINT, RELEASE, ROLLBACK_TO, DATA_VE
 /* A prepared statement, known by the address of its SQL. */
 typedef struct statement {
   const char *sql;
-  sqlite3_stmt *prepared; /* NULL: not now */
+  sqlite3_stmt *prepared; /* NULL: not prepared */
 } statement;
 
 #define MAX_STATEMENTS 64 /* all operations together use some 40; test_plans.c bounds them */
@@ -61,13 +61,13 @@ typedef struct filter {
   int64_t read_to;
 } filter;
 
-/* What a store knows of the commits of others; see doorbell.c. */
+/* Which commits of others a store has seen; see doorbell.c. */
 typedef struct doorbell {
   int fd, file;       /* the descriptor to poll; the watched file where it must be open; or -1 */
   bool watching;      /* there is a watch on the write-ahead log */
   int64_t version;    /* of the database, when the last claim began */
-  int64_t changes;    /* rows that this connection had changed by then, but for processing's */
-  int64_t processing; /* rows that claims and settlements changed: they ring no bell of their own */
+  int64_t changes;    /* rows that this connection had changed by then, less `processing` */
+  int64_t processing; /* rows that claims and settlements changed: no reason to wake itself */
   int64_t rung_at;    /* when the bell rang last: its commit may not be visible yet */
 } doorbell;
 
@@ -120,7 +120,7 @@ void store_wait_for_locks(sqlite3 *db, lock_wait *wait);
 /* Records an error: the message, made as printf does, and the code. Returns the code. */
 int store_fail(outbox_store *store, int code, const char *format, ...);
 
-/* The same for errors that have several places. */
+/* The same, for errors that are reported in several places. */
 int store_fail_nomem(outbox_store *store);
 int store_fail_duplicate(outbox_store *store);
 int store_fail_reentered(outbox_store *store);

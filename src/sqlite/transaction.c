@@ -96,9 +96,10 @@ int outbox_begin(outbox_store *store) {
 }
 
 /*
-** Undoes the innermost begin, whatever state an error has left it in. Keeps the error's message. If
-** memory is too short to undo that part, undoes the whole, so that the part is not committed. Where
-** the whole is the application's, the message asks it to do so.
+** Undoes the innermost begin, whatever state an error has left it in. Keeps the error's message.
+** If there is not enough memory to undo that part, rolls the whole transaction back, so that the
+** part is not committed. If the transaction is the application's, the message asks the application
+** to roll it back.
 */
 static void undo(outbox_store *store) {
   char message[sizeof store->message];

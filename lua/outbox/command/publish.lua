@@ -26,7 +26,7 @@ function M.define(command)
   command:mutex(
     command:option("--in", "Deliver it after this many seconds."):target("delay")
       :argname("SECONDS"):convert(convert.number),
-    command:option("--deliver-at", "Deliver it not before this time, in seconds since the epoch.")
+    command:option("--deliver-at", "Deliver it at this time or later, in seconds since the epoch.")
       :argname("TIME"):convert(convert.number))
 end
 

@@ -42,17 +42,17 @@ function M.define(command)
     "With --ordering none: how many entries are claimed at a time, so that several processors can "
     .. "share a backlog.")
   option("--retry-base", "retry_base", "SECONDS", convert.number,
-    "The longest delay of the first retry, default 1.")
+    "The longest delay before the first retry, default 1.")
   option("--retry-factor", "retry_factor", "NUMBER", convert.number,
     "The factor by which the delay grows with each further retry, default 2.")
   option("--retry-cap", "retry_cap", "SECONDS", convert.number,
-    "The longest delay of any retry, default 300.")
+    "The longest delay before any retry, default 300.")
   option("--max-attempts", "retry_max_attempts", "COUNT", convert.count,
     "An entry becomes a dead letter after this many attempts, default 10.")
   option("--claim-duration", "processor_claim_duration", "SECONDS", convert.number,
     "How long other processors wait after a crash of this one, default 2.")
   option("--publish-timeout", "processor_publish_timeout", "SECONDS", convert.number,
-    "If the destination takes longer for a batch, the claim is lost, default 60.")
+    "If the destination takes longer for a batch, others may take it over, default 60.")
   option("--process-interval", "processor_process_interval", "SECONDS", convert.number,
     "The longest sleep, default 10.")
   command:option("--processor-id", "A name that no other live processor has, default generated.")

@@ -1,7 +1,7 @@
 -- A batch: the entries that are delivered at a time.
 --
--- Its `entries` belong to the publisher from the moment it gets them. The rest of the batch is
--- known whatever the publisher does to them. By index: their `ids`, `keys`, `created` times and,
+-- Its `entries` belong to the publisher from the moment it gets them. The other fields stay right,
+-- whatever the publisher does to the entries. By index: their `ids`, `keys`, `created` times and,
 -- where one failed before, `attempts`. `lapsed` says that a processor died with the first one in
 -- hand. `calls` are the calls to be made, each a list of indexes with its `namespace`. `from` is
 -- the place after which the batch was read.
@@ -77,7 +77,7 @@ end
 
 --- Reads the next batch after the place `after`, and notes in the claim that it is in hand: one
 -- entry that must be alone, or several that need not be. Also returns up to which place it has
--- read. Returns nil if nothing may be read, because strict order keeps all waiting for a
+-- read. Returns nil if nothing may be read, because in strict order all entries wait for a
 -- destination that is down.
 function M.read(settings, outages, after)
   local resting = outages:resting()

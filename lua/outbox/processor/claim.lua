@@ -38,9 +38,9 @@ function Claim:is_fresh()
   return self.timer:left(self.lease) >= 0.75 * self.settings.claim_duration
 end
 
---- Claims entries. `all_up` is false while a destination is down; then a part of a shared backlog
--- that was grown stays as large. Returns whether there is a claim now; and, if not, whether it was
--- refused because another processor holds one.
+--- Claims entries. `all_up` is false while a destination is down; then a limit that was raised by
+-- `grow` is kept. Returns whether there is a claim now; and, if not, whether it was refused because
+-- another processor holds one.
 function Claim:acquire(all_up)
   local settings, agenda, shared = self.settings, self.agenda, self.shared
   local kept = self.held and self.timer:left(self.lease) > 0 -- nobody else has had it since
@@ -107,7 +107,7 @@ function Claim:start_over()
   self.more, self.after = false, nil
 end
 
---- Takes a part twice as large of a shared backlog, at once. Returns whether that is possible.
+--- Doubles the limit, and has the claim made again at once. Returns false if the limit cannot grow.
 function Claim:grow()
   if self.limit >= MAX_CLAIMED then
     return false

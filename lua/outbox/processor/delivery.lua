@@ -1,5 +1,5 @@
--- Delivers a batch, and says what became of each entry. It writes nothing: the outcome is settled
--- afterwards, in one transaction with the reading of the next batch.
+-- Delivers a batch, and reports the outcome of each entry. It writes nothing: the outcome is
+-- settled afterwards, in one transaction with the reading of the next batch.
 --
 -- An outcome holds its `batch`; the indexes `delivered`; the failures to be `retried` or made
 -- `dead`; the entries that are `deferred` for a while, uncharged; the ids of deferred entries that
@@ -32,7 +32,7 @@ local function bury(outcome, failure)
   outcome.rewind = true
 end
 
--- Charges an entry with a failed delivery. Returns whether there will be another one.
+-- Charges an entry with a failed delivery. Returns whether the entry will be delivered again.
 local function charge(self, outcome, i, reason, permanent, delay)
   local batch = outcome.batch
   local failure = { id = batch.ids[i], entry = batch.entries[i], reason = reason }
@@ -97,10 +97,10 @@ local function charge_permanent(self, outcome, i, failure)
   end
 end
 
--- Notes a call of which something failed. An entry in line behind one that will be retried waits
--- for it, even if it was delivered: it will be delivered again, so that the last one remains the
--- last. Returns whether no entry will be retried; and the uncharged entries that said how long to
--- wait.
+-- Notes a call in which some messages failed. An entry in line behind one that will be retried
+-- waits for it, even if it was delivered: it will be delivered again, so that the last one remains
+-- the last. Returns whether no entry will be retried; and the uncharged entries that said how long
+-- to wait.
 local function note_failures(self, outcome, call, failures)
   local waiting, deferred = {}, {}
   for j = 1, #call do
@@ -120,7 +120,7 @@ local function note_failures(self, outcome, call, failures)
   return next(waiting) == nil, deferred
 end
 
--- How many entries of a batch are done with, or have a time at which they are retried.
+-- How many entries of a batch were delivered, are dead, or have a time for their retry.
 local function count_settled(outcome)
   return #outcome.delivered + #outcome.retried + #outcome.dead
 end
@@ -205,7 +205,7 @@ local function make_calls(self, outcome)
   end
 end
 
--- Whether a batch is one entry that its processor died with once too often.
+-- Whether a batch is one entry with which processors have died too often.
 local function is_given_up(self, batch)
   return batch.lapsed and not self.retry(batch.entries[1], batch.attempts[1])
 end

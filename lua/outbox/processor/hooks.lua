@@ -1,4 +1,4 @@
--- What a processor tells about its work: the user's hooks, the counters of `stats`, and errors.
+-- Reports the work of a processor: the user's hooks, the counters of `stats`, and errors.
 
 local errors = require("outbox.error")
 

@@ -114,9 +114,9 @@ local function probe_delay(self, n, crowd)
 end
 
 --- The destination has said when to come again, which is no failure of any entry. `id` is the entry
--- if the call was of one alone, else nil: perhaps the destination wants to wait with this entry
--- only. So if it has said that of this entry before, another one is probed at once. Returns for how
--- many seconds the entry is deferred.
+-- if the call had only one, else nil. The destination may mean this entry only. So if it has said
+-- the same about this entry before, another one is probed at once. Returns for how many seconds the
+-- entry is deferred.
 function Outages:ask_to_wait(namespace, id, delay)
   local outage = find_or_add(self, namespace)
   outage.probes = outage.probes + 1

@@ -1,8 +1,8 @@
--- Writes down what became of a batch. It must be called in a transaction.
+-- Writes the outcome of a batch to the database. It must be called in a transaction.
 
 local M = {}
 
--- The ids of the entries that were delivered: those of a whole batch as they were read.
+-- The ids of the delivered entries. For a whole batch this is the list that was read.
 local function delivered_ids(outcome)
   local ids, delivered = outcome.batch.ids, outcome.delivered
   if #delivered == #ids then

@@ -20,7 +20,8 @@ local STANDBY = 0.01
 local Work = {}
 Work.__index = Work
 
--- Writes an outcome down. What is free again after it, or is not done with, is read again.
+-- Writes an outcome to the database. Entries that it has freed, or that are not settled, are read
+-- again.
 local function write(self, outcome, is_held)
   settlement.write(self.settings.store, self.agenda, outcome, is_held)
   if outcome.rewind_all then

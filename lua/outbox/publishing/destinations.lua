@@ -25,7 +25,8 @@ M.ROCKS = {
   tls = "outbox-nats",
 }
 
--- No dot and no slash, because they lead to other folders. Longer schemes are not looked up.
+-- No dot and no slash, because they lead to other folders. Longer schemes are not looked up. The
+-- case of a scheme does not matter (RFC 3986, section 3.1), so its module has a name in lower case.
 local SCHEME, MAX_LENGTH = "^%a[%w+-]*$", 64
 
 -- Whether `require` would find the module, even if it cannot load it.
@@ -55,7 +56,7 @@ end
 
 local function explain(scheme)
   local shown = #scheme > MAX_LENGTH and scheme:sub(1, MAX_LENGTH) .. "..." or scheme
-  local rock = M.ROCKS[scheme]
+  local rock = M.ROCKS[scheme:lower()]
   if rock then
     return ("unknown scheme '%s': it comes with the rock %s (luarocks install %s)"):format(shown,
       rock, rock)
@@ -67,7 +68,7 @@ end
 -- raises when it is loaded.
 function M.find(scheme)
   if #scheme <= MAX_LENGTH and scheme:find(SCHEME) then
-    local name = "outbox.publishers." .. scheme
+    local name = "outbox.publishers." .. scheme:lower()
     local module = is_installed(name) and require(name)
     if is_destination(module) then
       return module
@@ -76,7 +77,8 @@ function M.find(scheme)
   return nil, explain(scheme)
 end
 
---- Returns the summaries of the destinations that are installed, in the order of their schemes.
+--- Returns the summaries of the destinations in SCHEMES, and of the installed ones in ROCKS, in the
+-- order of their schemes. Other rocks are not listed.
 function M.summaries()
   local schemes, seen, list = { table.unpack(M.SCHEMES) }, {}, {}
   for scheme in pairs(M.ROCKS) do

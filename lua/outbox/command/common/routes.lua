@@ -70,7 +70,7 @@ function M.publisher(routes)
   return outbox.publisher(publishers)
 end
 
---- Returns the text of `--help` about the destinations that are installed.
+--- Returns the text of `--help` about the destinations that `destinations.summaries` lists.
 function M.help()
   local lines, width = { "Destinations (see docs/destinations.md):" }, 0
   local summaries = destinations.summaries()
