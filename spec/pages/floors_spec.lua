@@ -18,12 +18,12 @@ describe("the floors of the house", function()
   before_each(function()
     house = support.path()
     os.remove(house)
-    assert(os.execute(("mkdir -p %s/build && cp -r src lua bench %s && cp -r build/floors %s/build")
-      :format(house, house, house)))
+    assert(select(2, shell(("mkdir -p %s/build && cp -r src lua bench %s && "
+      .. "cp -r build/floors %s/build"):format(house, house, house))))
   end)
 
   after_each(function()
-    assert(os.execute("rm -r " .. house))
+    assert(select(2, shell("rm -r " .. house)))
   end)
 
   -- Adds code to a source, compiles it, and returns what the check says.
