@@ -178,12 +178,17 @@ lint-lua:
 	luacheck -q . tools/coverage tools/floors tools/links
 
 # The floors of the house: see docs/inside.md.
-lint-floors: $(patsubst %.c,build/floors/%.o,$(CORE) $(filter %.c,$(SHIM)))
+lint-floors: $(patsubst %.c,build/floors/%.o,$(filter-out %/extension.c,$(shell find src -name '*.c'))) \
+  $(EXTENSION:%.c=build/floors/extension/%.o)
 	tools/floors
+
+build/floors/extension/%.o: %.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O0 -DOUTBOX_EXTENSION -MD -c $< -o $@
 
 build/floors/%.o: %.c $(HEADERS) $(wildcard src/lua/*.h)
 	@mkdir -p $(@D)
-	$(CC) -std=c11 -O0 $(LUA_INCLUDES) -c $< -o $@
+	$(CC) -std=c11 -O0 -MD $(LUA_INCLUDES) -c $< -o $@
 
 lint-format:
 	clang-format --dry-run -Werror $(C_FILES)

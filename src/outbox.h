@@ -321,9 +321,10 @@ int outbox_execute(outbox_store *store, const char *sql, const outbox_value *val
 
 /*
 ** Starts a query, with a value for each parameter; outbox_next_row gives its rows. Fails as
-** outbox_execute does. Other calls on the store may come in between. *rows is NULL after a
-** failure, else outbox_close_rows must close it. It may be closed after the store; when the store
-** is closed, only the current row can be read.
+** outbox_execute does, and with MISUSE where SQL that writes gives rows outside a transaction:
+** another call might roll it back. Other calls on the store may come in between. *rows is NULL
+** after a failure, else outbox_close_rows must close it. It may be closed after the store; when
+** the store is closed, only the current row can be read.
 */
 int outbox_query(outbox_store *store, outbox_rows **rows, const char *sql,
                  const outbox_value *values, size_t count);
@@ -331,7 +332,10 @@ int outbox_query(outbox_store *store, outbox_rows **rows, const char *sql,
 /* Goes to the next row: OUTBOX_ROW, OUTBOX_DONE at the end, or an error as of outbox_execute. */
 int outbox_next_row(outbox_rows *rows);
 
-/* The columns of the row, counted from 0. Bytes live until the next call on the rows. */
+/*
+** The columns of the row, counted from 0. Bytes live until the next call on the rows. After the
+** last row there are none: the count is 0, the name NULL, the value OUTBOX_NULL.
+*/
 int outbox_column_count(const outbox_rows *rows);
 const char *outbox_column_name(const outbox_rows *rows, int column);
 outbox_value outbox_column(const outbox_rows *rows, int column);

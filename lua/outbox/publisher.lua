@@ -17,10 +17,14 @@ local function make(url, given, wrong)
   end
   local target, reason = destination.parse(scheme:lower(), rest)
   if not target then
-    wrong[#wrong + 1] = reason
+    wrong[#wrong + 1] = type(reason) == "string" and reason or ("a bad URL for '%s'"):format(scheme)
   end
   local options = option.check(destination.OPTIONS, given, "", wrong)
-  return #wrong == 0 and destination.new(target, options) or nil
+  local publisher = #wrong == 0 and destination.new(target, options) or nil
+  if #wrong == 0 and not option.publisher(publisher) then
+    wrong[#wrong + 1] = ("the destination of '%s' made no publisher"):format(scheme)
+  end
+  return publisher
 end
 
 local function make_route(routes, wrong)

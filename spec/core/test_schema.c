@@ -94,6 +94,29 @@ static void tables_from_a_newer_version_are_refused_and_left_alone(void **state)
   assert_string_equal(ids_in(f->db, "entries"), "");
 }
 
+static void tables_of_no_version_are_refused_and_left_alone(void **state) {
+  fixture *f = *state;
+  static const struct {
+    const char *version;
+    int code;
+  } WRONG[] = {{"-1", OUTBOX_CORRUPT},
+               {"-9223372036854775808", OUTBOX_CORRUPT},
+               {"4294967295", OUTBOX_NEWER},
+               {"4294967297", OUTBOX_NEWER},
+               {"9223372036854775807", OUTBOX_NEWER}};
+  outbox_options options = test_options(f);
+  for (size_t i = 0; i < sizeof WRONG / sizeof *WRONG; i++) {
+    char sql[80];
+    outbox_message one = message("a");
+    snprintf(sql, sizeof sql, "UPDATE outbox_schema SET version = %s", WRONG[i].version);
+    execute(f->db, sql);
+    outbox_store *store = open_store(f, &options);
+    assert_code(store, outbox_migrate(store), WRONG[i].code);
+    assert_code(store, outbox_publish(store, &one, 1), WRONG[i].code);
+    close_store(f, store);
+  }
+}
+
 static void a_migration_that_cannot_lock_the_database_is_busy_and_can_be_repeated(void **state) {
   fixture *f = *state;
   outbox_options options = test_options(f);
@@ -114,6 +137,7 @@ int test_schema(void) {
       TEST_WITHOUT_STORE(a_store_that_was_refused_sees_the_tables_that_another_makes),
       TEST_WITHOUT_STORE(a_store_that_was_refused_can_migrate_after_another_did),
       TEST(tables_from_a_newer_version_are_refused_and_left_alone),
+      TEST(tables_of_no_version_are_refused_and_left_alone),
       TEST_WITHOUT_STORE(a_migration_that_cannot_lock_the_database_is_busy_and_can_be_repeated),
   };
   return cmocka_run_group_tests_name("schema", tests, NULL, NULL);

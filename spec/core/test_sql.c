@@ -68,6 +68,9 @@ static void a_value_of_each_type_comes_back_as_it_was(void **state) {
   }
   assert_code(f->store, outbox_next_row(rows), OUTBOX_DONE);
   assert_code(f->store, outbox_next_row(rows), OUTBOX_DONE);
+  assert_int_equal(outbox_column_count(rows), 0);
+  assert_null(outbox_column_name(rows, 0));
+  assert_int_equal(outbox_column(rows, 0).type, OUTBOX_NULL);
   outbox_close_rows(rows);
   outbox_close_rows(NULL);
 }
@@ -118,6 +121,30 @@ static void sql_that_cannot_be_run_is_refused_and_changes_nothing(void **state) 
   assert_int_equal(changed, -1);
   assert_ok(f->store, outbox_commit(f->store));
   assert_int_equal(number(f->db, "SELECT count(*) FROM t"), 1);
+}
+
+static void a_query_that_writes_needs_a_transaction(void **state) {
+  fixture *f = *state;
+  static const char INSERT[] = "INSERT INTO t VALUES (1), (2) RETURNING x";
+  outbox_message taken = message("a");
+  outbox_rows *rows;
+  int64_t changed;
+  publish(f->store, "a");
+  change(f->store, "CREATE TABLE t (x)");
+  assert_code(f->store, outbox_query(f->store, &rows, INSERT, NULL, 0), OUTBOX_MISUSE);
+  assert_null(rows);
+  assert_int_equal(number(f->db, "SELECT count(*) FROM t"), 0);
+  assert_ok(f->store, outbox_execute(f->store, INSERT, NULL, 0, &changed));
+  assert_int_equal(changed, 2);
+  assert_ok(f->store, outbox_begin(f->store));
+  assert_ok(f->store, outbox_query(f->store, &rows, INSERT, NULL, 0));
+  assert_code(f->store, outbox_next_row(rows), OUTBOX_ROW);
+  assert_int_not_equal(outbox_publish(f->store, &taken, 1), OUTBOX_OK);
+  assert_code(f->store, outbox_next_row(rows), OUTBOX_ROW);
+  assert_code(f->store, outbox_next_row(rows), OUTBOX_DONE);
+  outbox_close_rows(rows);
+  assert_ok(f->store, outbox_commit(f->store));
+  assert_int_equal(number(f->db, "SELECT count(*) FROM t"), 4);
 }
 
 static void a_savepoint_of_the_applications_own_name_is_not_refused(void **state) {
@@ -183,6 +210,7 @@ int test_sql(void) {
       TEST(a_value_of_each_type_comes_back_as_it_was),
       TEST(execute_counts_the_rows_that_its_statement_changed),
       TEST(sql_that_cannot_be_run_is_refused_and_changes_nothing),
+      TEST(a_query_that_writes_needs_a_transaction),
       TEST(a_savepoint_of_the_applications_own_name_is_not_refused),
       TEST(rows_are_read_while_the_store_does_other_things),
       TEST(rows_say_when_the_transaction_was_ended_behind_them),

@@ -33,7 +33,7 @@ describe("the floors of the house", function()
     file:close()
     if path:find("%.c$") then
       local object = path:gsub("%.c$", ".o")
-      local output, ok = shell(("cd %s && cc -std=c11 -O0 -I/usr/include/lua5.4 -c %s -o %s")
+      local output, ok = shell(("cd %s && cc -std=c11 -O0 -MD -I/usr/include/lua5.4 -c %s -o %s")
         :format(house, path, "build/floors/" .. object))
       assert.is_true(ok, output)
     end
@@ -73,7 +73,12 @@ describe("the floors of the house", function()
   it("break when the shim uses SQLite", function()
     assert_refused("src/lua/module uses sqlite3_free", "src/lua/module.c",
       "void sqlite3_free(void *); void use(void); void use(void) { sqlite3_free(NULL); }")
-    assert_refused(": the shim includes sqlite3.h", "src/lua/module.c", "#include <sqlite3.h>")
+    for _, header in ipairs({ "<sqlite3.h>", '"../sqlite/store.h"', "<sqlite3ext.h>" }) do
+      assert_refused("src/lua/module includes sqlite3", "src/lua/module.c", "#include " .. header)
+    end
+    assert_refused("src/lua/check uses sqlite3_sleep", "src/lua/check.c",
+      "__attribute__((weak)) int sqlite3_sleep(int); int use(void); int use(void) { "
+      .. "return sqlite3_sleep != 0; }")
   end)
 
   it("break when the shim uses a private function of the core", function()
@@ -85,7 +90,19 @@ describe("the floors of the house", function()
   it("break when the core uses Lua", function()
     assert_refused("src/sqlite/stats uses lua_gettop", "src/sqlite/stats.c",
       "int lua_gettop(void *); void use(void); void use(void) { lua_gettop(NULL); }")
-    assert_refused(": what is not the shim includes lua.h", "src/sqlite/dead.c", "#include <lua.h>")
+    assert_refused("src/sqlite/dead includes lua.h", "src/sqlite/dead.c", "#include <lua5.4/lua.h>")
+    assert_refused("src/sqlite/list includes lua.h", "src/sqlite/list.c",
+      "#define H <lua.h>\n#include H")
+  end)
+
+  it("break when a source is in no known room, or has no object", function()
+    assert(select(2, shell(("mkdir %s/src/cellar && touch %s/src/cellar/wine.c %s/src/new.c")
+      :format(house, house, house))))
+    local output, ok = shell("tools/floors " .. house)
+    assert.is_nil(ok)
+    assert.matches("src/cellar/wine.c is in a room that tools/floors does not know", output, 1,
+      true)
+    assert.matches("src/new has no object", output, 1, true)
   end)
 
   it("break when a file grows above 450 lines", function()

@@ -125,6 +125,25 @@ describe("a destination", function()
     end
   end)
 
+  it("is refused if its module makes no publisher, or gives no reason", function()
+    local function module(parse, new, options)
+      install("pigeon", ("return { OPTIONS = %s, parse = function() return %s end, "
+        .. "new = function() return %s end }"):format(options or "{}", parse, new))
+      return refusal('"pigeon:home"')
+    end
+    for _, new in ipairs({ "nil", "'text'", "{}", "{ publish = 1 }" }) do
+      assert.equal("bad arguments to 'publisher' (the destination of 'pigeon' made no publisher)\n",
+        module("1", new))
+    end
+    for _, parse in ipairs({ "nil", "nil, {}", "false, 7" }) do
+      assert.equal("bad arguments to 'publisher' (a bad URL for 'pigeon')\n",
+        module(parse, "function() end"))
+    end
+    for _, options in ipairs({ "{ a = true }", "{ {} }", "{ a = {} }" }) do
+      assert.equal(unknown("pigeon") .. "\n", module("1", "function() end", options))
+    end
+  end)
+
   it("is unknown if it is a helper of the destinations", function()
     for _, name in ipairs({ "route", "format", "cloudevents", "destinations", "publisher" }) do
       assert.matches(unknown(name), support.raised(outbox.publisher, name .. ":x"), 1, true)

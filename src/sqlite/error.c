@@ -5,7 +5,14 @@
 
 #include "store.h"
 
-const char *outbox_error_message(const outbox_store *store) {
+#ifdef OUTBOX_EXTENSION
+#pragma GCC visibility push(hidden)
+SQLITE_EXTENSION_INIT1 /* where SQLITE_EXTENSION_INIT2 in extension.c puts the pointers */
+#pragma GCC visibility pop
+#endif
+
+    const char *
+    outbox_error_message(const outbox_store *store) {
   return store->message;
 }
 

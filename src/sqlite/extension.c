@@ -16,11 +16,6 @@
 */
 #include <string.h>
 
-#include <sqlite3ext.h>
-#pragma GCC visibility push(hidden)
-SQLITE_EXTENSION_INIT1
-#pragma GCC visibility pop
-
 #include "attach.h"
 
 #define OLDEST_SQLITE 3038000

@@ -161,7 +161,8 @@ int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64
     }
   }
   if (code == OUTBOX_OK) {
-    memcpy(heartbeat->processor_id, processor_id.data, processor_id.size);
+    if (processor_id.size > 0)
+      memcpy(heartbeat->processor_id, processor_id.data, processor_id.size);
     heartbeat->size = processor_id.size;
     heartbeat->interval = interval > 1000 ? interval : 1000;
     heartbeat->from = clock_monotonic();

@@ -82,7 +82,7 @@ static int bind_all(outbox_rows *rows, const outbox_value *values, size_t count)
   return code;
 }
 
-int outbox_query(outbox_store *store, outbox_rows **out, const char *sql,
+static int start(outbox_store *store, outbox_rows **out, const char *sql,
                  const outbox_value *values, size_t count) {
   *out = NULL;
   int code = outbox_check_transaction(store);
@@ -99,6 +99,20 @@ int outbox_query(outbox_store *store, outbox_rows **out, const char *sql,
   else
     outbox_close_rows(rows);
   return code;
+}
+
+/*
+** Outside a transaction a statement that writes must not stop at a row, because the next rollback
+** on the connection would undo its work.
+*/
+int outbox_query(outbox_store *store, outbox_rows **out, const char *sql,
+                 const outbox_value *values, size_t count) {
+  int code = start(store, out, sql, values, count);
+  if (code != OUTBOX_OK || sqlite3_stmt_readonly((*out)->statement) || outbox_in_transaction(store))
+    return code;
+  outbox_close_rows(*out);
+  *out = NULL;
+  return refuse(store, "a query that writes needs a transaction");
 }
 
 static int step(outbox_rows *rows) {
@@ -120,7 +134,7 @@ int outbox_column_count(const outbox_rows *rows) {
 }
 
 const char *outbox_column_name(const outbox_rows *rows, int column) {
-  return sqlite3_column_name(rows->statement, column);
+  return rows->statement != NULL ? sqlite3_column_name(rows->statement, column) : NULL;
 }
 
 outbox_value outbox_column(const outbox_rows *rows, int column) {
@@ -145,7 +159,7 @@ void outbox_close_rows(outbox_rows *rows) {
 int outbox_execute(outbox_store *store, const char *sql, const outbox_value *values, size_t count,
                    int64_t *changed) {
   outbox_rows *rows;
-  int code = outbox_query(store, &rows, sql, values, count);
+  int code = start(store, &rows, sql, values, count);
   if (code != OUTBOX_OK) return code;
   int64_t before = sqlite3_total_changes64(store->db);
   do

@@ -65,6 +65,7 @@ int sql_check_encoding(outbox_store *store) {
 }
 
 int sql_schema_version(outbox_store *store, int *version) {
+  int64_t found = 0;
   *version = 0;
   char *sql = sql_expand(store, "SELECT max(version) FROM @schema");
   if (sql == NULL) return OUTBOX_NOMEM;
@@ -73,14 +74,18 @@ int sql_schema_version(outbox_store *store, int *version) {
   sqlite3_free(sql);
   if (sqlite_code == SQLITE_ERROR) return OUTBOX_OK; /* there is no such table */
   if (sqlite_code == SQLITE_OK) {
-    if (sql_work(store, statement) == SQLITE_ROW) *version = sqlite3_column_int(statement, 0);
+    if (sql_work(store, statement) == SQLITE_ROW) found = sqlite3_column_int64(statement, 0);
     sqlite_code = sqlite3_finalize(statement);
   }
   if (sqlite_code != SQLITE_OK) return store_fail_sqlite(store);
-  if (*version > schema_version)
+  if (found > schema_version)
     return store_fail(store, OUTBOX_NEWER,
-                      "the tables %s... have version %d, this library knows up to %d",
-                      store->prefix, *version, schema_version);
+                      "the tables %s... have version %lld, this library knows up to %d",
+                      store->prefix, (long long)found, schema_version);
+  if (found < 0)
+    return store_fail(store, OUTBOX_CORRUPT, "the tables %s... have version %lld, which is none",
+                      store->prefix, (long long)found);
+  *version = (int)found;
   return OUTBOX_OK;
 }
 

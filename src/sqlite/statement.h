@@ -25,7 +25,7 @@ int sql_configure(outbox_store *store, const char *sql, const char *wanted, bool
 /* Fails with ENCODING where the database keeps its text in UTF-16. */
 int sql_check_encoding(outbox_store *store);
 
-/* Finds the version of the outbox's tables; 0: there are none. Fails with NEWER. */
+/* Finds the version of the outbox's tables; 0: there are none. Fails with NEWER, CORRUPT. */
 int sql_schema_version(outbox_store *store, int *version);
 
 /* Prepares SQL that the caller keeps. */

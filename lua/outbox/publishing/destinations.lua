@@ -43,8 +43,17 @@ local function is_installed(name)
   return false
 end
 
+local function are_options(options)
+  for name, option in pairs(options) do
+    if type(name) ~= "string" or type(option) ~= "table" or type(option.check) ~= "function" then
+      return false
+    end
+  end
+  return true
+end
+
 local function is_destination(module)
-  return type(module) == "table" and type(module.OPTIONS) == "table"
+  return type(module) == "table" and type(module.OPTIONS) == "table" and are_options(module.OPTIONS)
     and type(module.parse) == "function" and type(module.new) == "function"
 end
 
@@ -77,6 +86,11 @@ function M.find(scheme)
   return nil, explain(scheme)
 end
 
+local function find_summarized(scheme)
+  local module = M.find(scheme)
+  return module and is_summary(module.summary) and module
+end
+
 --- Returns the summaries of the destinations in SCHEMES, and of the installed ones in ROCKS, in the
 -- order of their schemes. Other rocks are not listed.
 function M.summaries()
@@ -86,8 +100,8 @@ function M.summaries()
   end
   table.sort(schemes)
   for _, scheme in ipairs(schemes) do
-    local ok, module = pcall(M.find, scheme) -- a module that does not load must not hide others
-    if ok and module and not seen[module] and is_summary(module.summary) then
+    local ok, module = pcall(find_summarized, scheme) -- one that raises must not hide others
+    if ok and module and not seen[module] then
       seen[module] = true
       list[#list + 1] = module.summary
     end
