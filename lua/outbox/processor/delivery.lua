@@ -62,6 +62,7 @@ local function note_delivered(self, outcome, i)
   self.outages:acquit(batch.ids[i])
 end
 
+-- Notes a call of which all got through.
 local function note_all_delivered(self, outcome, call)
   if #outcome.delivered == 0 and next(outcome.batch.attempts) == nil
     and not self.outages:has_suspects() then
@@ -146,12 +147,14 @@ end
 -- Notes a call whose answer says what became of each message. Returns whether none is to be
 -- retried; or nil, the error and the seconds to wait, if that is as good as raised.
 local function note_answer(self, outcome, call, failures)
-  local before, settled, whole, deferred = #outcome.delivered, count_settled(outcome), true, {}
-  if failures then
-    whole, deferred = note_failures(self, outcome, call, failures)
-  else
+  if not failures then
     note_all_delivered(self, outcome, call)
+    self.outages:count_success(call.namespace)
+    note_up(self, outcome, call.namespace)
+    return true
   end
+  local before, settled = #outcome.delivered, count_settled(outcome)
+  local whole, deferred = note_failures(self, outcome, call, failures)
   if count_settled(outcome) == settled then
     return nil, read_refusal(failures[1], deferred)
   end

@@ -81,13 +81,15 @@ function Hooks:tell(outcome)
   end
   tell_failures(self, outcome.retried, "retried", "on_retry")
   tell_failures(self, outcome.dead, "dead", "on_dead")
-  call(self, "on_batch", {
-    size = #outcome.batch.ids,
-    delivered = #outcome.delivered,
-    retried = #outcome.retried,
-    dead = #outcome.dead,
-    seconds = outcome.seconds,
-  })
+  if self.hooks.on_batch then
+    call(self, "on_batch", {
+      size = #outcome.batch.ids,
+      delivered = #outcome.delivered,
+      retried = #outcome.retried,
+      dead = #outcome.dead,
+      seconds = outcome.seconds,
+    })
+  end
 end
 
 --- Counts a sleep.
