@@ -97,16 +97,16 @@ local function parameter(values, value, as)
   return ("CAST(? AS %s)"):format(as)
 end
 
--- Returns SQL that adds a message, and its values. The id must be new to all tables. Unless it is a
--- UUID of ours, the SQL looks for it there. If it finds it, the id becomes NULL, which every table
--- refuses.
+-- Returns SQL that adds a message to the tables in `main`, and its values. The id must be new to
+-- all tables. Unless it is a UUID of ours, the SQL looks for it there. If it finds it, the id
+-- becomes NULL, which every table refuses.
 local function make_insert(self, message, id, now)
   local values, prefix = { n = 0 }, self.prefix
   local late = message.deliver_at and message.deliver_at > now
   local columns = core.MESSAGE_COLUMNS
   local known = (message.id or not self.unique) and {} or nil
   for _, name in ipairs(known and { "entries", "delayed", "dead" } or {}) do
-    known[#known + 1] = ("EXISTS (SELECT 1 FROM %s%s WHERE id = %s)"):format(prefix, name,
+    known[#known + 1] = ("EXISTS (SELECT 1 FROM main.%s%s WHERE id = %s)"):format(prefix, name,
       parameter(values, id, "TEXT"))
   end
   id = parameter(values, id, "TEXT")
@@ -126,7 +126,7 @@ local function make_insert(self, message, id, now)
     columns = columns .. ", due_at"
     list[#list + 1] = ("%d"):format(math.floor(message.deliver_at * 1e6 + 0.5))
   end
-  return ("INSERT INTO %s%s (%s) VALUES (%s)"):format(prefix, late and "delayed" or "entries",
+  return ("INSERT INTO main.%s%s (%s) VALUES (%s)"):format(prefix, late and "delayed" or "entries",
     columns, table.concat(list, ", ")), values
 end
 

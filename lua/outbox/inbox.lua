@@ -14,14 +14,15 @@ local option = require("outbox.options")
 -- The first new id, and then every 16th, deletes up to 32 ids whose retention is over.
 local PERIOD = 16
 
--- `@` stands for the prefix.
+-- `@` stands for the prefix, after `main.` where SQL allows that: a TEMP table, or a table of an
+-- attached file, that has the same name is never meant.
 local SQL = {
-  create = [[CREATE TABLE IF NOT EXISTS @inbox
+  create = [[CREATE TABLE IF NOT EXISTS main.@inbox
     (id TEXT PRIMARY KEY NOT NULL, seen_at INTEGER NOT NULL) WITHOUT ROWID]],
-  create_index = "CREATE INDEX IF NOT EXISTS @inbox_seen_at ON @inbox (seen_at)",
-  record = "INSERT INTO @inbox (id, seen_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
-  forget = [[DELETE FROM @inbox WHERE id IN
-    (SELECT id FROM @inbox WHERE seen_at < ? LIMIT ?)]],
+  create_index = "CREATE INDEX IF NOT EXISTS main.@inbox_seen_at ON @inbox (seen_at)",
+  record = "INSERT INTO main.@inbox (id, seen_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
+  forget = [[DELETE FROM main.@inbox WHERE id IN
+    (SELECT id FROM main.@inbox WHERE seen_at < ? LIMIT ?)]],
 }
 
 local Inbox = { __name = "outbox.inbox" }

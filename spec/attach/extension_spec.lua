@@ -114,6 +114,23 @@ describe("the loadable extension", function()
     assert.same({ "kept", "from a query", "row 1", "row 2" }, support.pluck(entries(), "key"))
   end)
 
+  it("works in main, beside TEMP tables and an attached file of the same names", function()
+    local output, ok = run(([[
+      ATTACH '%s' AS other;
+      CREATE TABLE other.outbox_entries (id);
+      CREATE TABLE other.outbox_schema AS SELECT 1 AS version;
+      CREATE TEMP TABLE outbox_entries (id);
+      CREATE TEMP TABLE outbox_schema AS SELECT 1 AS version;
+      SELECT outbox_migrate();
+      SELECT length(outbox_publish('', 'k', 'mine'));
+      SELECT count(*) FROM
+        (SELECT id FROM temp.outbox_entries UNION ALL SELECT id FROM other.outbox_entries);
+    ]]):format(support.path()))
+    assert.is_true(ok, output)
+    assert.equal("\n36\n0\n", output)
+    assert.same({ "k" }, support.pluck(entries(), "key"))
+  end)
+
   it("reports wrong arguments, and leaves the transaction usable", function()
     local output = run([[
       BEGIN;

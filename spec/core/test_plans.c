@@ -1,6 +1,6 @@
 /*
 ** The costs of the operations. No query scans or sorts the entries, however many there are. No
-** operation runs more statements than necessary.
+** operation runs more statements than necessary. And the names: each table is that of `main`.
 */
 #include "support.h"
 
@@ -79,11 +79,12 @@ static bool is_cheap(const char *sql, const char *detail) {
   if (strncmp(detail, "SEARCH ", 7) == 0) return strstr(detail, " USING ") != NULL;
   if (strstr(detail, "CONSTANT ROW") != NULL || sscanf(detail, "SCAN %63s", target) != 1)
     return true;
+  const char *table = strncmp(target, "main.", 5) == 0 ? target + 5 : target;
   for (size_t i = 0; i < sizeof SMALL / sizeof *SMALL; i++)
-    if (strcmp(target, SMALL[i]) == 0) return true;
-  snprintf(stops, sizeof stops, "EXISTS (SELECT 1 FROM %s)", target);
+    if (strcmp(table, SMALL[i]) == 0) return true;
+  snprintf(stops, sizeof stops, "EXISTS (SELECT 1 FROM main.%s)", table);
   return strstr(sql, stops) != NULL ||
-         strcmp(sql, "SELECT seq FROM outbox_entries ORDER BY seq LIMIT 1") == 0;
+         strcmp(sql, "SELECT seq FROM main.outbox_entries ORDER BY seq LIMIT 1") == 0;
 }
 
 /* Returns the first step of the query's plan that is not cheap, or "" if all are. */
@@ -102,7 +103,18 @@ static const char *costly_step(sqlite3 *db, const char *sql) {
   return detail;
 }
 
-/* Checks the plan of each prepared statement of the connection. Returns how many were checked. */
+/* Whether each name of a table stands after `main.`, or is text. */
+static bool is_qualified(const char *sql) {
+  const char *name = sql;
+  while ((name = strstr(name + 1, "outbox_")) != NULL)
+    if (name[-1] != '\'' && (name - sql < 5 || strncmp(name - 5, "main.", 5) != 0)) return false;
+  return true;
+}
+
+/*
+** Checks the names and the plan of each prepared statement of the connection. Returns how many were
+** checked.
+*/
 static int check_plans(sqlite3 *db) {
   static const char *const WRITES_AND_READS[] = {"SELECT", "INSERT", "UPDATE", "DELETE"};
   enum { MAX_QUERIES = 100 };
@@ -110,7 +122,8 @@ static int check_plans(sqlite3 *db) {
   int count = 0;
   for (sqlite3_stmt *s = NULL; (s = sqlite3_next_stmt(db, s)) != NULL;) {
     const char *sql = sqlite3_sql(s);
-    if (strstr(sql, "(SELECT count(*) FROM outbox_entries)") != NULL) continue; /* counts all */
+    if (!is_qualified(sql)) fail_msg("a table without main.: %s", sql);
+    if (strstr(sql, "(SELECT count(*) FROM main.outbox_entries)") != NULL) continue; /* counts */
     for (int i = 0; i < 4; i++)
       if (strncmp(sql, WRITES_AND_READS[i], 6) == 0) queries[count++] = sql;
     assert_true(count < MAX_QUERIES);
@@ -134,6 +147,12 @@ static void the_check_itself_knows_a_scan_and_a_sort(void **state) {
   for (size_t i = 0; i < sizeof COSTLY / sizeof *COSTLY; i++)
     assert_string_not_equal(costly_step(f->db, COSTLY[i]), "");
   assert_string_equal(costly_step(f->db, "SELECT id FROM outbox_entries WHERE seq = 1"), "");
+}
+
+static void the_check_itself_knows_a_table_without_main(void **state) {
+  (void)state;
+  assert_true(is_qualified("SELECT 1 FROM main.outbox_dead WHERE 'outbox_entries'"));
+  assert_false(is_qualified("SELECT 1 FROM main.outbox_dead, outbox_entries"));
 }
 
 static void no_query_scans_or_sorts_an_empty_outbox(void **state) {
@@ -254,6 +273,7 @@ static void from_batch_to_batch_takes_no_more_statements_than_it_must(void **sta
 int test_plans(void) {
   const struct CMUnitTest tests[] = {
       TEST(the_check_itself_knows_a_scan_and_a_sort),
+      TEST(the_check_itself_knows_a_table_without_main),
       TEST(no_query_scans_or_sorts_an_empty_outbox),
       TEST(no_query_scans_or_sorts_a_full_outbox_that_was_analyzed),
       TEST(a_batch_takes_no_more_statements_than_it_must),

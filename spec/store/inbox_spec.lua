@@ -111,8 +111,8 @@ describe("an inbox", function()
     local source <close> = assert(io.open("lua/outbox/inbox.lua"))
     local forget = source:read("a"):match("forget = %[%[(.-)%]%]"):gsub("@", "outbox_")
     local plan = support.sql(store, "EXPLAIN QUERY PLAN " .. forget, 0, 10)
-    assert.same({ "SEARCH outbox_inbox USING PRIMARY KEY (id=?)", "LIST SUBQUERY 1",
-      "SEARCH outbox_inbox USING COVERING INDEX outbox_inbox_seen_at (seen_at<?)" },
+    assert.same({ "SEARCH main.outbox_inbox USING PRIMARY KEY (id=?)", "LIST SUBQUERY 1",
+      "SEARCH main.outbox_inbox USING COVERING INDEX outbox_inbox_seen_at (seen_at<?)" },
       support.pluck(plan, "detail"))
   end)
 

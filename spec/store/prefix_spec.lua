@@ -44,7 +44,7 @@ describe("a prefix", function()
     { "outbox.attach with a function", function(options, prefix)
       local tables = {}
       local store = outbox.attach(function(sql)
-        for name in sql:gmatch("INTO ([%w_]+) ") do
+        for name in sql:gmatch("INTO main%.([%w_]+) ") do
           tables[#tables + 1] = name
         end
       end, options)

@@ -1,5 +1,6 @@
 /*
-** The outbox's tables: each step brings them one version forward.
+** The outbox's tables: each step brings them one version forward. An index lies in the same
+** database as its table, so SQL qualifies its name and not the table's.
 */
 #include "schema.h"
 
@@ -33,9 +34,9 @@ static const char VERSION_1[] =
     "CREATE TABLE @entries (seq INTEGER PRIMARY KEY AUTOINCREMENT," COLUMNS_V1 ");"
     "CREATE TABLE @delayed (seq INTEGER PRIMARY KEY," COLUMNS_V1 ","
     " due_at INTEGER NOT NULL, position INTEGER);"
-    "CREATE INDEX @delayed_due_at ON @delayed (due_at);"
-    "CREATE INDEX @delayed_key ON @delayed (namespace, key, position);"
-    "CREATE INDEX @delayed_position ON @delayed (position);"
+    "CREATE INDEX @delayed_due_at ON @@delayed (due_at);"
+    "CREATE INDEX @delayed_key ON @@delayed (namespace, key, position);"
+    "CREATE INDEX @delayed_position ON @@delayed (position);"
     "CREATE TABLE @dead (seq INTEGER PRIMARY KEY," COLUMNS_V1 ", died_at INTEGER NOT NULL);"
     "CREATE TABLE @leases (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL,"
     " processor_id TEXT NOT NULL, deadline INTEGER NOT NULL, claimed_at INTEGER NOT NULL,"

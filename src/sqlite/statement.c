@@ -12,10 +12,11 @@ char *sql_expand(outbox_store *store, const char *sql) {
   for (size_t n; *sql != '\0'; sql += n) {
     n = strcspn(sql, "@");
     sqlite3_str_append(text, sql, (int)n);
-    if (sql[n] != '\0') {
-      sqlite3_str_appendall(text, store->prefix);
-      n++;
-    }
+    if (sql[n] == '\0') continue;
+    bool bare = sql[n + 1] == '@';
+    if (!bare) sqlite3_str_appendall(text, "main.");
+    sqlite3_str_appendall(text, store->prefix);
+    n += bare ? 2 : 1;
   }
   char *expanded = sqlite3_str_finish(text);
   if (expanded == NULL) store_fail_nomem(store);

@@ -8,7 +8,11 @@
 
 #pragma GCC visibility push(hidden)
 
-/* The SQL, each `@` replaced by the prefix. Free it with sqlite3_free. NULL: no memory. */
+/*
+** The SQL, each `@` replaced by `main.` and the prefix: a TEMP table, or a table of an attached
+** file, that has the same name is never meant. `@@` becomes the prefix alone, for text and for the
+** few places where SQL allows no qualifier. Free it with sqlite3_free. NULL: no memory.
+*/
 char *sql_expand(outbox_store *store, const char *sql);
 
 /*

@@ -7,7 +7,7 @@ static const char COUNT_ENTRIES_SQL[] =
     "SELECT (SELECT count(*) FROM @entries), (SELECT count(*) FROM @delayed),"
     " (SELECT count(*) FROM @dead), (SELECT ?1 - created_at FROM @entries ORDER BY seq LIMIT 1),"
     " (SELECT min(due_at) FROM @delayed), (SELECT count(position) FROM @delayed),"
-    " (SELECT max(seq) FROM main.sqlite_sequence WHERE name = '@entries' COLLATE NOCASE)";
+    " (SELECT max(seq) FROM main.sqlite_sequence WHERE name = '@@entries' COLLATE NOCASE)";
 
 int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
   int64_t now, values[7];
