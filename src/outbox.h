@@ -354,9 +354,10 @@ int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t co
 /*
 ** Adds `count` messages to the outbox, in this order, all or none. Sets each message's `id` to the
 ** id of its entry. Asks the clock once, and the ID generator for each message without an id, both
-** before the database is entered. Fails with DUPLICATE, TOOBIG, CALLBACK. A publish that fails
-** inside the caller's transaction leaves that transaction open and usable, except where SQLite
-** itself had to end it.
+** before the database is entered. Fails with DUPLICATE, TOOBIG, CALLBACK; with CONSTRAINT, and
+** SQLite's message, for any other constraint, for instance of a trigger of the application's on the
+** outbox's tables. A publish that fails inside the caller's transaction leaves that transaction
+** open and usable, except where SQLite itself had to end it.
 */
 int outbox_publish(outbox_store *store, outbox_message *messages, size_t count);
 
@@ -498,7 +499,8 @@ int outbox_find_entries(outbox_store *store, outbox_bytes id);
 
 /*
 ** Moves dead letters back to the end of the outbox, with the same id and no attempts counted.
-** Ignores ids that are not there. *requeued becomes the number of entries moved.
+** Ignores ids that are not there. *requeued becomes the number of entries moved. Fails with
+** DUPLICATE where plain SQL has published such an id again and it is ready.
 */
 int outbox_requeue_entries(outbox_store *store, const outbox_bytes *ids, size_t count,
                            int64_t *requeued);

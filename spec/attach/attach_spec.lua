@@ -114,6 +114,25 @@ for module, adapt in pairs(bindings) do
       assert.same({ 1, 2 }, { committed() })
     end)
 
+    it("says which constraint of the application's own a message violates", function()
+      execute("CREATE TABLE audit (key UNIQUE)")
+      execute("CREATE TRIGGER audited AFTER INSERT ON outbox_entries BEGIN"
+        .. " INSERT INTO audit VALUES (new.key); END")
+      store:publish({ key = "k" })
+      local messages = {}
+      for i = 1, 20 do
+        messages[i] = { key = i == 9 and "k" or tostring(i) }
+      end
+      for _, list in ipairs({ { { key = "k" } }, { { id = "b", key = "k" } }, messages }) do
+        local problem = support.raised(store.publish, store, table.unpack(list))
+        assert.same({ "constraint", "UNIQUE constraint failed: audit.key" },
+          { problem.code, problem.message })
+      end
+      store:publish({ id = "a" })
+      assert.equal("duplicate", support.raised(store.publish, store, { id = "a" }).code)
+      assert.same({ 0, 2 }, { committed() })
+    end)
+
     it("leaves the transaction usable when there are no tables", function()
       local bare = outbox.attach(connection, { prefix = "other_" })
       execute("BEGIN")

@@ -131,6 +131,19 @@ describe("the loadable extension", function()
     assert.same({ "k" }, support.pluck(entries(), "key"))
   end)
 
+  it("says which constraint of the application's own a message violates", function()
+    local output = run([[
+      SELECT outbox_migrate();
+      CREATE TABLE audit (key UNIQUE);
+      CREATE TRIGGER t AFTER INSERT ON outbox_entries BEGIN INSERT INTO audit VALUES (new.key); END;
+      SELECT length(outbox_publish('', 'k', ''));
+      SELECT length(outbox_publish('', 'k', ''));]])
+    assert.matches("^\n36\n", output)
+    assert.matches("outbox_publish: UNIQUE constraint failed: audit.key %(constraint%)", output)
+    assert.is_nil(output:find("already in the outbox", 1, true))
+    assert.equal(1, #entries())
+  end)
+
   it("reports wrong arguments, and leaves the transaction usable", function()
     local output = run([[
       BEGIN;

@@ -65,6 +65,19 @@ describe("a store on a function", function()
     assert.matches("NOT NULL", tostring(support.raised(twice.publish, twice, {})))
   end)
 
+  it("raises what the function raises for a constraint of the application's own", function()
+    local store, own <close> = outbox.attach(run), outbox.open(path)
+    own:transaction(function(txn)
+      txn:execute("CREATE UNIQUE INDEX own ON outbox_entries (namespace, key)")
+    end)
+    store:publish({ key = "k" })
+    local problem = support.raised(store.publish, store, { key = "k" })
+    assert.same({ "constraint",
+      "UNIQUE constraint failed: outbox_entries.namespace, outbox_entries.key" },
+      { problem.code, problem.message })
+    assert.equal(1, #entries())
+  end)
+
   it("fails unless the function returns nothing or true", function()
     for _, answer in ipairs({ { false }, { nil, "locked" }, { 0 }, { 1 }, { 101 }, { "ok" } }) do
       local store = outbox.attach(function()

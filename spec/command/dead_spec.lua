@@ -48,6 +48,18 @@ describe("outbox dead", function()
     assert.same({ "c" }, support.pluck(store:dead_entries(), "id"))
   end)
 
+  it("moves the others if a constraint of the application's own stops one, and says so", function()
+    bury("a", "b", "c")
+    support.sql(store, "CREATE TABLE audit (id UNIQUE)")
+    support.sql(store, "INSERT INTO audit VALUES ('b')")
+    support.sql(store, "CREATE TRIGGER t AFTER INSERT ON outbox_entries BEGIN"
+      .. " INSERT INTO audit VALUES (new.id); END")
+    local out, status, err = run("dead requeue " .. path .. " a b c")
+    assert.same({ "requeued 2\n", 1 }, { out, status })
+    assert.equal("outbox: b: UNIQUE constraint failed: audit.id (constraint)\n", err)
+    assert.same({ "b" }, support.pluck(store:dead_entries(), "id"))
+  end)
+
   it("puts all back, or those of a namespace, any number of them", function()
     for i = 1, 250 do
       local id = tostring(i)

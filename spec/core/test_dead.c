@@ -122,6 +122,20 @@ static void a_requeue_that_fails_for_one_puts_none_back(void **state) {
   assert_string_equal(ids_in(f->db, "entries"), "b");
 }
 
+static void a_requeue_that_another_constraint_stops_is_no_duplicate(void **state) {
+  fixture *f = *state;
+  outbox_bytes id = text("a");
+  int64_t requeued;
+  publish(f->store, "a");
+  bury_all(f->store, "a");
+  execute(f->db, "CREATE TABLE audit (id UNIQUE); INSERT INTO audit VALUES ('a');"
+                 "CREATE TRIGGER t AFTER INSERT ON outbox_entries"
+                 " BEGIN INSERT INTO audit VALUES (new.id); END");
+  assert_code(f->store, outbox_requeue_entries(f->store, &id, 1, &requeued), OUTBOX_CONSTRAINT);
+  assert_string_equal(outbox_error_message(f->store), "UNIQUE constraint failed: audit.id");
+  assert_string_equal(ids_in(f->db, "dead"), "a");
+}
+
 static void a_purge_deletes_dead_letters_and_nothing_else(void **state) {
   fixture *f = *state;
   publish(f->store, "a b c d");
@@ -249,6 +263,7 @@ int test_dead(void) {
       TEST(what_is_requeued_comes_to_the_end_as_it_was_with_no_attempts),
       TEST(what_is_requeued_may_die_and_be_requeued_again),
       TEST(a_requeue_that_fails_for_one_puts_none_back),
+      TEST(a_requeue_that_another_constraint_stops_is_no_duplicate),
       TEST(a_purge_deletes_dead_letters_and_nothing_else),
       TEST(an_id_is_found_wherever_it_lies),
       TEST(an_empty_outbox_counts_nothing),

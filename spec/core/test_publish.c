@@ -133,6 +133,68 @@ static void a_duplicate_at_the_end_of_many_leaves_none_of_them(void **state) {
   assert_string_equal(ids_in(f->db, "entries"), "");
 }
 
+/*
+** Constraints of the application's own, and the message with which SQLite reports the second entry
+** of a key. Most are in triggers, which may insert into any table.
+*/
+static const struct {
+  const char *sql, *message;
+} OWN_CONSTRAINTS[] = {
+    {"CREATE TABLE audit (key UNIQUE);"
+     "CREATE TRIGGER t AFTER INSERT ON outbox_entries"
+     " BEGIN INSERT INTO audit VALUES (new.key); END",
+     "UNIQUE constraint failed: audit.key"},
+    {"CREATE TABLE \"outbox_entries.id\" (id UNIQUE);"
+     "CREATE TRIGGER t BEFORE INSERT ON outbox_entries"
+     " BEGIN INSERT INTO \"outbox_entries.id\" VALUES (new.key); END",
+     "UNIQUE constraint failed: outbox_entries.id.id"},
+    {"CREATE UNIQUE INDEX own ON outbox_entries (namespace, key)",
+     "UNIQUE constraint failed: outbox_entries.namespace, outbox_entries.key"},
+    {"CREATE UNIQUE INDEX own ON outbox_entries (upper(key))",
+     "UNIQUE constraint failed: index 'own'"},
+    {"CREATE TRIGGER t AFTER INSERT ON outbox_entries WHEN new.key = 'k'"
+     " BEGIN INSERT INTO outbox_entries (id) VALUES ('copy'); END",
+     "UNIQUE constraint failed: outbox_entries.id"},
+    {"CREATE TRIGGER t AFTER INSERT ON outbox_entries"
+     " BEGIN INSERT INTO outbox_dead (id, died_at) VALUES (coalesce(new.key, new.id), 0); END",
+     "UNIQUE constraint failed: outbox_dead.id"},
+    {"CREATE TABLE audit (key PRIMARY KEY) WITHOUT ROWID;"
+     "CREATE TRIGGER t AFTER INSERT ON outbox_entries"
+     " BEGIN INSERT INTO audit VALUES (coalesce(new.key, new.id)); END",
+     "UNIQUE constraint failed: audit.key"},
+    {"CREATE TEMP TABLE outbox_entries (id UNIQUE);"
+     "CREATE TEMP TRIGGER t AFTER INSERT ON main.outbox_entries"
+     " BEGIN INSERT INTO outbox_entries VALUES (new.key); END",
+     "UNIQUE constraint failed: outbox_entries.id"},
+    {"CREATE TRIGGER t AFTER INSERT ON outbox_entries WHEN new.key IN (SELECT key FROM"
+     " outbox_entries WHERE id <> new.id)"
+     " BEGIN SELECT RAISE(ABORT, 'UNIQUE constraint failed: outbox_entries.id'); END",
+     "UNIQUE constraint failed: outbox_entries.id"},
+};
+
+static void a_constraint_of_the_applications_own_is_no_duplicate(void **state) {
+  fixture *f = *state;
+  for (size_t i = 0; i < sizeof OWN_CONSTRAINTS / sizeof *OWN_CONSTRAINTS; i++) {
+    outbox_message first = {.key = text("k"), .id = text("first")}, second = {.key = text("k")};
+    outbox_message third = {.key = text("k"), .id = text("third")}, twin = {.id = text("first")};
+    outbox_message many[20] = {{.id = {0}}};
+    execute(f->db, "SAVEPOINT case_");
+    execute(f->db, OWN_CONSTRAINTS[i].sql);
+    assert_ok(f->store, outbox_publish(f->store, &first, 1));
+    assert_code(f->store, outbox_publish(f->store, &second, 1), OUTBOX_CONSTRAINT);
+    assert_string_equal(outbox_error_message(f->store), OWN_CONSTRAINTS[i].message);
+    assert_code(f->store, outbox_publish(f->store, &third, 1), OUTBOX_CONSTRAINT);
+    assert_string_equal(outbox_error_message(f->store), OWN_CONSTRAINTS[i].message);
+    many[7].key = text("k");
+    assert_code(f->store, outbox_publish(f->store, many, 20), OUTBOX_CONSTRAINT);
+    assert_string_equal(outbox_error_message(f->store), OWN_CONSTRAINTS[i].message);
+    assert_duplicate(f, &twin, 1);
+    assert_int_equal(number(f->db, "SELECT count(*) FROM main.outbox_entries WHERE id <> 'copy'"),
+                     1);
+    execute(f->db, "ROLLBACK TO case_; RELEASE case_");
+  }
+}
+
 static void an_id_that_is_free_again_may_be_used_again(void **state) {
   fixture *f = *state;
   publish(f->store, "a");
@@ -248,6 +310,7 @@ int test_publish(void) {
       TEST(an_id_twice_in_one_call_is_a_duplicate),
       TEST(an_id_both_ready_and_delayed_in_one_call_is_a_duplicate),
       TEST(a_duplicate_at_the_end_of_many_leaves_none_of_them),
+      TEST(a_constraint_of_the_applications_own_is_no_duplicate),
       TEST(an_id_that_is_free_again_may_be_used_again),
       TEST(headers_that_are_no_json_object_violate_a_constraint),
       TEST(an_error_message_never_holds_a_payload),

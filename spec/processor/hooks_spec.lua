@@ -50,6 +50,39 @@ describe("a processor", function()
       assert.same({ size = 3, delivered = 1, retried = 1, dead = 1, seconds = 0 }, batch)
     end)
 
+    for name, trigger in pairs({
+      ["a trigger that raises"] = "SELECT RAISE(ABORT, 'entries are kept')",
+      ["a UNIQUE constraint in a trigger"] = "INSERT INTO audit VALUES (old.namespace)",
+    }) do
+      it("that are told in SQLite's words why nothing can be deleted: " .. name, function()
+        support.sql(store, "CREATE TABLE audit (name UNIQUE)")
+        support.sql(store, "INSERT INTO audit VALUES ('orders')")
+        support.sql(store, ("CREATE TRIGGER t BEFORE DELETE ON outbox_entries"
+          .. " WHEN old.namespace = 'orders' BEGIN %s; END"):format(trigger))
+        store:publish({ id = "a", namespace = "orders" })
+        store:publish({ id = "b", namespace = "mails" })
+        local p
+        p = processor({ on_error = function(problem)
+          errors[#errors + 1] = problem
+          if #errors == 3 then
+            support.sql(store, "DROP TRIGGER t")
+          end
+        end, on_batch = function()
+          if store:stats().ready == 0 then
+            p:stop()
+          end
+        end })
+        p:run()
+        assert.equal(3, #errors)
+        for _, problem in ipairs(errors) do
+          assert.equal("constraint", problem.code)
+          assert.equal(trigger:match("'(entries.+)'") or "UNIQUE constraint failed: audit.name",
+            problem.message)
+        end
+        assert.same({ "a", "b" }, support.pluck(publisher.messages, "id")) -- each once
+      end)
+    end
+
     it("which do no harm when they raise; the errors are reported", function()
       publish("good", "bad", "hopeless")
       publisher:fail("bad", "not now")

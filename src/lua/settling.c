@@ -90,7 +90,7 @@ ids that are not there.
 @function store:requeue_entries
 @tparam string ... any number of ids
 @treturn integer how many dead letters it moved
-@raise `busy`, `full`
+@raise `duplicate` where plain SQL has published such an id again; `busy`, `full`
 */
 static int store_requeue_entries(lua_State *L) {
   return call_by_ids(L, outbox_requeue_entries);

@@ -48,7 +48,8 @@ open on the store. If none is open, the call has a transaction of its own.
 `key`, `payload` (strings), `headers` (a table of strings) and `deliver_at` (a number, seconds since
 the Unix epoch). Fields are read raw, without metamethods
 @treturn string... the id of each entry
-@raise `duplicate`, `toobig`, `busy`, `full`; what the clock or the ID generator raises
+@raise `duplicate`, `constraint`, `toobig`, `busy`, `full`; what the clock or the ID generator
+raises
 */
 static int store_publish(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);

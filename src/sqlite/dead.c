@@ -8,7 +8,20 @@ static const char REQUEUE_DEAD_SQL[] =
     "INSERT INTO @entries (" MESSAGE_COLUMNS ", last_error)"
     " SELECT " MESSAGE_COLUMNS ", last_error FROM @dead WHERE id = ?1";
 
+static const char FIND_READY_SQL[] = "SELECT EXISTS (SELECT 1 FROM @entries WHERE id = ?1)";
+
 static const char DELETE_DEAD_SQL[] = "DELETE FROM @dead WHERE id = ?1";
+
+/* Puts a dead letter among the ready. Where its id is there already, that is why SQLite refuses. */
+static int put_back(outbox_store *store, outbox_bytes id) {
+  int64_t taken = 0;
+  bool found;
+  int code = sql_run(store, REQUEUE_DEAD_SQL, "t", id);
+  if (code != OUTBOX_CONSTRAINT) return code;
+  code = sql_fetch(store, FIND_READY_SQL, &taken, 1, &found, "t", id);
+  if (code != OUTBOX_OK) return code;
+  return taken ? store_fail_duplicate(store) : OUTBOX_CONSTRAINT;
+}
 
 /* Takes dead letters out of their table; with `requeue`, puts each among the ready first. */
 static int take_out(outbox_store *store, const outbox_bytes *ids, size_t count, bool requeue,
@@ -19,7 +32,7 @@ static int take_out(outbox_store *store, const outbox_bytes *ids, size_t count, 
   int code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   for (size_t i = 0; i < count && code == OUTBOX_OK; i++) {
-    if (requeue) code = sql_run(store, REQUEUE_DEAD_SQL, "t", ids[i]);
+    if (requeue) code = put_back(store, ids[i]);
     if (code == OUTBOX_OK) code = sql_run(store, DELETE_DEAD_SQL, "t", ids[i]);
     if (code == OUTBOX_OK) found += sqlite3_changes(store->db);
   }

@@ -62,8 +62,6 @@ int store_fail_sqlite(outbox_store *store) {
     return store_fail(store, OUTBOX_BUSY,
                       "this transaction began by reading and the database has changed since; "
                       "begin it with BEGIN IMMEDIATE");
-  if (sqlite_code == SQLITE_CONSTRAINT_UNIQUE) /* in our tables only ids are unique */
-    return store_fail_duplicate(store);
   int code = outbox_code(sqlite_code);
   return store_fail(store, code != OUTBOX_OK ? code : OUTBOX_ERROR, "%s",
                     sqlite3_errmsg(store->db));

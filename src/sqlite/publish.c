@@ -33,6 +33,22 @@ static int check_id(outbox_store *store, outbox_bytes id) {
   return code == OUTBOX_OK && taken ? store_fail_duplicate(store) : code;
 }
 
+/*
+** Why SQLite has refused to insert messages: DUPLICATE where an id of theirs is taken or is there
+** twice. Otherwise it is another constraint, perhaps of a trigger of the application's, and the
+** message is SQLite's. The ids are looked for, because a trigger may insert other ids into the same
+** tables.
+*/
+static int explain_refusal(outbox_store *store, const outbox_message *messages, size_t count) {
+  int code = OUTBOX_OK;
+  for (size_t i = 0; i < count && code == OUTBOX_OK; i++) {
+    code = check_id(store, messages[i].id);
+    for (size_t j = 0; j < i && code == OUTBOX_OK; j++)
+      if (bytes_equal(messages[j].id, messages[i].id)) code = store_fail_duplicate(store);
+  }
+  return code == OUTBOX_OK ? OUTBOX_CONSTRAINT : code;
+}
+
 static outbox_bytes namespace_of(const outbox_message *m) {
   return m->namespace.data != NULL ? m->namespace : (outbox_bytes){"", 0};
 }
@@ -95,6 +111,7 @@ static int write(outbox_store *store, outbox_message *messages, size_t count, in
     }
     if (code == OUTBOX_OK)
       code = rows == 1 ? insert(store, messages, now) : insert_rows(store, messages, now);
+    if (code == OUTBOX_CONSTRAINT) code = explain_refusal(store, messages, rows);
     messages += rows;
     count -= rows;
   }

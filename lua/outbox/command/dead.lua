@@ -7,6 +7,9 @@ local format = require("outbox.command.common.format")
 local list = require("outbox.command.list")
 local outbox = require("outbox")
 
+-- The codes of failures that concern one entry.
+local OF_ONE = { duplicate = true, constraint = true }
+
 -- Requeues or purges dead letters in one transaction, and adds to the result. An id that fails does
 -- not prevent the others.
 local function move(store, method, ids, result)
@@ -19,9 +22,10 @@ local function move(store, method, ids, result)
       elseif ok then
         result.status = 3
         io.stderr:write("outbox: no dead letter has the id ", format.line(id), "\n")
-      elseif type(count) == "table" and count.code == "duplicate" then
+      elseif type(count) == "table" and OF_ONE[count.code] then
         result.status = math.max(result.status, 1)
-        io.stderr:write("outbox: ", format.line(id), ": ", count.message, " (duplicate)\n")
+        io.stderr:write(("outbox: %s: %s (%s)\n"):format(format.line(id),
+          format.line(count.message), count.code))
       else
         error(count, 0)
       end
