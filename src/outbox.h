@@ -171,7 +171,11 @@ enum outbox_synchronous {
   OUTBOX_SYNCHRONOUS_EXTRA
 };
 
-/* Writes the time to *now. Returns 0, or anything else to fail the operation that asked. */
+/*
+** Writes the time to *now. Returns 0, or anything else to fail the operation that asked. It is
+** called before the database is entered; outbox_claim_entries calls it once more inside the write
+** lock. There every call on the store fails with MISUSE.
+*/
 typedef int outbox_clock(void *context, int64_t *now);
 
 /*

@@ -294,4 +294,144 @@ describe("a claim", function()
     assert.equal("later", store:get_claimed_entries("p", 3)[2].payload)
     assert.equal(0, store:stats().delayed)
   end)
+
+  describe("asks the clock inside the write lock", function()
+    -- A store whose clock calls `inside` when the claim asks it for the second time.
+    local function open(inside)
+      local calls = 0
+      return outbox.open(path, { busy_timeout = 0, clock = function()
+        calls = calls + 1
+        if calls == 2 then
+          inside()
+        end
+        return clock.time
+      end })
+    end
+
+    local function claim(inside, ...)
+      local own <close> = open(inside)
+      return own:claim_entries("p", 2000, ...)
+    end
+
+    it("so that it takes no live claim after it was stopped on the way there", function()
+      for _, options in ipairs({ {}, { limit = 1 }, { exclusive = true } }) do
+        publish("a")
+        local calls, time = 0, clock.time
+        local own <close> = outbox.open(path, { clock = function()
+          calls = calls + 1
+          if calls == 1 then -- it is stopped for a minute after this answer
+            time, clock.time = clock.time, clock.time + 60
+            assert.is_true(store:claim_entries("alive", clock.time + 30))
+            return time
+          end
+          return clock.time
+        end })
+        assert.is_false((own:claim_entries("p", clock.time + 90, options)))
+        assert.same({ "a" }, got("alive"))
+        store:delete_entries("a")
+        store:release_claim("alive")
+      end
+    end)
+
+    it("while nobody else can write", function()
+      publish("a")
+      local other <close> = outbox.open(path, { busy_timeout = 0 })
+      local problem
+      assert.is_true(claim(function()
+        problem = support.raised(other.publish, other, {})
+      end))
+      assert.equal("busy", problem.code)
+    end)
+
+    it("which must not use the store", function()
+      publish("a")
+      local own
+      local tries = {}
+      local function try(name, ...)
+        tries[#tries + 1] = { name, support.raised(own[name], own, ...).code }
+      end
+      own = open(function()
+        try("publish", {})
+        try("claim_entries", "q", 2000)
+        try("release_claim", "p")
+        try("stats")
+        try("transaction", function() end)
+        try("close")
+      end)
+      assert.is_true(own:claim_entries("p", 2000))
+      assert.equal(6, #tries)
+      for _, each in ipairs(tries) do
+        assert.equal("misuse", each[2], each[1])
+      end
+      assert.equal("p", own:stats().leases[1].processor_id)
+      own:publish({ id = "b" })
+      own:close()
+      assert.equal(2, store:stats().ready)
+    end)
+
+    it("nor end the transaction that the claim is in", function()
+      publish("a")
+      local own, problem, open_txn
+      own = open(function()
+        problem = support.raised(getmetatable(open_txn).__close, open_txn)
+      end)
+      own:transaction(function(txn)
+        open_txn = txn
+        assert.is_true(own:claim_entries("p", 2000))
+        txn:publish({ id = "b" })
+      end)
+      assert.equal("misuse", problem.code)
+      own:close()
+      assert.equal(2, store:stats().ready)
+    end)
+
+    for name, inside in pairs({
+      raises = function()
+        error("no time", 0)
+      end,
+      ["raises a table"] = function()
+        error(setmetatable({}, { __tostring = function()
+          return "no time"
+        end }))
+      end,
+    }) do
+      it("and is rolled back when that " .. name, function()
+        publish("a")
+        local own <close> = open(inside)
+        local problem = support.raised(own.claim_entries, own, "p", 2000)
+        assert.same({ "callback", "the clock failed: no time" }, { problem.code, problem.message })
+        publish("b") -- the lock is free
+        assert.same({}, store:stats().leases)
+        assert.is_true(own:claim_entries("p", 2000))
+      end)
+    end
+
+    it("and is rolled back when that yields, or gives no time", function()
+      publish("a")
+      local problem
+      coroutine.wrap(function()
+        problem = support.raised(claim, coroutine.yield)
+      end)()
+      assert.equal("callback", problem.code)
+      assert.matches("yield", problem.message)
+      local calls = 0
+      local own <close> = outbox.open(path, { clock = function()
+        calls = calls + 1
+        return calls ~= 2 and 1000 or nil
+      end })
+      problem = support.raised(own.claim_entries, own, "p", 2000)
+      assert.equal("callback", problem.code)
+      assert.matches("must return a time in seconds, not nil", problem.message)
+      assert.same({}, store:stats().leases)
+    end)
+
+    it("and raises what the clock raises before that, unchanged", function()
+      publish("a")
+      local reason = {}
+      local own <close> = outbox.open(path, { clock = function()
+        error(reason)
+      end })
+      assert.equal(reason, support.raised(own.claim_entries, own, "p", 2000))
+    end)
+  end)
 end)

@@ -12,6 +12,9 @@ deadline, and entries of a claim whose deadline is before now. First moves delay
 due back among the ready ones, at most 1,000 a call. Takes the same time whatever the backlog; with
 a limit, time in proportion to that. Writes nothing when there is nothing to claim.
 
+The clock is asked twice: before the database is entered, and inside the write lock, because a
+process that was stopped in between must not take a live claim for a lapsed one.
+
 Where a lapsed claim, or one of the processor's own, still names entries as in hand, each of these
 is charged a failed attempt, with `outbox.LAPSED` as its `last_error`.
 @function store:claim_entries
@@ -26,7 +29,7 @@ other
 processor's claim lapses: seconds since the Unix epoch; nil: never
 @treturn ?integer the lowest place (`seq`) to which an entry came back from a retry; nil: none did
 @treturn boolean whether the claim was to be exclusive and another processor has a live claim
-@raise `busy`, `full`; what the clock raises
+@raise `busy`, `full`; what the clock raises; `callback` when it raises or yields inside the lock
 */
 static int store_claim_entries(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
@@ -43,8 +46,18 @@ static int store_claim_entries(lua_State *L) {
   }
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  shim_check(L, self->store,
-             outbox_claim_entries(self->store, processor_id, deadline, limit, exclusive, &claimed));
+  self->claiming = self->lua_clock ? L : NULL;
+  self->answered = false;
+  self->status = LUA_OK;
+  int code = outbox_claim_entries(self->store, processor_id, deadline, limit, exclusive, &claimed);
+  self->claiming = NULL;
+  if (self->status == LUA_ERRMEM) lua_error(L); /* of the clock, called inside the lock */
+  if (self->status != LUA_OK) {
+    luaL_tolstring(L, -1, NULL);
+    shim_raise(L, outbox_code_name(OUTBOX_CALLBACK),
+               lua_pushfstring(L, "the clock failed: %s", lua_tostring(L, -1)));
+  }
+  shim_check(L, self->store, code);
   lua_pushboolean(L, claimed.any);
   if (claimed.again_at != 0)
     shim_push_seconds(L, claimed.again_at);

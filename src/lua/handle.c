@@ -20,7 +20,12 @@ static void begin_theirs(lua_State *L, shim_store *self, int index) {
   lua_call(L, 0, 0);
 }
 
+void shim_check_clock(lua_State *L, shim_store *self) {
+  if (self->asking) shim_raise(L, "misuse", "the store is in the middle of another call");
+}
+
 void shim_check_idle(lua_State *L, shim_store *self) {
+  shim_check_clock(L, self);
   if (self->reading) shim_raise(L, "busy", "the store is in the middle of a reading");
 }
 
@@ -44,11 +49,6 @@ shim_transaction *shim_check_transaction(lua_State *L) {
 
 /* --- The clock ------------------------------------------------------------------------------- */
 
-int shim_stored_clock(void *context, int64_t *now) {
-  *now = ((shim_store *)context)->now;
-  return 0;
-}
-
 void shim_read_clock(lua_State *L, shim_store *self, int index) {
   if (!self->lua_clock) return;
   lua_getiuservalue(L, index, CLOCK_VALUE);
@@ -58,6 +58,27 @@ void shim_read_clock(lua_State *L, shim_store *self, int index) {
     luaL_error(L, "the clock's now() must return a time in seconds, not %s",
                luaL_tolstring(L, -1, NULL));
   lua_pop(L, 2);
+}
+
+/* The store is the argument. */
+static int ask_clock(lua_State *L) {
+  shim_read_clock(L, lua_touserdata(L, 1), 1);
+  return 0;
+}
+
+int shim_answer_clock(void *context, int64_t *now) {
+  shim_store *self = context;
+  self->status = LUA_OK;
+  if (self->claiming != NULL && self->answered) {
+    lua_pushcfunction(self->claiming, ask_clock);
+    lua_pushvalue(self->claiming, 1);
+    self->asking = true;
+    self->status = lua_pcall(self->claiming, 1, 0, 0);
+    self->asking = false;
+  }
+  self->answered = true;
+  *now = self->now;
+  return self->status == LUA_OK ? 0 : -1;
 }
 
 /* --- Ending ---------------------------------------------------------------------------------- */

@@ -70,7 +70,7 @@ static void read_options(lua_State *L, shim_store *self, int index, outbox_optio
   self->lua_id_generator =
       set_callback(L, store_index, index, "id_generator", "generate_id", ID_GENERATOR_VALUE);
   if (self->lua_clock) {
-    options->clock = shim_stored_clock;
+    options->clock = shim_answer_clock;
     options->clock_context = self;
   }
   lua_settop(L, store_index);
@@ -91,8 +91,10 @@ static void finish_store(lua_State *L, shim_store *self, int index, int code) {
 Opens the database at a path and makes a store of it. Creates the file where there is none. Puts the
 database into WAL mode, which is kept in the file.
 
-The functions among the options are called without a self, whenever they are needed, and always
-before the database is entered. So they may raise.
+The functions among the options are called without a self, whenever they are needed, and before the
+database is entered. So they may raise. Only `claim_entries` calls the clock once more inside the
+write lock: there it must be quick, must not use the store (`misuse`), and if it raises or yields
+the claim is rolled back (`callback`).
 @function outbox.open
 @tparam string path
 @tparam[opt] table options `prefix` (a string): of the tables' names, default "outbox_"; 1 to 64

@@ -2,7 +2,7 @@
 ** The Lua 5.4 interface of the core. Each function checks its arguments, calls back into Lua where
 ** that is needed (clock, ID generator, headers), enters the core, and raises only after the core
 ** has returned. So no Lua error ever crosses the core, and the core runs no statement while Lua
-** runs.
+** runs. One callback runs inside the core, protected: the clock, for a claim (shim_answer_clock).
 **
 ** The floors of this folder, from the ground up:
 **
@@ -114,6 +114,10 @@ typedef struct shim_store {
   bool reading;                /* rows of the core are being made into an array */
   bool closing;                /* close the store after that */
   int64_t now;                 /* the answer of the core's clock callback */
+  lua_State *claiming;         /* who claims, with a Lua clock; NULL: nobody */
+  bool answered;               /* the claim has got `now`: the core asks again, inside the lock */
+  int status;                  /* of the Lua clock when it was called there */
+  bool asking;                 /* the Lua clock is running there: every call on the store raises */
   lua_State *owner;            /* the coroutine that opened the transaction */
   shim_opened *opened;         /* the counter that counts it; NULL while it is not counted */
   shim_transaction *innermost; /* of the open transactions; NULL without one */
@@ -141,7 +145,10 @@ struct shim_rows {
 /* The store at the index. Raises if it is closed, or in a transaction of another coroutine. */
 shim_store *shim_check_store(lua_State *L, int index);
 
-/* Raises in the middle of a reading, when a finalizer tries to use the store. */
+/* Raises while the core asks the Lua clock. */
+void shim_check_clock(lua_State *L, shim_store *self);
+
+/* The same; raises also in the middle of a reading, when a finalizer tries to use the store. */
 void shim_check_idle(lua_State *L, shim_store *self);
 
 /* The transaction at index 1. Raises if it has ended. */
@@ -153,8 +160,12 @@ shim_transaction *shim_check_transaction(lua_State *L);
 */
 void shim_read_clock(lua_State *L, shim_store *self, int index);
 
-/* The core's clock callback where the clock is a Lua one: gives the time that was read before. */
-int shim_stored_clock(void *context, int64_t *now);
+/*
+** The core's clock callback where the clock is a Lua one: gives the time that was read before. A
+** claim asks a second time, inside the write lock. Then this calls the Lua clock, protected. If
+** that raises or yields, the error is left on the stack of `claiming`.
+*/
+int shim_answer_clock(void *context, int64_t *now);
 
 /* Closes an iterator: at once, or after the row that it is in the middle of. */
 void shim_close_rows(shim_rows *self);

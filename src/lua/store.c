@@ -74,10 +74,12 @@ static int store_migrate(lua_State *L) {
 Closes the store, and rolls back what is open on it. Closing it again does nothing. A to-be-closed
 variable and the garbage collector do this as well.
 @function store:close
-@raise `misuse` in the middle of another call: in a hook of the application's connection
+@raise `misuse` in the middle of another call: in a hook of the application's connection, or in the
+clock when `claim_entries` calls it inside the write lock
 */
 static int store_close(lua_State *L) {
   shim_store *self = luaL_checkudata(L, 1, STORE);
+  shim_check_clock(L, self);
   int code = shim_close(self);
   shim_check(L, self->store, code);
   return 0;

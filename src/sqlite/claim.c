@@ -18,8 +18,8 @@
 
 /*
 ** How far in the future a lease may have been made and still be alive: busy_timeout and this, in
-** microseconds. The clock is read before the wait for the lock. So a lease may be newer than the
-** clock by that wait, which busy_timeout bounds, and by a delay of the scheduler.
+** microseconds. A clock that is set back by less takes no live claim. It need not allow for a wait,
+** because a lease is judged with a clock that was read inside the lock.
 */
 #define SKEW 5000000
 
@@ -345,6 +345,7 @@ static int claim_all(claim *c, bool *refused) {
 
 /*
 ** Looks without a lock, because idle and standby processors come here at every commit of others.
+** The clock may be behind what it sees: it decides only whether to look again inside the lock.
 ** *idle: there is nothing to claim now, and *claimed is complete.
 */
 static int look_first(claim *c, bool exclusive, bool *idle, outbox_claimed *claimed) {
@@ -360,6 +361,17 @@ static int look_first(claim *c, bool exclusive, bool *idle, outbox_claimed *clai
   c->lapses_at = 0;
   return work ? OUTBOX_OK
               : sql_fetch(c->store, FIND_DUE_SQL, &claimed->again_at, 1, &found, "i", c->now);
+}
+
+/*
+** Asks the clock again, inside the write lock. Any call on the store fails meanwhile. In a
+** transaction of the application's that has no lock yet, look_first has fixed what can be seen.
+*/
+static int read_clock(claim *c) {
+  c->store->working = true;
+  int code = store_now(c->store, &c->now);
+  c->store->working = false;
+  return code;
 }
 
 int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
@@ -384,7 +396,8 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
 
   code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
-  code = for_each_lease(&c, load_lease);
+  code = read_clock(&c);
+  if (code == OUTBOX_OK) code = for_each_lease(&c, load_lease);
   if (code == OUTBOX_OK) code = exclusive ? claim_all(&c, &refused) : claim_share(&c);
   if (code == OUTBOX_OK) code = sql_fetch(store, FIND_DUE_SQL, &due_at, 1, &found, "i", c.now);
   code = transaction_end(store, code);
