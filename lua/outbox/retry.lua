@@ -13,6 +13,10 @@ local M = {}
 --- The longest delay before a retry, even if more is asked for: a year, in seconds.
 M.MAX_DELAY = 365 * 86400
 
+--- The longest delay that a destination or a publisher may ask for, in seconds. One that asks for
+-- more, by mistake or in milliseconds, must not park a message for years.
+M.MAX_RETRY_AFTER = 3600
+
 --- A random time from 0 to `base * factor ^ (n - 1)` seconds, at most `cap`: exponential backoff
 -- with full jitter. `n` is 1 after the first failure.
 function M.backoff(backoff, n)

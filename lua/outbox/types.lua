@@ -126,7 +126,7 @@
 ---@class outbox.failure what a publisher returns for a message that failed, or the reason alone
 ---@field reason? any
 ---@field permanent? boolean a dead letter at once
----@field retry_after? number seconds
+---@field retry_after? number seconds, at most an hour
 ---@field uncharged? boolean no attempt is counted; with retry_after, it waits that long
 
 ---@alias outbox.failures nil|boolean|table<integer, outbox.failure|any>

@@ -80,15 +80,73 @@ describe("a failed delivery", function()
     assert.is_true(math.abs(clock.now() - 1123) < 0.01)
   end)
 
-  it("is tried again within a year, whatever delay the publisher asks for", function()
-    for i, delay in ipairs({ math.huge, 1e300, 0 / 0, -5, "soon" }) do
+  it("is tried again within an hour, however long the publisher asks to wait", function()
+    for i, delay in ipairs({ 3601, 99999999, 1e300, math.huge, math.maxinteger }) do
       store:publish({ id = "a" })
       publisher:fail("a", { reason = "429", retry_after = delay }, 1)
       local p = processor({})
       p:pump()
-      clock.advance(366 * 86400)
+      assert.equal(3600, store:delayed_entries()[1].due_at - clock.now())
+      clock.advance(3601)
       p:pump()
       assert.equal(i, #publisher.messages)
+    end
+    assert.same({}, errors)
+  end)
+
+  describe("with a retry_after that makes no sense", function()
+    local WRONG = { -5, -1e-9, -math.huge, math.mininteger, 0 / 0, "soon", {}, "-1" }
+
+    it("is an error of the publisher, and waits as without it", function()
+      for i, delay in ipairs(WRONG) do
+        local id, failure = tostring(i), { reason = "429", retry_after = delay }
+        store:publish({ id = id, namespace = "orders" })
+        publisher:fail(id, failure, 1)
+        processor({ retry = function()
+          return 7
+        end }):pump()
+        assert.equal(i, #errors)
+        assert.equal("publisher", errors[i].code)
+        assert.equal("orders", errors[i].namespace)
+        assert.equal(failure, errors[i].cause)
+        assert.matches("retry_after = .*, not a number of seconds from 0", errors[i].message)
+        assert.outbox(store).has_entry({ id = id, attempts = 1, last_error = "429" })
+        assert.equal(7, store:delayed_entries()[1].due_at - clock.now())
+        clock.advance(8)
+        processor({}):pump()
+        assert.equal(i, #publisher.messages)
+      end
+    end)
+
+    it("is reported once for a call, whatever the number of its failures", function()
+      store:publish({ id = "1" }, { id = "2" }, { id = "3" })
+      publisher:fail(function(message)
+        return message.id ~= "3"
+      end, { reason = "429", retry_after = -1 })
+      processor({}):pump()
+      assert.equal(1, #errors)
+    end)
+
+    it("does not make a loop of uncharged failures", function()
+      store:publish({ id = "a" })
+      publisher:fail("a", { reason = "429", uncharged = true, retry_after = -1 })
+      processor({}):pump()
+      assert.is_true(#publisher.calls < 3)
+      assert.outbox(store).has_entry({ id = "a", attempts = 0 })
+    end)
+  end)
+
+  it("does not use up its attempts in an instant when its retry_after is 0", function()
+    for i, delay in ipairs({ 0, -0.0, 1e-9 }) do
+      local id = tostring(i)
+      store:publish({ id = id })
+      publisher:fail(id, { reason = "429", retry_after = delay })
+      processor({ retry = function()
+        return 7
+      end }):pump()
+      assert.outbox(store).has_entry({ id = id, attempts = 1 })
+      assert.equal(7, store:delayed_entries()[1].due_at - clock.now())
+      assert.equal(1, store:delete_entries(id))
     end
     assert.same({}, errors)
   end)

@@ -58,6 +58,21 @@ describe("the http publisher", function()
       assert.is_true(tonumber(output) > 0 and tonumber(output) <= 600, output)
     end)
 
+    it("Retry-After counts up to an hour, whatever the answer; a date in the past says nothing",
+      function()
+        local DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+        for after, wanted in pairs({ ["99999999"] = 3600, ["3601"] = 3600, ["3600"] = 3600,
+          ["99999999999999999999"] = 3600, ["Fri, 31 Dec 9999 23:59:59 GMT"] = 3600,
+          ["Sun, 06 Nov 1994 08:49:30 GMT"] = "nothing", ["-1"] = "nothing", ["1"] = 1 }) do
+          for _, status in ipairs({ 302, 408, 425, 429, 500, 503 }) do
+            local headers = { date = DATE, ["retry-after"] = after }
+            answer({ ["2"] = { status = status, headers = headers } })
+            local failures = publish(events(2), { concurrency = 1 })
+            assert.equal(wanted, failures[2].retry_after or "nothing")
+          end
+        end
+      end)
+
     it("an answer that does not concern the message is an outage", function()
       for _, down in ipairs({ { status = 429 }, { status = 500 }, { status = 503 },
         { status = 401 }, { status = 403 }, { status = 404 }, { status = 405 }, { status = 407 },

@@ -3,16 +3,20 @@
 --
 -- An outcome holds its `batch`; the indexes `delivered`; the failures to be `retried` or made
 -- `dead`; the entries that are `deferred` for a while, uncharged; the ids of deferred entries that
--- are now `recalled`, because their destination answers again; the errors that calls `raised`;
--- the `seconds` that it took; whether entries are to be read again, all after the batch's `from`
--- (`rewind`) or all from the first (`rewind_all`); and whether the publisher was not called at all
--- (`idle`).
+-- are now `recalled`, because their destination answers again; the errors that calls `raised`, and
+-- those in their answers; the `seconds` that it took; whether entries are to be read again, all
+-- after the batch's `from` (`rewind`) or all from the first (`rewind_all`); and whether the
+-- publisher was not called at all (`idle`).
 
 local core = require("outbox.core")
 local answer = require("outbox.processor.answer")
 local errors = require("outbox.error")
 
 local understand = answer.understand
+
+-- A failure that asks for a shorter delay, in seconds, does not say how long to wait. Otherwise a
+-- message would use up all its attempts in an instant.
+local MIN_DELAY = 0.001
 
 local Delivery = {}
 Delivery.__index = Delivery
@@ -42,7 +46,7 @@ local function charge(self, outcome, i, reason, permanent, delay)
     self.outages:acquit(failure.id)
     return false
   end
-  failure.delay = delay or own_delay
+  failure.delay = delay and delay >= MIN_DELAY and delay or own_delay
   outcome.retried[#outcome.retried + 1] = failure
   return true
 end
@@ -74,20 +78,27 @@ local function note_all_delivered(self, outcome, call)
   end
 end
 
--- Notes a failure. Returns whether the entry will be handed out again. Adds the entry to `deferred`
--- if it is uncharged and says how long to wait.
+-- Notes a failure. Returns whether the entry will be handed out again, and what is wrong with the
+-- failure. Adds the entry to `deferred` if it is uncharged and says how long to wait.
 local function note_failure(self, outcome, i, failure, deferred)
-  local reason, permanent, delay, uncharged = understand(failure)
+  local reason, permanent, delay, uncharged, fault = understand(failure)
   local id = outcome.batch.ids[i]
   if not uncharged then
     self.outages:acquit(id)
-    return charge(self, outcome, i, reason, permanent, delay)
+    return charge(self, outcome, i, reason, permanent, delay), fault
   end
   outcome.rewind = true -- so that it is handed out again
   if delay then
     deferred[#deferred + 1] = { id = id, delay = delay }
   end
-  return true
+  return true, fault
+end
+
+-- Reports what is wrong with a failure. The failure itself counts all the same.
+local function report_fault(outcome, call, failure, fault)
+  local wrong = answer.new_error(fault, failure)
+  wrong.namespace = call.namespace
+  outcome.raised[#outcome.raised + 1] = wrong
 end
 
 -- Notes a failure of an entry that waits behind another one: it counts only if it is permanent.
@@ -103,7 +114,7 @@ end
 -- the last. Returns whether no entry will be retried; and the uncharged entries that said how long
 -- to wait.
 local function note_failures(self, outcome, call, failures)
-  local waiting, deferred = {}, {}
+  local waiting, deferred, reported = {}, {}, false
   for j = 1, #call do
     local i, failure = call[j], failures[j]
     local line = line_of(self, outcome.batch, i)
@@ -114,8 +125,15 @@ local function note_failures(self, outcome, call, failures)
       end
     elseif not failure then
       note_delivered(self, outcome, i)
-    elseif note_failure(self, outcome, i, failure, deferred) and line then
-      waiting[line] = true
+    else
+      local is_waiting, fault = note_failure(self, outcome, i, failure, deferred)
+      if is_waiting and line then
+        waiting[line] = true
+      end
+      if fault and not reported then -- one report for a call, which may have many failures
+        reported = true
+        report_fault(outcome, call, failure, fault)
+      end
     end
   end
   return next(waiting) == nil, deferred

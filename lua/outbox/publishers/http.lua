@@ -35,7 +35,7 @@
 --
 -- If a request of several messages gets a 4xx of the last row, each half of it is sent by itself,
 -- until the refused message is found. Any other failure of such a request counts as a 503, except
--- 429. `Retry-After` is obeyed, up to an hour if the destination is down.
+-- 429. `Retry-After` is obeyed, up to an hour.
 -- @module outbox.publishers.http
 
 local option = require("outbox.options")

@@ -15,6 +15,7 @@ local format = require("outbox.publishing.format")
 local hmac = require("openssl.hmac")
 local patterns = require("lpeg_patterns.http")
 local phrases = require("http.h1_reason_phrases")
+local MAX_RETRY_AFTER = require("outbox.retry").MAX_RETRY_AFTER
 local ssl_context = require("openssl.ssl.context")
 local tls = require("http.tls")
 local x509_store = require("openssl.x509.store")
@@ -23,7 +24,6 @@ local M = {}
 
 local EXCERPT = 200 -- bytes of an answer's body that a reason shows
 local MAX_LINE = 65536 -- bytes of a header: cookies and policies exceed the 4096 of cqueues
-local MAX_PAUSE = 3600 -- seconds
 local UNSENT = { reason = "not sent, as another before it failed", uncharged = true, down = true }
 
 -- Status codes that are the fault of the options or of the destination, not of a message.
@@ -107,15 +107,15 @@ local function seconds_of(date)
   return os.time(date)
 end
 
--- The seconds that `Retry-After` asks to wait, or nil. It may be a date, which is compared with the
--- server's own clock if the answer has a `Date`.
+-- The seconds that `Retry-After` asks to wait, at most an hour, or nil. It may be a date, which is
+-- compared with the server's own clock if the answer has a `Date`.
 local function retry_after(answer)
   local after = (patterns.Retry_After * -1):match(answer:get("retry-after") or "")
   if type(after) == "table" then
     local now = (patterns.Date * -1):match(answer:get("date") or "") or os.date("!*t")
     after = seconds_of(after) - seconds_of(now)
   end
-  return after
+  return after and after >= 0 and math.min(after, MAX_RETRY_AFTER) or nil -- not a date in the past
 end
 
 -- Returns nil if the answer accepts the message, else a failure. `down` marks a failure that may
@@ -268,7 +268,7 @@ local function conclude(self, failures, count)
     end
     pause, limited = math.max(pause, failure.retry_after or 0), limited or failure.limited
   end
-  self.resume_at = cqueues.monotime() + math.min(pause, MAX_PAUSE)
+  self.resume_at = cqueues.monotime() + pause
   self.reason = failures[1].reason
   if limited then
     return defer(self, count)
