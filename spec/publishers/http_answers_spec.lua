@@ -26,8 +26,7 @@ describe("the http publisher", function()
     end)
 
     it("refused for now is a failure", function()
-      for status, name in pairs({ [408] = "408 Request Timeout", [425] = "425 Unassigned",
-        [302] = "302 Found" }) do
+      for status, name in pairs({ [408] = "408 Request Timeout", [425] = "425 Unassigned" }) do
         answer({ ["*"] = { status = status, headers = { ["retry-after"] = "120" } } })
         local failures = publish(events(1))
         assert.same({ name }, reasons(failures, "retry_after"))
@@ -75,8 +74,10 @@ describe("the http publisher", function()
 
     it("an answer that does not concern the message is an outage", function()
       for _, down in ipairs({ { status = 429 }, { status = 500 }, { status = 503 },
-        { status = 401 }, { status = 403 }, { status = 404 }, { status = 405 }, { status = 407 },
-        { close = true } }) do
+        { status = 401 }, { status = 402 }, { status = 403 }, { status = 404 }, { status = 405 },
+        { status = 407 }, { status = 410 }, { status = 421 }, { status = 426 }, { status = 300 },
+        { status = 301 }, { status = 302 }, { status = 304 }, { status = 307 }, { status = 308 },
+        { status = 600 }, { close = true } }) do
         answer({ ["*"] = down })
         local store <close> = store_with({ id = "1", key = "a" }, { id = "2", key = "b" })
         local p, errors = processor(store)
@@ -89,6 +90,49 @@ describe("the http publisher", function()
         store:clock().advance(60)
         p:pump()
         assert.outbox(store).is_empty()
+      end
+    end)
+
+    it("different answers that do not concern the message are an outage together", function()
+      answer({ ["1"] = { status = 301 }, ["2"] = { status = 410 }, ["3"] = { status = 404 },
+        ["4"] = { status = 500 }, ["5"] = { status = 426 } })
+      local failures, reason = publish(events(5), { concurrency = 1 })
+      assert.is_nil(failures)
+      assert.equal("301 Moved Permanently", reason)
+    end)
+
+    it("a redirect is a failure, and a wrong address a dead letter, if others got through",
+      function()
+        answer({ ["1"] = { status = 302 }, ["2"] = { status = 410 }, ["3"] = { status = 421 } })
+        local failures = publish(events(4), { concurrency = 1 })
+        assert.is_falsy(failures[1].permanent)
+        assert.is_falsy(failures[1].uncharged)
+        assert.is_true(failures[2].permanent)
+        assert.is_true(failures[3].permanent)
+        assert.is_nil(failures[4])
+      end)
+
+    it("redirects and wrong addresses make no dead letter, however long they last", function()
+      for _, status in ipairs({ 301, 402, 404, 410, 421, 426 }) do
+        for _, mode in ipairs({ "binary", "batched" }) do
+          answer({ ["*"] = { status = status } })
+          local list = {}
+          for i = 1, 12 do
+            list[i] = { id = tostring(i) }
+          end
+          local store <close> = store_with(table.unpack(list))
+          local p = processor(store, { mode = mode })
+          for _ = 1, 30 do
+            p:pump()
+            store:clock().advance(60)
+          end
+          assert.same({ 0, 0 }, { p:stats().dead, p:stats().retried })
+          answer({})
+          p:pump()
+          store:clock().advance(60)
+          p:pump()
+          assert.outbox(store).is_empty()
+        end
       end
     end)
 

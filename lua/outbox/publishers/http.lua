@@ -19,18 +19,18 @@
 -- - `ca_file`: a file of certificates; no others are trusted.
 -- - `verify`: false accepts any certificate.
 --
--- A message *got through* if its answer shows that the destination works: 2xx, 3xx, 408, 425 or a
--- 4xx of the last row. *Down* means that the destination is down: no attempt is counted for any
+-- A message *got through* if its answer shows that the destination works: 2xx, 408, 425 or a 4xx of
+-- the last row. *Down* means that the destination is down: no attempt is counted for any
 -- message.
 --
 -- | answer | alone | among others that got through |
 -- | --- | --- | --- |
 -- | 2xx | delivered | delivered |
--- | 3xx (redirects are not followed), 408, 425 | tried again | tried again |
+-- | 408, 425 | tried again | tried again |
 -- | 429 | tried again, no attempt counted | tried again, no attempt counted |
--- | 401, 403, 404, 405, 407 | down | dead letter |
+-- | 401, 402, 403, 404, 405, 407, 410, 421, 426 | down | dead letter |
 -- | 503, or none within `timeout` | down | tried again, no attempt counted |
--- | any other 5xx | down | tried again |
+-- | 3xx (redirects are not followed), any other 5xx | down | tried again |
 -- | any other 4xx | dead letter | dead letter |
 --
 -- If a request of several messages gets a 4xx of the last row, each half of it is sent by itself,

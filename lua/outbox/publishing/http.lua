@@ -23,12 +23,16 @@ local x509_store = require("openssl.x509.store")
 local M = {}
 
 local EXCERPT = 200 -- bytes of an answer's body that a reason shows
+-- Seconds to wait for the body of an answer that accepts the message. Nobody needs the body, but a
+-- connection can be used again only after it was read.
+local GRACE = 0.05
 local MAX_LINE = 65536 -- bytes of a header: cookies and policies exceed the 4096 of cqueues
 local UNSENT = { reason = "not sent, as another before it failed", uncharged = true, down = true }
 
--- Status codes that are the fault of the options or of the destination, not of a message.
-local DOWN = { ["401"] = true, ["403"] = true, ["404"] = true, ["405"] = true, ["407"] = true,
-  ["429"] = true }
+-- Status codes of the class 4xx that are the fault of the options or of the destination, not of a
+-- message. So are all codes of other classes: a redirect, for instance, is one of every message.
+local DOWN = { ["401"] = true, ["402"] = true, ["403"] = true, ["404"] = true, ["405"] = true,
+  ["407"] = true, ["410"] = true, ["421"] = true, ["426"] = true, ["429"] = true }
 -- Status codes of messages that may be accepted later.
 local LATER = { ["408"] = true, ["425"] = true, ["429"] = true }
 
@@ -41,6 +45,21 @@ Http.__index = Http
 -- was cut off.
 local function hang_up(connection)
   connection:take_socket():close()
+end
+
+-- Reads the first line of an answer. Some servers leave out the reason phrase and the space before
+-- it, which lua-http takes for an error.
+local function read_status_line(connection, timeout)
+  local line, reason, number = connection.socket:xread("*L", timeout)
+  if not line then
+    return nil, reason, number
+  end
+  local version, status, phrase = line:match("^HTTP/1%.(%d) +(%d%d%d)%f[%s] *(.-)\r\n$")
+  if not version then
+    connection.socket:seterror("r", errno.EILSEQ)
+    return nil, errno.strerror(errno.EILSEQ), errno.EILSEQ
+  end
+  return version == "0" and 1.0 or 1.1, status, phrase
 end
 
 -- Returns an idle connection that is still open and has nothing to read, or else a new one.
@@ -59,13 +78,15 @@ local function take(self, seconds)
   }, seconds)
   if connection then
     connection:setmaxline(MAX_LINE)
+    connection.read_status_line = read_status_line
   end
   return connection, reason
 end
 
 -- Sends a request. Returns the answer's headers and the beginning of its body, or nil and the
 -- reason why there is no answer. A server may answer before it has read the whole request, so the
--- answer is read even if sending has failed.
+-- answer is read even if sending has failed. An answer that accepts the message counts without its
+-- body.
 local function exchange(self, headers, body)
   local deadline = cqueues.monotime() + self.options.timeout
   local function left()
@@ -87,6 +108,9 @@ local function exchange(self, headers, body)
     reason = reason or why
   until not answer or answer:get(":status"):sub(1, 1) ~= "1"
   if answer then
+    if answer:get(":status"):sub(1, 1) == "2" then
+      deadline = math.min(deadline, cqueues.monotime() + GRACE)
+    end
     excerpt = stream:get_body_chars(EXCERPT, left())
     more, reason = stream:get_next_chunk(left())
   end
@@ -131,7 +155,7 @@ local function judge(answer, excerpt)
     permanent = status:sub(1, 1) == "4" and not LATER[status],
     uncharged = status == "429" or status == "503",
     limited = status == "429",
-    down = DOWN[status] or status:sub(1, 1) == "5",
+    down = DOWN[status] or status:sub(1, 1) ~= "4",
   }
 end
 
