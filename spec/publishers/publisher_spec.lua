@@ -165,11 +165,75 @@ describe("the file publisher", function()
     assert.equal([[{"a": "\ud800"}]], lines(read(path))[1].headers)
   end)
 
-  it("writes numbers of headers that are too large for Lua as null", function()
-    support.sql(store, [[INSERT INTO outbox_entries (headers) VALUES ('{"a": [1e999, -1e999]}')]])
-    assert.matches('"headers":{"a":[null,null]}',
-      support.run("bin/outbox list --json " .. database), 1, true)
-    processor(outbox.publisher("file:" .. path)):pump()
+  describe("given headers that plain SQL has published", function()
+    -- The order of names, numbers of any size, empty arrays, spaces, escapes.
+    local JSON = {
+      '{"b":9007199254740993,"a":[],"o":{}}', '{"f":0.30000000000000004,"g":1.0,"h":1e2}',
+      '{"a": [1e999, -1e999] , "n":null}', '{"a":"\\/\\u00e9","a":"é/"}', "{ }", '{"a":-0}',
+      '{"id":18446744073709551615,"l":[[],[1,{}]]}',
+    }
+
+    local function insert(json)
+      support.sql(store, "INSERT INTO outbox_entries (headers) VALUES (?)", json)
+    end
+
+    it("writes their very bytes", function()
+      for _, json in ipairs(JSON) do
+        insert(json)
+      end
+      local listed = support.run("bin/outbox list --json " .. database)
+      processor(outbox.publisher("file:" .. path)):pump()
+      for _, text in ipairs({ listed, read(path) }) do
+        local found = {}
+        for line in text:gmatch("[^\n]+") do
+          found[#found + 1] = line:match('"headers":(.*}),"') -- no field after it has a brace
+        end
+        assert.same(JSON, found)
+      end
+    end)
+
+    it("writes them on one line", function()
+      insert('{\r\n\t"a": 1,\n\t"b": "x\\ny"\n}')
+      processor(outbox.publisher("file:" .. path)):pump()
+      assert.matches('"headers":{  \t"a": 1, \t"b": "x\\ny" },', read(path), 1, true)
+    end)
+
+    it("encodes them anew if they are no JSON by the standard", function()
+      for _, json in ipairs({ '{"a":1.}', '{"a":-.5}', '{"a":"\1"}', '{"a":0.5,"b":2.}' }) do
+        insert(json)
+      end
+      processor(outbox.publisher("file:" .. path)):pump()
+      local found = support.pluck(lines(read(path)), "headers")
+      assert.same({ { a = 1 }, { a = -0.5 }, { a = "\1" }, { a = 0.5, b = 2 } }, found)
+      assert.is_nil(read(path):find("[\1]"))
+    end)
+
+    it("writes the changes that a function has made to them", function()
+      local inner <close> = outbox.publisher("file:" .. path)
+      local p = processor(function(messages, namespace)
+        messages[2].headers.deep.x = 2
+        messages[3].headers.n = 3
+        messages[4].headers.gone = nil
+        messages[5].headers = { a = "b" }
+        return inner:publish(messages, namespace)
+      end)
+      for _ = 1, 5 do
+        insert('{"n":9007199254740993,"deep":{},"gone":[]}')
+      end
+      p:pump()
+      assert.matches('"headers":{"n":9007199254740993,"deep":{},"gone":[]}', read(path), 1, true)
+      local found = support.pluck(lines(read(path)), "headers")
+      assert.equal(2, found[2].deep.x)
+      assert.equal(3, found[3].n)
+      assert.is_nil(found[4].gone)
+      assert.same({ a = "b" }, found[5])
+      assert.equal(5, #found)
+    end)
+  end)
+
+  it("writes numbers of changed headers that are too large for Lua as null", function()
+    outbox.publisher("file:" .. path):publish({ { id = "1", namespace = "", created_at = 1,
+      attempts = 0, headers = { a = { math.huge, -math.huge } } } }, "")
     assert.matches('"headers":{"a":[null,null]}', read(path), 1, true)
   end)
 

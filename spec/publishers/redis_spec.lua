@@ -81,6 +81,14 @@ describe("the redis publisher", function()
     assert.equal(2, client:xlen("outbox"))
   end
 
+  it("adds the headers as they lie in the database, byte for byte", function()
+    local json = '{"n": 9007199254740993,\n "l":[], "f":0.30000000000000004}'
+    support.sql(store, "INSERT INTO outbox_entries (headers) VALUES (?)", json)
+    local publisher <close> = outbox.publisher(url())
+    assert.equal(1, processor(publisher):pump())
+    assert.equal(json, entries("outbox")[1].headers)
+  end)
+
   it("adds each message to the stream of its namespace, in order", function()
     store:publish({ id = "1", namespace = "orders", key = "k", payload = "\0\r\n\xff",
       headers = { a = "b" } }, { id = "2", namespace = "orders" }, { id = "3" })

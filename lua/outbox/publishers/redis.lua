@@ -109,7 +109,7 @@ local function arguments(self, message, stream)
   local headers = message.headers
   if headers then
     list[count + 1] = "headers"
-    list[count + 2] = type(headers) == "table" and format.encode(headers) or headers
+    list[count + 2] = format.headers(headers)
     count = count + 2
   end
   list[count + 1], list[count + 2] = "created_at", format.time(message.created_at)

@@ -8,6 +8,8 @@ local json = need("cjson", "JSON needs lua-cjson", "lua-cjson").new()
 json.decode_invalid_numbers(false)
 json.encode_invalid_numbers("null") -- 1e999, in headers that plain SQL published, is infinity
 
+local source_of = require("outbox.headers").source
+
 local M = {}
 
 local DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -61,11 +63,31 @@ function M.decode(text)
   return false
 end
 
---- Whether the text is JSON by the standard. lua-cjson alone is no test for that, because it also
--- accepts control characters in strings, any bytes after a NUL, and numbers such as `1.` and `-.5`.
-function M.is_json(text)
+-- Whether a text that lua-cjson decodes is JSON by the standard. lua-cjson also accepts control
+-- characters in strings, any bytes after a NUL, and numbers such as `1.` and `-.5`.
+local function is_standard(text)
+  if not text:find("[%c.]") then
+    return true
+  end
   local rest = text:gsub("\\.", ""):gsub('"[^"\0-\31]*"', ""):gsub("%d%.%d", "")
-  return not rest:find('[".\0]') and M.decode(text)
+  return not rest:find('[".\0]')
+end
+
+--- Whether the text is JSON by the standard.
+function M.is_json(text)
+  return is_standard(text) and M.decode(text)
+end
+
+--- Returns the JSON in which a message's headers lie in the database, byte for byte; nil if they do
+-- not come from there, were changed since, or are no JSON by the standard.
+function M.source(headers)
+  local text = source_of(headers)
+  return text and is_standard(text) and text or nil
+end
+
+--- Returns the headers of a message as JSON. They may also be a text, one that lua-cjson refuses.
+function M.headers(headers)
+  return type(headers) == "string" and headers or M.source(headers) or json.encode(headers)
 end
 
 --- Replaces "{namespace}" in a name by the namespace. For the empty namespace a separator (`:`, `.`
@@ -102,7 +124,8 @@ function M.line(message)
   if type(headers) == "string" then -- JSON that lua-cjson refuses
     add(fields, "headers", headers, json.encode)
   elseif headers ~= nil then
-    add(fields, "headers", json.encode(headers), as_it_is)
+    -- In JSON a line break can only stand between two tokens.
+    add(fields, "headers", (M.headers(headers):gsub("[\r\n]", " ")), as_it_is)
   end
   fields[#fields + 1] = ('"created_at":"%s"'):format(M.time(message.created_at))
   fields[#fields + 1] = '"attempts":' .. message.attempts

@@ -186,6 +186,10 @@ function json(value)
     return tostring(value)
   elseif type(value) ~= "table" then
     return "null" -- headers that plain SQL published may have null, or 1e999, which is infinity
+  end
+  local source = destination_format().source(value) -- headers, as they lie in the database
+  if source and utf8.len(source) then
+    return (source:gsub("[\r\n]", " "))
   elseif getmetatable(value) ~= Array and #value == 0 then
     return "{" .. table.concat(members(value), ",") .. "}"
   end
