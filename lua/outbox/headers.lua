@@ -73,8 +73,8 @@ function M.decode(text)
   return setmetatable(headers, { MARK, text, copy(headers) })
 end
 
---- Returns the text from which `decode` made these headers; nil if they are not of `decode`, or were
--- changed since. The text may be something that lua-cjson reads although it is no JSON.
+--- Returns the text from which `decode` made these headers; nil if they are not of `decode`, or
+-- were changed since. The text may be something that lua-cjson reads although it is no JSON.
 ---@param headers table
 ---@return string?
 function M.source(headers)

@@ -83,6 +83,17 @@ describe("the http publisher in batched mode", function()
     assert.equal("1 2 4 5 6 7 9 10 11 12 13 14 15 16", table.concat(delivered, " "))
   end)
 
+  it("keeps the types of headers that CloudEvents has", function()
+    local _, _, made = batch({ event("1", { headers = {
+      tenant = 7.0, flag = true, large = 2147483648, text = "7", subject = 8, list = { 1 },
+    } }), event("2", { headers = '{"a":}' }) })
+    local first, second = table.unpack(cjson.decode(made[1].body))
+    assert.same({ 7, true, "2147483648", "7", "8", nil },
+      { first.tenant, first.flag, first.large, first.text, first.subject, first.list })
+    assert.matches('"tenant":7[,}]', made[1].body)
+    assert.equal('{"a":}', second.headers)
+  end)
+
   it("reports any other failure as an outage if nothing got through", function()
     for status, name in pairs({ [503] = "503 Service Unavailable", [408] = "408 Request Timeout",
       [500] = "500 Internal Server Error", [301] = "301 Moved Permanently",

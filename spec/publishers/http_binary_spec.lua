@@ -98,6 +98,37 @@ describe("the http publisher in binary mode", function()
       ["ce-xrequestid"] = "7%208", ["ce-traceparent"] = "00-1" }, found)
   end)
 
+  it("sends headers that are booleans and numbers, or no JSON", function()
+    local store <close> = store_with({ id = "0" })
+    for i, json in ipairs({ '{"tenant":7,"flag":true,"off":false,"least":-2147483648,"type":5,'
+      .. '"large":2147483648,"float":0.1,"precise":0.30000000000000004,"whole":1.0,"z":null,'
+      .. '"list":[1],"object":{"a":1},"huge":9007199254740993,"content-type":true}',
+      '{"a":0x10}', '{"\n":}' }) do
+      store:transaction(function(txn)
+        txn:execute("INSERT INTO outbox_entries (id, headers) VALUES (?, ?)", tostring(i), json)
+      end)
+    end
+    local p, errors = processor(store, { concurrency = 1 })
+    p:pump()
+    assert.same({}, errors)
+    local wanted = {
+      { tenant = "7", flag = "true", off = "false", least = "-2147483648", type = "5",
+        large = "2147483648", float = "0.1", precise = "0.30000000000000004", whole = "1" },
+      { headers = "{%22a%22:0x10}", type = "outbox" },
+      { headers = "{%22%0A%22:}", type = "outbox" },
+    }
+    for i, attributes in ipairs(wanted) do
+      local found = {}
+      for name, value in pairs(requests()[i + 1].headers) do
+        found[name:match("^ce%-(.*)") or ""] = value
+      end
+      for _, name in ipairs({ "", "id", "time", "source", "specversion" }) do
+        found[name] = nil
+      end
+      assert.same(attributes, found)
+    end
+  end)
+
   it("takes source and type from the options, and more headers", function()
     local _, _, made = publish({ event("1", { namespace = "a b" }) }, {
       source = "https://shop/{namespace}", type = "shop.{namespace}",

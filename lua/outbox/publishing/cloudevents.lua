@@ -7,12 +7,18 @@
 -- characters that are not allowed there: `traceparent` stays `traceparent`, `X-Request-Id` becomes
 -- `xrequestid`. A header named `type` or `source`, or `subject` where there is no key, sets that
 -- attribute.
+--
+-- Plain SQL may have published headers that are no strings. A boolean is a Boolean, an integer of
+-- 32 bits is an Integer, and any other number is a String, its digits. null, arrays and objects
+-- have no counterpart and are left out, and so are numbers from 2^53 on, which Lua does not know
+-- exactly. Headers that are no JSON are the attribute `headers`, a String.
 -- @module outbox.publishing.cloudevents
 
 local format = require("outbox.publishing.format")
 
 local M = {}
 
+local MAX_EXACT = 2 ^ 53 -- from here on not every integer is a number of Lua's JSON
 local CONTENT_TYPE = "^[%g ]+$" -- the characters that are allowed in a header
 
 --- Encodes a value for a header: space, quotes, percent and all that is not ASCII as %XX.
@@ -29,19 +35,42 @@ local function looks_like(payload)
   return utf8.len(payload) and "text/plain; charset=utf-8" or "application/octet-stream"
 end
 
+-- The value of an attribute: a string, a boolean or an integer of 32 bits. Nil if CloudEvents has
+-- no type for the value of the header.
+local function to_attribute(value)
+  if type(value) == "boolean" or type(value) == "string" and value ~= "" then
+    return value
+  elseif type(value) ~= "number" or value ~= value or math.abs(value) >= MAX_EXACT then
+    return nil
+  end
+  local integer = math.tointeger(value)
+  if integer and integer >= -0x80000000 and integer <= 0x7fffffff then
+    return integer
+  elseif integer then
+    return ("%d"):format(integer)
+  end
+  local short = ("%.15g"):format(value)
+  return tonumber(short) == value and short or ("%.17g"):format(value)
+end
+
+-- The attributes that must be strings.
+local STRINGS = { source = true, type = true, subject = true, partitionkey = true,
+  datacontenttype = true, dataschema = true, headers = true }
+
 local function attributes(message, namespace, options)
   local list = {
     source = format.expand(options.source, M.encode(namespace)), -- a URI
     type = format.expand(options.type, namespace),
   }
-  local headers = type(message.headers) == "table" and message.headers or {}
-  for name, value in pairs(headers) do
+  local headers = message.headers or {}
+  for name, value in pairs(type(headers) == "table" and headers or { headers = headers }) do
     local attribute = name:lower():gsub("^ce%-", ""):gsub("[^a-z0-9]", "")
     if attribute == "contenttype" then
       attribute = "datacontenttype"
     end
-    if attribute ~= "" and attribute ~= "data" and type(value) == "string" and value ~= "" then
-      list[attribute] = value
+    value = to_attribute(value)
+    if attribute ~= "" and attribute ~= "data" and value ~= nil then
+      list[attribute] = STRINGS[attribute] and tostring(value) or value
     end
   end
   if message.key and message.key ~= "" then
@@ -61,7 +90,7 @@ function M.binary(message, namespace, options, set)
     if name == "datacontenttype" then
       set("content-type", value)
     else
-      set("ce-" .. name, M.encode(value))
+      set("ce-" .. name, M.encode(tostring(value)))
     end
   end
   return message.payload or ""
@@ -71,7 +100,7 @@ end
 function M.json(message, namespace, options)
   local list, payload = attributes(message, namespace, options), message.payload
   for name, value in pairs(list) do
-    if not utf8.len(value) then
+    if type(value) == "string" and not utf8.len(value) then
       list[name] = M.encode(value)
     end
   end
