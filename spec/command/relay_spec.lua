@@ -196,6 +196,42 @@ describe("outbox relay", function()
     assert.same({ "of audit", "of " }, support.pluck(json_lines(read(others)), "id"))
   end)
 
+  it("delivers a namespace with colons to its own destination", function()
+    for i, namespace in ipairs({ "shop:orders", "a:b=c", "redis:events", "other" }) do
+      store:publish({ id = tostring(i), namespace = namespace })
+    end
+    local other = support.path()
+    succeed(("relay %s --once --to shop:orders=file:%s --to 'a:b=c=file:%s' "
+      .. "--to redis:events=file:%s --to file:%s 2>/dev/null"):format(path, destination,
+      destination, destination, other))
+    local ids = delivered()
+    table.sort(ids)
+    assert.same({ "1", "2", "3" }, ids)
+    assert.same({ "4" }, support.pluck(json_lines(read(other)), "id"))
+  end)
+
+  it("tells a namespace with colons from a URL with an equals sign", function()
+    local read_route = require("outbox.command.common.routes").read
+    for text, wanted in pairs({
+      ["http://host/?to=http://other"] = { "*", "http://host/?to=http://other" },
+      ["HTTPS://host/?a=@b"] = { "*", "HTTPS://host/?a=@b" },
+      ["gopher://host/?a=file:b"] = { "*", "gopher://host/?a=file:b" },
+      ["exec:A=b:c sh -c 'x=file:y'"] = { "*", "exec:A=b:c sh -c 'x=file:y'" },
+      ["file:a=file:b"] = { "*", "file:a=file:b" },
+      ["redis://:a=b@host"] = { "*", "redis://:a=b@host" },
+      ["a=exec:B=c:d e"] = { "a", "exec:B=c:d e" },
+      ["=stdout:"] = { "", "stdout:" },
+      ["a=stdout"] = { "a", "stdout" },
+      ["a:b:c=gopher:x=y:z"] = { "a:b:c", "gopher:x=y:z" },
+      ["a:=http://host/?x=y:z"] = { "a:", "http://host/?x=y:z" },
+      ["stdout:a=stdout:"] = { "stdout:a", "stdout:" },
+      ["stdout:"] = { "*", "stdout:" },
+    }) do
+      local route = read_route(text)
+      assert.same({ text, table.unpack(wanted) }, { text, route.namespace, route.url })
+    end
+  end)
+
   it("logs retries and dead letters, with the reason", function()
     store:publish({ id = "a", namespace = "orders", key = "7" }, { id = "b" }, { id = "c" })
     write(destination, [[

@@ -24,9 +24,34 @@ local function read_value(text)
   return (held:gsub("%s+$", ""))
 end
 
+-- Whether the text as a whole is the URL of a destination, even if an `=` stands in it.
+local function is_url(text)
+  local scheme, rest = text:match("^(%a[%w+-]*):(.*)$")
+  local destination = scheme and destinations.find(scheme)
+  if not destination then
+    return scheme and rest:find("^//") ~= nil -- a scheme that is not known, or not yet installed
+  end
+  local ok, target = pcall(destination.parse, scheme:lower(), rest)
+  return not ok or target ~= nil and target ~= false
+end
+
+-- Splits NAMESPACE=URL at the first `=` after which a URL or @FILE begins, because a namespace may
+-- have colons and even `=` in it. Returns nil if the text is the URL alone.
+local function split(text)
+  if is_url(text) then
+    return nil
+  end
+  for from, rest in text:gmatch("()=()") do
+    if text:find("^%a[%w+-]*:", rest) or text:find("^@.", rest) then
+      return text:sub(1, from - 1), text:sub(rest)
+    end
+  end
+  return text:match("^([^=:]*)=(.*)$")
+end
+
 --- Converts `--to NAMESPACE=URL`, or `--to URL` for all namespaces without a route of their own.
 function M.read(text)
-  local namespace, url = text:match("^([^=:]*)=(.*)$")
+  local namespace, url = split(text)
   return { namespace = namespace or "*", url = read_value(url or text), options = {} }
 end
 
