@@ -26,7 +26,8 @@ EXTENSION = $(shell sed -n '/outbox_sqlite/,/}/s/.*"\(src.*\.c\)".*/\1/p' outbox
 SHIM = $(wildcard src/lua/*.c) $(wildcard src/lua/*.h)
 CORE_SPECS = $(wildcard spec/core/*.c)
 C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
-LUA_FILES = $(shell find lua examples bench spec -name '*.lua') tools/coverage tools/floors tools/links
+LUA_FILES = $(shell find lua examples bench spec -name '*.lua') tools/coverage tools/floors tools/links \
+  tools/loops
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
 # The path of Lua 5.3 too, because Debian installs lua-redis only there.
 OTHER_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;/usr/share/lua/5.3/?.lua" \
@@ -175,7 +176,8 @@ build/host: spec/support/host.c
 	$(CC) $(STRICT) -O1 -g $(LUA_INCLUDES) $< -o $@ -llua5.4 -lsqlite3 -lpthread
 
 lint-lua:
-	luacheck -q . tools/coverage tools/floors tools/links
+	luacheck -q . tools/coverage tools/floors tools/links tools/loops
+	tools/loops $(LUA_FILES) bin/outbox
 
 # The floors of the house: see docs/inside.md.
 lint-floors: $(patsubst %.c,build/floors/%.o,$(filter-out %/extension.c,$(shell find src -name '*.c'))) \

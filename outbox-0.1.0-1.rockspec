@@ -14,7 +14,7 @@ once, and survives crashes. A small core in C on SQLite, with an API in Lua.]],
   license = "MIT",
 }
 dependencies = {
-  "lua >= 5.4",
+  "lua >= 5.4, < 5.6",
 }
 external_dependencies = {
   SQLITE = { header = "sqlite3.h", library = "sqlite3" },

@@ -68,9 +68,9 @@ function M.run(path)
   }, { __index = _G })
   for snippet in M.snippets(M.read(path), "lua") do
     count = count + 1
-    snippet = ("\n" .. snippet):gsub("\nlocal (outbox) =", "\n%1 =")
+    local code = ("\n" .. snippet):gsub("\nlocal (outbox) =", "\n%1 =")
       :gsub("\nlocal (store) =", "\n%1 ="):sub(2)
-    assert(load(snippet, ("=%s, snippet %d"):format(path, count), "t", environment))()
+    assert(load(code, ("=%s, snippet %d"):format(path, count), "t", environment))()
   end
   return count, printed, environment
 end

@@ -76,6 +76,7 @@ end
 function M.run(arguments)
   -- A whole batch becomes garbage at once, so a cycle of the collector may start half as often.
   collectgarbage("incremental", 400)
+  pcall(collectgarbage, "param", "pause", 400) -- Lua 5.5 ignores the number above
   local store <close> = database.open(arguments, "normal")
   local before = store:stats() -- raises if the tables are missing
   local publisher <close> = routes.publisher(arguments.to)

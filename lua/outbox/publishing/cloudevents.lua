@@ -68,9 +68,12 @@ local function attributes(message, namespace, options)
     if attribute == "contenttype" then
       attribute = "datacontenttype"
     end
-    value = to_attribute(value)
-    if attribute ~= "" and attribute ~= "data" and value ~= nil then
-      list[attribute] = STRINGS[attribute] and tostring(value) or value
+    local mapped = to_attribute(value)
+    if attribute ~= "" and attribute ~= "data" and mapped ~= nil then
+      if STRINGS[attribute] then
+        mapped = tostring(mapped)
+      end
+      list[attribute] = mapped
     end
   end
   if message.key and message.key ~= "" then

@@ -167,11 +167,11 @@ local json
 local function members(object)
   local list = {}
   for name, value in pairs(object) do
-    name = M.line(name)
+    local shown, content = M.line(name), value
     if type(value) == "string" and not utf8.len(value) then
-      name, value = name .. "_base64", destination_format().base64(value)
+      shown, content = shown .. "_base64", destination_format().base64(value)
     end
-    list[#list + 1] = json(name) .. ":" .. json(value)
+    list[#list + 1] = json(shown) .. ":" .. json(content)
   end
   table.sort(list)
   return list
