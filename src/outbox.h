@@ -158,7 +158,7 @@ typedef struct outbox_selection {
 typedef struct outbox_counts {
   int64_t ready, delayed, dead; /* entries */
   int64_t retries;              /* delayed entries that were ready before */
-  int64_t oldest_age;           /* time since the first ready entry was published; 0 without one */
+  int64_t oldest_age;           /* since the first ready entry was published; at least 0 */
   int64_t due_at;               /* when the next delayed entry falls due; 0 without one */
   int64_t last_seq;             /* the highest seq ever given to a ready entry; 0 without one */
 } outbox_counts;

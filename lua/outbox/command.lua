@@ -34,7 +34,7 @@ Exit status:
 
 local function refuse(parser, message)
   local command = parser:get_usage():match("^Usage: ([%l ]*%l)")
-  io.stderr:write(("outbox: %s\nSee %s --help\n"):format(message, command))
+  io.stderr:write(("outbox: %s\nSee %s --help\n"):format(format.lines(message), command))
   os.exit(STATUS.usage, true)
 end
 
@@ -106,14 +106,16 @@ end
 
 -- Writes an error to standard error; returns the exit status.
 local function explain(raised)
-  local text, code = errors.text(raised), type(raised) == "table" and raised.code
+  -- An error of ours is one line, and may name a path or a header. Any other may have several.
+  local show = type(raised) == "table" and format.line or format.lines
+  local text, code = show(errors.text(raised)), type(raised) == "table" and raised.code
   local wrong = text:match("bad argument.- %((.*)%)$") -- the library refuses one of our arguments
   if text:find("interrupted!$") then
     return INTERRUPTED -- the error that lua5.4 raises for a SIGINT
   elseif code == "unread" then
     return UNREAD
   elseif STATUS[code] or wrong then
-    io.stderr:write("outbox: ", wrong or raised.message, "\n")
+    io.stderr:write("outbox: ", wrong or show(raised.message), "\n")
     return STATUS[code] or STATUS.usage
   end
   io.stderr:write(text:find("^outbox: ") and text or "outbox: " .. text, "\n")

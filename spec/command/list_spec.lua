@@ -107,6 +107,66 @@ describe("outbox list", function()
     assert.matches('headers +{"\\ud800":}\n', succeed("show " .. path .. " b"))
   end)
 
+  it("is not widened by one long cell", function()
+    store:publish({ id = "long", key = ("k"):rep(100000) })
+    for i = 1, 99 do
+      store:publish({ id = tostring(i), key = "k" })
+    end
+    local text = succeed("list " .. path .. " --limit 100")
+    assert.is_true(#text < 120000)
+    assert.matches(" " .. ("k"):rep(100000) .. " ", text, 1, true)
+  end)
+
+  it("shows the beginning of a long error", function()
+    for id, reason in pairs({ a = ("é"):rep(100), b = ("é"):rep(101), c = ("e"):rep(1000000),
+      d = ("\255"):rep(1000) }) do
+      store:publish({ id = id })
+      store:bury_entry(id, reason)
+    end
+    local text = succeed("list " .. path .. " dead")
+    assert.matches(" " .. ("é"):rep(100) .. "\n", text, 1, true)
+    assert.matches(" " .. ("é"):rep(100) .. "...\n", text, 1, true)
+    assert.matches(" " .. ("e"):rep(100) .. "...\n", text, 1, true)
+    assert.matches(" " .. ("\\xff"):rep(25) .. "...\n", text, 1, true)
+    assert.is_true(#text < 2000)
+    assert.matches(("e"):rep(1000000), succeed("show " .. path .. " c"), 1, true)
+  end)
+
+  it("shows no negative age, even if the clock was set back", function()
+    support.sql(store, "INSERT INTO outbox_entries (id, created_at) VALUES ('a', ?)",
+      "4102444800000000")
+    assert.matches(" 0%.0 s ", succeed("list " .. path))
+    assert.matches("oldest 0%.0 s", succeed("stats " .. path))
+    assert.matches("outbox_oldest_age_seconds{.-} 0\n", succeed("stats --prometheus " .. path))
+    assert.matches('"oldest_age":0[,}]', succeed("stats --json " .. path))
+    assert.matches(" oldest=0%.0 ", succeed("top --count 1 " .. path))
+    assert.equal(0, store:stats().oldest_age)
+  end)
+
+  it("escapes in JSON what would control a terminal, and changes no value", function()
+    local nasty = "\27[2J\u{9b}31m\u{202e}\u{2066}\u{200f}\u{61c}\u{2028}\127\r\n\t"
+    store:publish({ id = "i" .. nasty, namespace = nasty, key = nasty, payload = nasty,
+      headers = { [nasty] = nasty } })
+    store:bury_entry("i" .. nasty, nasty)
+    store:publish({ id = "ready" })
+    local text = succeed("list " .. path .. " dead --json")
+    for _, unsafe in ipairs({ "\27", "\u{9b}", "\u{202e}", "\u{2066}", "\u{200f}", "\u{61c}",
+      "\u{2028}", "\127", "\r", "\t", "\n." }) do
+      assert.is_nil(text:find(unsafe))
+    end
+    local entry = json_lines(text)[1]
+    assert.same({ "i" .. nasty, nasty, nasty, nasty, { [nasty] = nasty }, nasty }, { entry.id,
+      entry.namespace, entry.key, entry.payload, entry.headers, entry.last_error })
+    for _, arguments in ipairs({ "list '/no/%s'", "stats '%s'", "show " .. path .. " '%s'",
+      "relay " .. path .. " --to 'file:/no/%s' --once", "list '" .. path .. "' '%s'",
+      "publish '/no/%s' x" }) do
+      local _, status, err = run(arguments:format(nasty))
+      assert.not_equal(0, status)
+      assert.is_nil(err:find("[\27\127\r]"), err)
+      assert.is_nil(err:find("\u{9b}") or err:find("\u{202e}") or err:find("\u{200f}"), err)
+    end
+  end)
+
   it("ends quietly if nobody reads on, and fails if the disk is full", function()
     local ended = support.path()
     for i = 1, 2000 do

@@ -19,7 +19,7 @@ int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
     *counts = (outbox_counts){.ready = values[0],
                               .delayed = values[1],
                               .dead = values[2],
-                              .oldest_age = values[3],
+                              .oldest_age = values[3] > 0 ? values[3] : 0,
                               .due_at = values[4],
                               .retries = values[5],
                               .last_seq = values[6]};

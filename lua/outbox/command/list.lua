@@ -26,8 +26,8 @@ local function row_of(entry, state, now)
   local row = {
     format.number(entry.seq), format.cell(entry.id), format.cell(entry.namespace),
     format.cell(entry.key), entry.payload and format.number(#entry.payload) or "-",
-    format.span(now - entry.created_at), format.number(entry.attempts),
-    format.cell(entry.last_error),
+    format.span(format.age(entry.created_at, now)), format.number(entry.attempts),
+    format.error_cell(entry.last_error),
   }
   if TIMES[state] then
     table.insert(row, 7, format.from_now(entry[TIMES[state]], now))

@@ -63,7 +63,7 @@ local function add_errors(rows, store, kind)
     end
   end
   for _, reason in ipairs(found) do
-    rows[#rows + 1] = { kind, ("%d of the last"):format(counts[reason]), format.line(reason) }
+    rows[#rows + 1] = { kind, ("%d of the last"):format(counts[reason]), format.error_cell(reason) }
   end
 end
 

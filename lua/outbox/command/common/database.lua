@@ -1,6 +1,7 @@
 -- The database that a subcommand works on.
 
 local errors = require("outbox.error")
+local format = require("outbox.command.common.format")
 local outbox = require("outbox")
 
 local M = {}
@@ -44,7 +45,7 @@ function M.create(options)
   local store = open(options)
   if not there then
     store:migrate()
-    io.stderr:write("outbox: created ", options.database, "\n")
+    io.stderr:write("outbox: created ", format.line(options.database), "\n")
   end
   return store
 end

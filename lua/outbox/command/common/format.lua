@@ -32,9 +32,12 @@ local function hexadecimal(bytes)
 end
 
 -- Characters that move the cursor, or change the colours or the direction of the text: the control
--- characters of ASCII and of Unicode, and the overrides of direction.
-local UNSAFE = { "[\0-\8\11-\31\127]", "\xC2[\x80-\x9F]", "\xE2\x80[\xAA-\xAE]",
-  "\xE2\x81[\xA6-\xA9]" }
+-- characters of ASCII and of Unicode, the marks and overrides of direction, the line separators.
+local UNSAFE = { "[\0-\8\11-\31\127]", "\xC2[\x80-\x9F]", "\xD8\x9C",
+  "\xE2\x80[\x8E\x8F\xA8-\xAE]", "\xE2\x81[\xA6-\xA9]" }
+
+-- The widest cell to which a column is widened, and the longest error in a list, in characters.
+local MAX_WIDTH, MAX_ERROR = 64, 100
 
 --- Makes bytes safe to show. Characters that would control a terminal, and bytes that are not
 -- UTF-8, become hexadecimal. Line feeds and tabs stay.
@@ -65,13 +68,21 @@ function M.cell(bytes)
   return bytes == "" and '""' or bytes and M.line(bytes) or "-"
 end
 
---- Makes lines from rows of cells. A column is as wide as its widest cell; the last cell of a row
--- does not count.
+--- The same for an error, which may be long: a list shows its beginning.
+function M.error_cell(bytes)
+  local text = M.cell(bytes and bytes:sub(1, 4 * MAX_ERROR + 4)) -- at most 4 bytes for each
+  local cut = utf8.offset(text, MAX_ERROR + 1)
+  return cut and cut <= #text and text:sub(1, cut - 1) .. "..." or text
+end
+
+--- Makes lines from rows of cells. A column is as wide as its widest cell, but no wider than
+-- MAX_WIDTH: one long key would fill all other lines with spaces. The last cell of a row does not
+-- count.
 function M.columns(rows)
   local widths, lines = {}, {}
   for _, row in ipairs(rows) do
     for i = 1, #row - 1 do
-      widths[i] = math.max(widths[i] or 0, utf8.len(row[i]))
+      widths[i] = math.min(math.max(widths[i] or 0, utf8.len(row[i])), MAX_WIDTH)
     end
   end
   for j, row in ipairs(rows) do
@@ -126,6 +137,11 @@ function M.time(seconds)
   return os.date("!%Y-%m-%dT%H:%M:%SZ", math.floor(seconds))
 end
 
+--- Returns the age of something, in seconds. It is not negative, not even if a clock was set back.
+function M.age(created_at, now)
+  return math.max(0, now - created_at)
+end
+
 --- Returns how many leases have not lapsed.
 function M.live_leases(stats, now)
   local count = 0
@@ -167,7 +183,7 @@ local json
 local function members(object)
   local list = {}
   for name, value in pairs(object) do
-    local shown, content = M.line(name), value
+    local shown, content = utf8.len(name) and name or M.line(name), value
     if type(value) == "string" and not utf8.len(value) then
       shown, content = shown .. "_base64", destination_format().base64(value)
     end
@@ -208,8 +224,19 @@ function M.stamp(object)
   return object
 end
 
+local function escape(character)
+  return ("\\u%04x"):format(utf8.codepoint(character))
+end
+
 --- Encodes an object as one line of JSON, its members in the order of their names. A member whose
--- bytes are not UTF-8 is encoded as base64, with "_base64" added to its name.
-M.json = json
+-- bytes are not UTF-8 is encoded as base64, with "_base64" added to its name. Characters that would
+-- control a terminal are escaped, which does not change the values: they only stand in strings.
+function M.json(object)
+  local line = json(object)
+  for i = 1, #UNSAFE do
+    line = line:gsub(UNSAFE[i], escape)
+  end
+  return line
+end
 
 return M
