@@ -9,8 +9,12 @@
 -- The assertions exist if luassert is installed, as it is with busted. After `assert.outbox(store)`
 -- follows `is_empty()` (no ready, delayed or dead entry), `has_entries(count)`, `has_entry(fields)`
 -- (a ready or delayed entry) or `has_dead_entry(fields)`. Their negations are `is_not_empty()`,
--- `has_no_entry(fields)` and so on.
+-- `has_no_entry(fields)` and so on. Each takes a text for the case of its failure as its last
+-- argument. A check that could never fail, because it asks for a field that no entry has or for a
+-- value of the wrong type, is an error.
 -- @module outbox.testing
+
+local core = require("outbox.core")
 
 local M = {}
 
@@ -82,11 +86,24 @@ function Publisher:publish(messages, namespace)
   return failures
 end
 
+local function check_times(times, index, name)
+  if times ~= nil and not (math.type(times) == "integer" and times > 0) then
+    error(("bad argument #%d to '%s' (a positive integer expected)"):format(index, name), 3)
+  end
+end
+
 --- From now on some messages fail.
 ---@param match string|fun(message: outbox.entry): boolean an id, or a function that selects
 ---@param reason any given to the processor; `{ reason =, permanent = true }` for instance
 ---@param times? integer how many failures, default no limit
 function Publisher:fail(match, reason, times)
+  if type(match) ~= "string" and type(match) ~= "function" then
+    error(("bad argument #1 to 'fail' (an id or a function expected, got %s)"):format(type(match)),
+      2)
+  elseif not reason then
+    error("bad argument #2 to 'fail' (a reason expected: nil and false mean delivered)", 2)
+  end
+  check_times(times, 3, "fail")
   self.failures[#self.failures + 1] = { match = match, reason = reason, times = times or math.huge }
 end
 
@@ -94,6 +111,7 @@ end
 ---@param value any the error
 ---@param times? integer how many calls, default no limit
 function Publisher:raise(value, times)
+  check_times(times, 2, "raise")
   self.raises[#self.raises + 1] = { value = value, times = times or math.huge }
 end
 
@@ -147,18 +165,51 @@ local function show_wanted(wanted)
   return table.concat(fields, ", ")
 end
 
-local function register(assert, util)
+-- The fields of an entry, and the types of their values.
+local FIELDS = {
+  id = "string", namespace = "string", key = "string", payload = "string", headers = "table",
+  seq = "number", created_at = "number", attempts = "number", last_error = "string",
+}
+local OWN_FIELDS = { entry = { due_at = "number" }, dead_entry = { died_at = "number" } }
+
+-- Returns what is wrong with the fields that are asked for, nil if nothing is: no entry could have
+-- them.
+local function find_fault(name, fields)
+  if type(fields) ~= "table" then
+    return ("a table of fields expected, got %s"):format(type(fields))
+  end
+  for field, value in pairs(fields) do
+    local wanted = FIELDS[field] or OWN_FIELDS[name][field]
+    if not wanted then
+      return ("unknown field '%s'"):format(tostring(field))
+    elseif type(value) ~= wanted and not (field == "key" and math.type(value) == "integer") then
+      return ("field '%s' must be a %s, not a %s"):format(field, wanted, type(value))
+    end
+  end
+end
+
+local function register(assert, util, namespaces)
   local KEY = "outbox.store"
 
-  local function assertion(name, holds, wording)
+  -- `find_wrong(argument)` returns why the assertion could not be meant; nil where it takes none.
+  local function assertion(name, holds, wording, find_wrong)
     local function check(state, arguments)
-      local store = rawget(state, KEY)
+      local store, last = rawget(state, KEY), find_wrong and 2 or 1
       if store == nil then
         error(("assert.%s needs a store: assert.outbox(store).%s"):format(name, name), 2)
       end
+      local wrong, note = find_wrong and find_wrong(arguments[1]), arguments[last]
+      if not wrong and (arguments.n > last or note ~= nil and type(note) ~= "string") then
+        wrong = ("at most %d argument%s, and a text for the failure, expected"):format(last - 1,
+          last == 2 and "" or "s")
+      end
+      if wrong then
+        error(("bad argument to 'assert.outbox(store).%s' (%s)"):format(name, wrong), 2)
+      end
       local ok = holds(store, arguments[1])
-      state.failure_message = ("%s %s; it has\n%s\n%s"):format(wording, show_wanted(arguments[1]),
-        show("waiting", waiting(store)), show("dead", list(store, "dead_entries")))
+      state.failure_message = ("%s%s %s; it has\n%s\n%s"):format(note and note .. "\n" or "",
+        wording, find_wrong and show_wanted(arguments[1]) or "", show("waiting", waiting(store)),
+        show("dead", list(store, "dead_entries")))
       return ok
     end
     assert:register("assertion", name, check)
@@ -168,6 +219,7 @@ local function register(assert, util)
     for _, entry in ipairs(entries) do
       local fits = true
       for field, value in pairs(fields) do
+        value = field == "key" and tostring(value) or value
         fits = fits and util.deepcompare(entry[field], value)
       end
       if fits then
@@ -178,26 +230,50 @@ local function register(assert, util)
   end
 
   assert:register("modifier", "outbox", function(state, arguments)
-    rawset(state, KEY, arguments[1])
+    local store = arguments and arguments[1]
+    if not pcall(core.is_attached, store) then
+      error(("bad argument to 'assert.outbox' (a store of the outbox expected, got %s)"):format(
+        type(store)), 2)
+    end
+    rawset(state, KEY, store)
     return state
   end)
+
+  -- luassert's own modifier takes a text and checks nothing, so `has_message(...)` would pass.
+  local set_message = namespaces.modifier.message
+  if set_message then
+    assert:register("modifier", "message", function(state, arguments, level)
+      if rawget(state, KEY) ~= nil then
+        error("assert.outbox(store) has no assertion 'message': say has_entry(fields)", 2)
+      end
+      return set_message.callback(state, arguments, level)
+    end)
+  end
+
   assertion("empty", function(store)
     return #waiting(store) == 0 and #list(store, "dead_entries") == 0
   end, "expected of the outbox: to be empty")
   assertion("entries", function(store, count)
     return #waiting(store) == count
-  end, "expected of the outbox: the number of entries,")
+  end, "expected of the outbox: the number of entries,", function(count)
+    return (type(count) ~= "number" or count < 0 or count % 1 ~= 0)
+      and "a number of entries expected" or nil
+  end)
   assertion("entry", function(store, fields)
     return any(waiting(store), fields)
-  end, "expected of the outbox: an entry,")
+  end, "expected of the outbox: an entry,", function(fields)
+    return find_fault("entry", fields)
+  end)
   assertion("dead_entry", function(store, fields)
     return any(list(store, "dead_entries"), fields)
-  end, "expected of the outbox: a dead letter,")
+  end, "expected of the outbox: a dead letter,", function(fields)
+    return find_fault("dead_entry", fields)
+  end)
 end
 
 local ok, luassert = pcall(require, "luassert")
 if ok then
-  register(luassert, require("luassert.util"))
+  register(luassert, require("luassert.util"), require("luassert.namespaces"))
 end
 
 return M
