@@ -135,7 +135,8 @@ local function execute(self, sql, values)
   local result, reason = self.run(sql, table.unpack(values, 1, values.n))
   if result ~= true and (result ~= nil or reason ~= nil) then
     local text = result and ("the function returned %s: it must raise when SQL fails, and return "
-      .. "nothing or true when it does not"):format(errors.text(result)) or errors.text(reason)
+      .. "nothing or true when it does not"):format(errors.text(result))
+      or reason == nil and "the function returned false" or errors.text(reason)
     error(errors.new("error", text, reason), 0)
   end
 end

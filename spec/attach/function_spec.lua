@@ -85,7 +85,8 @@ describe("a store on a function", function()
       end)
       local problem = support.raised(store.publish, store, {})
       assert.equal("error", problem.code)
-      assert.matches(answer[2] or "", problem.message)
+      assert.matches(answer[2] or answer[1] and "the function returned " .. answer[1]
+        or "the function returned false", problem.message)
       assert.equal(("outbox: %s (error)"):format(problem.message), tostring(problem))
     end
     assert.equal(36, #outbox.attach(function()

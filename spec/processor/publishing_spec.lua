@@ -91,6 +91,107 @@ describe("a processor", function()
       end)
     end
 
+    local function raise(value)
+      return function()
+        error(value, 0)
+      end
+    end
+
+    local function hostile(metamethods)
+      return function()
+        return setmetatable({}, metamethods)
+      end
+    end
+
+    local object = setmetatable({ code = 9 }, { __tostring = function()
+      return "in its own words"
+    end })
+    for name, case in pairs({
+      ["false"] = { "the publisher returned false", function()
+        return false
+      end },
+      ["false and a reason"] = { "closed", function()
+        return false, "closed"
+      end },
+      ["nil and false"] = { "false", function()
+        return nil, false
+      end },
+      ["nil and a table"] = { "refused", function()
+        return nil, { message = "refused", code = 7 }
+      end },
+      ["an error that is nil"] = { "the publisher raised nil", raise(nil) },
+      ["an error with a message"] = { "refused", raise({ message = "refused", code = 7 }) },
+      ["an error with other fields"] = { '{ status = 503, text = "a\\nb", why = {...} }',
+        raise({ status = 503, text = "a\nb", why = {} }) },
+      ["an error that is an empty table"] = { "an empty table", raise({}) },
+      ["an error that is an object"] = { "in its own words", raise(object) },
+      ["an error that cannot be shown"] = { "an error that cannot be shown",
+        raise(setmetatable({}, { __tostring = error })) },
+      ["an error whose fields raise"] = { "an error that cannot be shown",
+        raise(setmetatable({}, { __index = error })) },
+      ["failures whose __pairs raises"] = { "that the publisher returned raised: no pairs",
+        hostile({ __pairs = raise("no pairs") }) },
+      ["failures whose __index raises"] = { "that the publisher returned raised: no index",
+        hostile({ __index = raise("no index") }) },
+    }) do
+      it("and says what it was told by " .. name, function()
+        publish("a")
+        processor({ publisher = case[2] }):pump()
+        assert.outbox(store).has_entry({ id = "a", attempts = 0 })
+        assert.same({ "publisher", 1 }, { errors[1].code, #errors })
+        assert.matches(case[1], errors[1].message, 1, true)
+      end)
+    end
+
+    it("and charges a failure whose fields raise", function()
+      publish("a", "b")
+      local reasons = {}
+      processor({ publisher = function()
+        return { setmetatable({}, { __index = error, __pairs = error }) }
+      end, on_retry = function(entry, reason)
+        reasons[#reasons + 1] = entry.id .. ": " .. reason
+      end }):pump()
+      assert.same({ "a: an error that cannot be shown" }, reasons)
+      assert.outbox(store).has_no_entry({ id = "b" })
+    end)
+
+    it("and reads failures that a metatable has", function()
+      publish("a", "b")
+      processor({ publisher = function()
+        return setmetatable({}, { __index = { [2] = "no" } })
+      end }):pump()
+      assert.outbox(store).has_entries(1)
+      assert.outbox(store).has_entry({ id = "b", attempts = 1, last_error = "no" })
+    end)
+
+    it("and takes false for a message that is delivered", function()
+      publish("a", "b")
+      assert.equal(1, processor({ publisher = function()
+        return { false, "no" }
+      end }):pump())
+      assert.outbox(store).has_entry({ id = "b", last_error = "no" })
+    end)
+
+    it("and reports a failure with an unknown field, which is an ordinary one", function()
+      publish("a", "b", "c")
+      processor({ publisher = function()
+        return { [2] = { reason = "no", permament = true }, [3] = { permament = true } }
+      end }):pump()
+      assert.outbox(store).has_entry({ id = "b", attempts = 1, last_error = "no" })
+      assert.outbox(store).has_entry({ id = "c", last_error = "{ permament = true }" })
+      assert.same({ 1, "publisher", "" }, { #errors, errors[1].code, errors[1].namespace })
+      assert.equal("the failure of message 2 has an unknown field 'permament'", errors[1].message)
+    end)
+
+    it("and takes an object with a text of its own for a reason", function()
+      publish("a")
+      processor({ publisher = function()
+        return { object }
+      end }):pump()
+      assert.outbox(store).has_entry({ id = "a", attempts = 1, last_error = "in its own words" })
+      assert.same({}, errors)
+    end)
+
     it("which may change the messages that it is given", function()
       publish("a", "b", "c")
       local seen = 0

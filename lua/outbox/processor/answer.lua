@@ -12,31 +12,82 @@ function M.new_error(what, cause)
   return errors.new("publisher", "the publisher returned " .. what, cause)
 end
 
+-- The fields of a failure.
+local FIELDS = { reason = true, permanent = true, retry_after = true, uncharged = true }
+
+-- Returns the name of an unknown field of a failure, nil without one. An object that has a text of
+-- its own is a reason as it is, whatever its fields.
+local function find_unknown(failure)
+  if type(failure) ~= "table" then
+    return nil
+  end
+  local metatable = getmetatable(failure)
+  if metatable and (type(metatable) ~= "table" or metatable.__tostring) then
+    return nil
+  end
+  for name in pairs(failure) do
+    if not FIELDS[name] then
+      return text(name)
+    end
+  end
+end
+
+-- Returns a copy of the failures, which calls no metamethods; what is wrong with the whole; and
+-- what is wrong with one of them.
+local function read_failures(result, count)
+  local failures, fault = {}, nil
+  for j in pairs(result) do
+    if math.type(j) ~= "integer" or j < 1 or j > count then
+      return nil, ("a failure of message %s, of %d"):format(text(j), count)
+    end
+  end
+  for j = 1, count do
+    local failure = result[j]
+    failures[j] = failure
+    local ok, unknown = pcall(find_unknown, failure)
+    if ok and unknown and not fault then
+      fault = ("the failure of message %d has an unknown field '%s'"):format(j, unknown)
+    end
+  end
+  return failures, nil, fault
+end
+
+local function new_error(message, cause)
+  return errors.new("publisher", message, cause)
+end
+
+-- The error of a call that raised, or that returned nothing but a reason.
+local function refusal(ok, result, reason)
+  if not ok then
+    return new_error(result == nil and "the publisher raised nil" or text(result), result)
+  elseif reason == nil then
+    return new_error("the publisher returned false")
+  end
+  return new_error(text(reason), reason)
+end
+
 --- Calls the publisher. Returns the failures by index in `messages`, nil for none; or nil and an
 -- error. `nil, reason` and false are how Lua's own libraries fail, so they do not count as success.
+-- The third result is an error that is only to be reported: one of the failures has a fault, but it
+-- is a failure all the same.
 function M.ask(publish, messages, namespace)
   local count = #messages
   local ok, result, reason = pcall(publish, messages, namespace)
-  local wrong
-  if not ok then
-    return nil, errors.new("publisher", text(result), result)
-  elseif result == true or (result == nil and reason == nil) then
+  if ok and (result == true or (result == nil and reason == nil)) then
     return nil
-  elseif result == nil or result == false then
-    return nil, errors.new("publisher", text(reason), reason)
+  elseif not ok or not result then
+    return nil, refusal(ok, result, reason)
   elseif type(result) ~= "table" then
-    wrong = ("a %s, not true, nothing or a table of failures"):format(type(result))
-  else
-    for j in pairs(result) do
-      if math.type(j) ~= "integer" or j < 1 or j > count then
-        wrong = ("a failure of message %s, of %d"):format(text(j), count)
-      end
-    end
+    return nil, M.new_error(("a %s, not true, nothing or a table of failures"):format(type(result)))
   end
-  if wrong then
+  local is_read, failures, wrong, fault = pcall(read_failures, result, count)
+  if not is_read then
+    return nil, new_error("the failures that the publisher returned raised: " .. text(failures),
+      failures)
+  elseif wrong then
     return nil, M.new_error(wrong)
   end
-  return result
+  return failures, nil, fault and new_error(fault, result)
 end
 
 local function read_fields(failure)
@@ -54,9 +105,9 @@ local function read_fields(failure)
     uncharged and not permanent, fault
 end
 
---- Reads one failure, which may be any value. Returns the text of the reason; whether the failure
--- is permanent; how many seconds to wait, nil where it does not say; whether the message is not
--- charged for it; and what is wrong with the failure, nil where nothing is.
+--- Reads one failure, which may be any value but nil and false. Returns the text of the reason;
+-- whether the failure is permanent; how many seconds to wait, nil where it does not say; whether
+-- the message is not charged for it; and what is wrong with the failure, nil where nothing is.
 function M.understand(failure)
   if type(failure) == "table" then
     local ok, reason, permanent, delay, uncharged, fault = pcall(read_fields, failure)

@@ -4,9 +4,9 @@
 -- An outcome holds its `batch`; the indexes `delivered`; the failures to be `retried` or made
 -- `dead`; the entries that are `deferred` for a while, uncharged; the ids of deferred entries that
 -- are now `recalled`, because their destination answers again; the errors that calls `raised`, and
--- those in their answers; the `seconds` that it took; whether entries are to be read again, all
--- after the batch's `from` (`rewind`) or all from the first (`rewind_all`); and whether the
--- publisher was not called at all (`idle`).
+-- those about failures with a fault; the `seconds` that it took; whether entries are to be read
+-- again, all after the batch's `from` (`rewind`) or all from the first (`rewind_all`); and whether
+-- the publisher was not called at all (`idle`).
 
 local core = require("outbox.core")
 local answer = require("outbox.processor.answer")
@@ -211,8 +211,12 @@ end
 local function make_calls(self, outcome)
   local strict, batch = self.ordering == "strict", outcome.batch
   for _, call in ipairs(batch.calls) do
-    local failures, raised = call_publisher(self, batch, call)
+    local failures, raised, fault = call_publisher(self, batch, call)
     local whole, delay = false, nil
+    if fault then
+      fault.namespace = call.namespace
+      outcome.raised[#outcome.raised + 1] = fault
+    end
     if not raised then
       whole, raised, delay = note_answer(self, outcome, call, failures)
     end
