@@ -10,6 +10,8 @@ outbox.install() -- before the connection is opened
 local path = arg[1] or os.tmpname()
 local environment = luasql.sqlite3()
 local connection = assert(environment:connect(path))
+-- A PRAGMA returns a row, so a cursor. Left open, it keeps the connection from being closed.
+assert(connection:execute("PRAGMA busy_timeout = 5000")):close()
 local store = outbox.attach(connection)
 store:migrate()
 assert(connection:execute("CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL)"))

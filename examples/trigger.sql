@@ -1,7 +1,18 @@
--- Every change of a table becomes a message, whichever program makes the change. Plain SQL; no
--- extension is needed, but the tables of the outbox must be there.
+-- Each INSERT, UPDATE and DELETE on a table becomes a message, whichever program makes the change.
+-- Plain SQL; no extension is needed, but the tables of the outbox must be there.
 --
 --   sqlite3 DATABASE < examples/trigger.sql
+--
+-- Two changes make no message:
+--
+-- * REPLACE, INSERT OR REPLACE and UPDATE OR REPLACE delete the rows that are in the way. No delete
+--   trigger is fired for them, unless the connection that writes has set
+--   PRAGMA recursive_triggers = ON. The insert or update itself makes its message. Better use
+--   INSERT ... ON CONFLICT DO UPDATE, which fires the update trigger.
+-- * DROP TABLE removes the triggers of the table. Tools that migrate a schema often rebuild a table:
+--   they create a new one, copy the rows, drop the old one and rename the new one. Create the
+--   triggers again after each migration, and check that they are there:
+--   SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'orders';
 
 CREATE TABLE orders (number INTEGER PRIMARY KEY, total REAL);
 
