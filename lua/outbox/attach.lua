@@ -116,7 +116,7 @@ local function make_insert(self, message, id, now)
   local list = {
     id,
     parameter(values, message.namespace or "", "TEXT"),
-    parameter(values, message.key, "TEXT"),
+    parameter(values, message.key and tostring(message.key), "TEXT"),
     parameter(values, message.payload, "BLOB"),
     parameter(values, message.headers and require("outbox.headers").encode(message.headers),
       "TEXT"),

@@ -6,7 +6,7 @@
 ---@class outbox.message what is published; every field is optional
 ---@field id? string default: what the ID generator makes
 ---@field namespace? string default ""
----@field key? string messages of one namespace and key keep their order
+---@field key? string|integer messages of one namespace and key keep their order; 7 is the text "7"
 ---@field payload? string
 ---@field headers? table<string, string> needs lua-cjson
 ---@field deliver_at? number seconds since the epoch: deliver no earlier

@@ -34,8 +34,10 @@ local function wrong_arguments()
   for field, wanted in pairs({ id = "string", namespace = "string", key = "string",
     payload = "string", headers = "table", deliver_at = "number" }) do
     for _, value in ipairs(but(wanted)) do
-      add({ [field] = value })
-      add({ id = "a", payload = "p", [field] = value })
+      if field ~= "key" or math.type(value) ~= "integer" then
+        add({ [field] = value })
+        add({ id = "a", payload = "p", [field] = value })
+      end
     end
   end
   for _, time in ipairs({ 0 / 0, math.huge, -math.huge, 1e11 + 1, -1e11 - 1, 1e300,
@@ -95,6 +97,27 @@ describe("a store on a function", function()
     }) do
       assert.is_true(reasons[reason], reason)
     end
+  end)
+
+  it("takes an integer for a key as others do", function()
+    for _, key in ipairs({ 7, math.mininteger }) do
+      own:publish({ key = key })
+      assert.equal(tostring(key), own:ready_entries({ reverse = true })[1].key)
+      local values
+      outbox.attach(function(_, ...)
+        values = select("#", ...) > 0 and { ... } or values
+      end):publish({ namespace = "n", key = key })
+      assert.equal(tostring(key), values[3])
+      assert.equal("string", math.type(values[3]) or type(values[3]))
+    end
+    for _, key in ipairs({ 7.0, 0.5, true }) do
+      local reason = refusal(own, table.pack({ key = key }))
+      assert.equal(reason, refusal(attached, table.pack({ key = key })))
+      assert.matches("must be a string or an integer", reason)
+    end
+    local reason = refusal(attached, table.pack({ {}, {} }))
+    assert.matches("pass messages as arguments", reason)
+    assert.equal(reason, refusal(own, table.pack({ {}, {} })))
   end)
 
   it("takes the same times as others", function()

@@ -103,8 +103,15 @@ describe("store:publish", function()
     end
     refused("bad argument #2 to 'publish' %(table expected, got string%)", "payload")
     refused("bad argument #2 to 'publish' %(unknown field 'paylod'%)", { paylod = "x" })
-    refused("unknown field '1'", { "x" })
-    for _, field in ipairs({ "id", "namespace", "key", "payload" }) do
+    refused("bad argument #2 to 'publish' %(a list is not a message: pass messages as arguments%)",
+      { { payload = "x" }, { payload = "y" } })
+    refused("pass messages as arguments", { "x" })
+    refused("unknown field 'true'", { [true] = "x" })
+    for _, key in ipairs({ 7.0, 7.5, 0 / 0, 2 ^ 53 }) do
+      refused("field 'key' must be a string or an integer, not a float", { key = key })
+    end
+    refused("field 'key' must be a string or an integer, not a boolean", { key = true })
+    for _, field in ipairs({ "id", "namespace", "payload" }) do
       refused(("field '%s' must be a string, not a number"):format(field), { [field] = 1 })
     end
     refused("field 'headers' must be a table, not a string", { headers = "{}" })
@@ -113,6 +120,38 @@ describe("store:publish", function()
     refused("field 'deliver_at' must be a number, not a string", { deliver_at = "1" })
     refused("field 'deliver_at' is out of range", { deliver_at = math.huge })
     assert.equal(0, store:stats().ready)
+  end)
+
+  it("takes an integer for a key, and stores its text, as SQL does", function()
+    local keys = { 7, 0, -1, math.maxinteger, math.mininteger }
+    local messages = {}
+    for i, key in ipairs(keys) do
+      messages[i] = { key = key, headers = { h = "1" } }
+    end
+    store:publish({ key = 7 })
+    store:publish(table.unpack(messages))
+    store:transaction(function(txn)
+      txn:publish({ key = 8 }, { key = "8" })
+      txn:execute("INSERT INTO outbox_entries (key) VALUES (?)", 8)
+    end)
+    local expected = { "7", "7", "0", "-1", "9223372036854775807", "-9223372036854775808", "8", "8",
+      "8" }
+    assert.same(expected, support.pluck(entries(), "key"))
+    assert.same({ { type = "text", count = 9 } }, support.sql(store,
+      "SELECT typeof(key) AS type, count(*) AS count FROM outbox_entries GROUP BY 1"))
+    assert.equal(7, messages[1].key)
+  end)
+
+  it("leaves an integer key to the ID generator as it is", function()
+    local seen
+    local own <close> = outbox.open(":memory:", { id_generator = function(_, message)
+      seen = message.key
+      collectgarbage()
+      return "id"
+    end })
+    own:migrate()
+    own:publish({ key = 7 })
+    assert.same({ 7, "7" }, { seen, own:ready_entries()[1].key })
   end)
 
   it("raises before it stores anything when Lua cannot return that many ids", function()

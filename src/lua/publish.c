@@ -1,6 +1,7 @@
 /*
 ** Publishing: messages, which are Lua tables, become messages of the core.
 */
+#include <stdio.h>
 #include <string.h>
 
 #include "../columns.h"
@@ -38,12 +39,46 @@ static const char *say_no_table(lua_State *L, int index) {
   return lua_pushfstring(L, "table expected, got %s", type);
 }
 
+/* Says why a field of a message, its name and its value on the top, cannot be one. */
+static const char *say_bad_field(lua_State *L, int field) {
+  if (field == FIELDS && lua_type(L, -2) == LUA_TNUMBER)
+    return lua_pushliteral(L, "a list is not a message: pass messages as arguments");
+  if (field == FIELDS) return lua_pushfstring(L, "unknown field '%s'", luaL_tolstring(L, -2, NULL));
+  const char *wanted = lua_typename(L, FIELD_TYPES[field]), *type = luaL_typename(L, -1);
+  if (field == KEY) {
+    wanted = "string or an integer";
+    if (lua_type(L, -1) == LUA_TNUMBER) type = "float";
+  }
+  return lua_pushfstring(L, "field '%s' must be a %s, not a %s", FIELD_NAMES[field], wanted, type);
+}
+
+/* Room for the text of an integer key. */
+typedef char shim_digits[24];
+
+/*
+** The text of the integer key on the top, written to `digits`. Without them it has a size and no
+** data, which says that there must be room.
+*/
+static outbox_bytes text_of_key(lua_State *L, shim_digits *digits) {
+  outbox_bytes text = {NULL, sizeof *digits};
+  if (digits == NULL) return text;
+  text.data = *digits;
+  text.size =
+      (size_t)snprintf(*digits, sizeof *digits, LUA_INTEGER_FMT, (LUAI_UACINT)lua_tointeger(L, -1));
+  return text;
+}
+
+static bool lacks_room(const outbox_message *message) {
+  return message->key.data == NULL && message->key.size > 0;
+}
+
 /*
 ** Reads the message at the index, which is above 0. Returns NULL, or the reason why it is none, a
-** string on the top. Does not call into Lua for a good message: its strings stay where they are as
-** long as nobody changes the table. Leaves the headers out.
+** string on the top. Neither calls into Lua nor allocates for a good message: its strings stay
+** where they are as long as nobody changes the table. Leaves the headers out.
 */
-static const char *read_message(lua_State *L, int index, outbox_message *message) {
+static const char *read_message(lua_State *L, int index, outbox_message *message,
+                                shim_digits *digits) {
   outbox_bytes *const strings[] = {[ID] = &message->id,
                                    [NAMESPACE] = &message->namespace,
                                    [KEY] = &message->key,
@@ -52,12 +87,10 @@ static const char *read_message(lua_State *L, int index, outbox_message *message
   if (lua_type(L, index) != LUA_TTABLE) return say_no_table(L, index);
   for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1)) {
     int field = find_field(L, -2);
-    if (field == FIELDS)
-      return lua_pushfstring(L, "unknown field '%s'", luaL_tolstring(L, -2, NULL));
-    if (lua_type(L, -1) != FIELD_TYPES[field])
-      return lua_pushfstring(L, "field '%s' must be a %s, not a %s", FIELD_NAMES[field],
-                             lua_typename(L, FIELD_TYPES[field]), luaL_typename(L, -1));
-    if (field <= PAYLOAD)
+    if (field == FIELDS || lua_type(L, -1) != FIELD_TYPES[field]) {
+      if (field != KEY || !lua_isinteger(L, -1)) return say_bad_field(L, field);
+      message->key = text_of_key(L, digits);
+    } else if (field <= PAYLOAD)
       strings[field]->data = lua_tolstring(L, -1, &strings[field]->size);
     else if (field == DELIVER_AT && !shim_microseconds(lua_tonumber(L, -1), &message->deliver_at))
       return lua_pushliteral(L, "field 'deliver_at' is out of range");
@@ -73,13 +106,13 @@ Checks a message as `publish` does, for other ways to publish. Does not look int
 */
 static int check_message(lua_State *L) {
   outbox_message message;
-  return read_message(L, 1, &message) != NULL;
+  return read_message(L, 1, &message, NULL) != NULL;
 }
 
 /* --- Publishing ------------------------------------------------------------------------------ */
 
-static void need_message(lua_State *L, int argument, outbox_message *message) {
-  const char *reason = read_message(L, argument, message);
+static void need_message(lua_State *L, int argument, outbox_message *message, shim_digits *digits) {
+  const char *reason = read_message(L, argument, message, digits);
   if (reason != NULL) luaL_argerror(L, argument, reason);
 }
 
@@ -110,6 +143,36 @@ static outbox_bytes bytes_at(lua_State *L, int index) {
   return bytes;
 }
 
+/*
+** Reads all messages, which are at the indexes from 2 to `last`. Their ids are above `ids`, and
+** above these a table with their headers, if they have any. Returns false where an integer key
+** lacks room because there are no `digits`.
+**
+** They are read after all calls, because a callback, or a finalizer that the collector ran, may
+** have changed them and freed their strings. The ids are on the stack already, so that a publish
+** that has succeeded cannot fail because there is no room for them.
+*/
+static bool read_messages(lua_State *L, int last, int ids, bool have_headers,
+                          outbox_message *messages, shim_digits *digits) {
+  for (int i = 2; i <= last; i++) {
+    outbox_message *message = &messages[i - 2];
+    bool unique = message->unique;
+    need_message(L, i, message, digits != NULL ? &digits[i - 2] : NULL);
+    if (lacks_room(message)) {
+      message->unique = unique;
+      return false;
+    }
+    if (have_headers) {
+      lua_rawgeti(L, ids + last + 1, i);
+      message->headers = bytes_at(L, -1);
+      lua_pop(L, 1);
+    }
+    message->id = bytes_at(L, ids + i);
+    message->unique = unique;
+  }
+  return true;
+}
+
 int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
                  void check(lua_State *L)) {
   outbox_message one, *messages = &one;
@@ -135,7 +198,7 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
     message->unique = false;
   }
   for (int i = 2; i <= last && calls; i++) /* nothing is called when one cannot be published */
-    need_message(L, i, &messages[i - 2]);
+    need_message(L, i, &messages[i - 2], NULL);
   check(L);
   if (!self->lua_id_generator)
     shim_check(L, self->store, outbox_generate_ids(self->store, messages, (size_t)count));
@@ -153,22 +216,10 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
     encode_headers(L, i);
   check(L);
 
-  /*
-  ** The messages are read now, after all calls, because a callback, or a finalizer that the
-  ** collector ran, may have changed them and freed their strings. The ids are on the stack already,
-  ** so that a publish that has succeeded cannot fail because there is no room for them.
-  */
-  for (int i = 2; i <= last; i++) {
-    outbox_message *message = &messages[i - 2];
-    bool unique = message->unique;
-    need_message(L, i, message);
-    if (calls) {
-      lua_rawgeti(L, -1, i);
-      message->headers = bytes_at(L, -1);
-      lua_pop(L, 1);
-    }
-    message->id = bytes_at(L, ids + i);
-    message->unique = unique;
+  if (!read_messages(L, last, ids, calls, messages, NULL)) {
+    shim_digits *digits = lua_newuserdatauv(L, (size_t)count * sizeof *digits, 0);
+    check(L); /* the collector may have run */
+    read_messages(L, last, ids, calls, messages, digits);
   }
   shim_check(L, self->store, outbox_publish(self->store, messages, (size_t)count));
   lua_settop(L, ids + last);

@@ -45,8 +45,8 @@ Adds messages to the outbox, in this order, all or none. They become part of the
 open on the store. If none is open, the call has a transaction of its own.
 @function store:publish
 @tparam outbox.message ... one table for each message. Every field is optional: `id`, `namespace`,
-`key`, `payload` (strings), `headers` (a table of strings) and `deliver_at` (a number, seconds since
-the Unix epoch). Fields are read raw, without metamethods
+`key` (or an integer: 7 is the text "7"), `payload` (strings), `headers` (a table of strings) and
+`deliver_at` (a number, seconds since the Unix epoch). Fields are read raw, without metamethods
 @treturn string... the id of each entry
 @raise `duplicate`, `constraint`, `toobig`, `busy`, `full`; what the clock or the ID generator
 raises
