@@ -12,7 +12,7 @@ local hooks = require("outbox.processor.hooks")
 local new_agenda = require("outbox.processor.agenda")
 local new_work = require("outbox.processor.work")
 local options = require("outbox.processor.options")
-local refuse = require("outbox.options").refuse
+local option = require("outbox.options")
 local retry = require("outbox.retry")
 
 local min = math.min
@@ -144,6 +144,53 @@ function Processor:step()
   return step(self) and pause(self)
 end
 
+-- The signals that `run` catches while this is not closed; then `name` is the first that came.
+local Catching = {
+  __close = function(catching)
+    catching.name = core.release_signals()
+  end,
+}
+
+local function catch()
+  core.catch_signals("SIGINT", "SIGTERM")
+  return setmetatable({ name = nil }, Catching)
+end
+
+-- Sleeps, and stops the processor if a signal has come before or comes meanwhile. Returns whether
+-- one did.
+local function sleep_or_stop(self, seconds)
+  if seconds > 0 then
+    self.hooks:count_wait()
+  end
+  if self.sleep and seconds > 0 then
+    self.sleep(seconds)
+    seconds = 0
+  end
+  local fd = self.agenda:paused_for() == 0 and self.store:pollfd() or nil
+  local name = core.await_signal(seconds, fd)
+  if name then
+    self:stop()
+  end
+  return name ~= nil
+end
+
+local function run_until_signal(self)
+  local catching, is_caught = catch(), false
+  do
+    local caught <close> = catching -- luacheck: no unused
+    while step(self) do
+      if is_caught then
+        core.clock.sleep(rest(self))
+      else
+        is_caught = sleep_or_stop(self, pause(self))
+      end
+    end
+  end
+  return catching.name
+end
+
+local RUN_OPTIONS = { signals = { default = false, check = option.boolean } }
+
 local function sleep(self, seconds)
   self.hooks:count_wait()
   if self.sleep then
@@ -160,10 +207,28 @@ end
 --- Processes entries until `stop`: first the waiting ones, then new ones. Blocks. It sleeps until a
 -- commit of any process, `wake` from a signal handler, the next entry that falls due, or the end of
 -- the interval. If the store's clock has a `sleep` of its own, it sleeps with that alone.
+--
+-- With `signals = true` it also ends with SIGTERM or SIGINT, as after `stop`: the batch in hand is
+-- finished, the claim is given back, and no attempt is charged. A second signal, two seconds later
+-- or more, ends the process at once. When `run` returns, the signals do again what they did before.
+-- Signals that were ignored stay ignored.
 -- @function processor:run
+-- @tparam[opt] table options `signals`, default false
+-- @treturn ?string with `signals`: the name of the signal that came, nil if none did
 -- @raise `closed`, `forked`; other failures of the database are reported and tried again
-function Processor:run()
+---@param given? { signals?: boolean }
+---@return string?
+function Processor:run(given)
+  if given ~= nil and type(given) ~= "table" then
+    error(("bad argument #1 to 'run' (table expected, got %s)"):format(type(given)), 2)
+  end
+  local wrong = {}
+  local how = option.check(RUN_OPTIONS, given or {}, "", wrong)
+  option.refuse(wrong, "argument #1 to 'run'")
   local busy <close> = enter(self) -- luacheck: no unused
+  if how.signals then
+    return run_until_signal(self)
+  end
   while step(self) do
     local seconds = rest(self)
     if seconds > 0 then
@@ -288,7 +353,7 @@ local function new(given)
     error(("bad argument #1 to 'processor' (table expected, got %s)"):format(type(given)), 2)
   end
   local settings, wrong = options.read(given)
-  refuse(wrong, "argument #1 to 'processor'")
+  option.refuse(wrong, "argument #1 to 'processor'")
   local clock = settings.store:clock()
   local agenda, told = new_agenda(clock.now), hooks.new(settings, clock.now)
   local policy = retry.policy(settings.retry, settings.backoff, function(trouble)

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/select.h>
 #include <time.h>
@@ -29,12 +30,20 @@ static int process_name(lua_State *L) {
 
 /* --- Signals --------------------------------------------------------------------------------- */
 
-static const int ENDING[] = {SIGINT, SIGTERM, SIGHUP};
-#define ENDINGS (sizeof ENDING / sizeof *ENDING)
+static const struct {
+  int number;
+  const char *name;
+} ENDING[] = {{SIGINT, "SIGINT"}, {SIGTERM, "SIGTERM"}, {SIGHUP, "SIGHUP"}};
+#define ENDINGS ((int)(sizeof ENDING / sizeof *ENDING))
 
 static volatile sig_atomic_t caught;
 static struct timespec caught_at;
 static int ends[2] = {-1, -1}; /* a pipe: a signal just before a sleep must end that sleep too */
+
+static pid_t owner;                      /* the process that catches; not one that it has forked */
+static int users;                        /* calls of catch_signals that were not released */
+static struct sigaction former[ENDINGS]; /* what was done before, */
+static bool taken[ENDINGS];              /* where it was something else */
 
 /*
 ** The program acts on the first signal itself. A signal that comes two seconds later, or more, ends
@@ -45,12 +54,12 @@ static void handle(int number) {
   int error = errno;
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
-  if (caught == 0) {
+  if (getpid() == owner && caught == 0) {
     caught = number;
     caught_at = now;
     while (write(ends[1], "", 1) < 0 && errno == EINTR)
       continue;
-  } else if (now.tv_sec - caught_at.tv_sec > 1) {
+  } else if (getpid() != owner || now.tv_sec - caught_at.tv_sec > 1) {
     signal(number, SIG_DFL);
     raise(number);
   }
@@ -61,32 +70,97 @@ static void ignore(int number) {
   (void)number;
 }
 
-static void set_handler(int number, const struct sigaction *action) {
-  struct sigaction old;
-  if (sigaction(number, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-    sigaction(number, action, NULL);
+/* Leaves signals alone that are ignored: nohup, for example, has its reason. */
+static void take(int i) {
+  struct sigaction action = {.sa_handler = handle, .sa_flags = SA_RESTART}, old;
+  for (int other = 0; other < ENDINGS; other++)
+    sigaddset(&action.sa_mask, ENDING[other].number);
+  if (sigaction(ENDING[i].number, NULL, &old) != 0 || old.sa_handler == SIG_IGN ||
+      old.sa_handler == handle)
+    return;
+  former[i] = old;
+  taken[i] = sigaction(ENDING[i].number, &action, NULL) == 0;
+}
+
+static void give_back(int i) {
+  struct sigaction now;
+  if (taken[i] && sigaction(ENDING[i].number, NULL, &now) == 0 && now.sa_handler == handle)
+    sigaction(ENDING[i].number, &former[i], NULL);
+  taken[i] = false;
+}
+
+static void ignore_broken_pipes(void) {
+  struct sigaction action = {.sa_handler = ignore, .sa_flags = SA_RESTART}, old;
+  if (sigaction(SIGPIPE, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+    sigaction(SIGPIPE, &action, NULL);
+}
+
+/* In a process that was forked, forgets what belongs to the one that has forked it. */
+static void own(void) {
+  if (owner == getpid()) return;
+  for (int i = 0; i < 2 && ends[i] >= 0; i++) {
+    close(ends[i]);
+    ends[i] = -1;
+  }
+  caught = 0;
+  users = 0;
+  owner = getpid();
+}
+
+static void push_caught(lua_State *L) {
+  for (int i = 0; i < ENDINGS; i++)
+    if (caught == ENDING[i].number) {
+      lua_pushstring(L, ENDING[i].name);
+      return;
+    }
+  lua_pushnil(L);
 }
 
 /***
-Catches SIGINT, SIGTERM and SIGHUP, unless they are ignored. From now on the first of them does not
+Catches signals that end a process, unless they are ignored. From now on the first of them does not
 end this process, and `await_signal` returns its name. A signal that comes two seconds later, or
-more, ends the process all the same. SIGPIPE no longer ends it either: a write to a pipe that nobody
-reads fails instead. Child processes are not affected.
+more, ends the process all the same. Child processes are not affected.
 @function catch_signals
+@tparam[opt] string ... their names: "SIGINT", "SIGTERM" or "SIGHUP". Without a name: all three, and
+SIGPIPE no longer ends this process either: a write to a pipe that nobody reads fails instead
 @raise what the system says, when no pipe can be made
 */
 static int catch_signals(lua_State *L) {
+  bool wanted[ENDINGS] = {false};
+  static const char *const NAMES[] = {"SIGINT", "SIGTERM", "SIGHUP", NULL};
+  for (int argument = 1; argument <= lua_gettop(L); argument++)
+    wanted[luaL_checkoption(L, argument, NULL, NAMES)] = true;
+  own();
   if (ends[0] < 0 && pipe(ends) != 0) return luaL_error(L, "%s", strerror(errno));
-  for (int i = 0; i < 2; i++)
+  for (int i = 0; i < 2; i++) {
     fcntl(ends[i], F_SETFD, FD_CLOEXEC);
-  struct sigaction action = {.sa_handler = handle, .sa_flags = SA_RESTART};
-  struct sigaction nothing = {.sa_handler = ignore, .sa_flags = SA_RESTART};
-  for (size_t i = 0; i < ENDINGS; i++)
-    sigaddset(&action.sa_mask, ENDING[i]);
-  for (size_t i = 0; i < ENDINGS; i++)
-    set_handler(ENDING[i], &action);
-  set_handler(SIGPIPE, &nothing);
+    fcntl(ends[i], F_SETFL, O_NONBLOCK);
+  }
+  for (int i = 0; i < ENDINGS; i++)
+    if (lua_gettop(L) == 0 || wanted[i]) take(i);
+  if (lua_gettop(L) == 0) ignore_broken_pipes();
+  users++;
   return 0;
+}
+
+/***
+Undoes one call of `catch_signals`. With the last of them the signals do again what they did before,
+and the signal that was caught is forgotten.
+@function release_signals
+@treturn ?string the name of the first signal that was caught; nil without one
+*/
+static int release_signals(lua_State *L) {
+  if (owner == getpid() && users > 0 && --users == 0)
+    for (int i = 0; i < ENDINGS; i++)
+      give_back(i);
+  push_caught(L);
+  if (users == 0) {
+    char bytes[8];
+    caught = 0;
+    while (ends[0] >= 0 && read(ends[0], bytes, sizeof bytes) > 0)
+      continue;
+  }
+  return 1;
 }
 
 /***
@@ -107,14 +181,14 @@ static int await_signal(lua_State *L) {
   if (ends[0] >= 0 && ends[0] < FD_SETSIZE) FD_SET(ends[0], &wanted);
   if (fd >= 0 && fd < FD_SETSIZE) FD_SET((int)fd, &wanted);
   pselect(FD_SETSIZE, &wanted, NULL, NULL, &time, NULL);
-  if (caught == 0) return 0;
-  lua_pushstring(L, caught == SIGINT ? "SIGINT" : caught == SIGTERM ? "SIGTERM" : "SIGHUP");
+  push_caught(L);
   return 1;
 }
 
 static const luaL_Reg FUNCTIONS[] = {{"process_name", process_name},
                                      {"catch_signals", catch_signals},
                                      {"await_signal", await_signal},
+                                     {"release_signals", release_signals},
                                      {NULL, NULL}};
 
 void shim_open_process(lua_State *L) {
