@@ -502,8 +502,10 @@ int outbox_dead_entries(outbox_store *store, outbox_bytes namespace, int64_t aft
 int outbox_find_entries(outbox_store *store, outbox_bytes id);
 
 /*
-** Moves dead letters back to the end of the outbox, with the same id and no attempts counted.
-** Ignores ids that are not there. *requeued becomes the number of entries moved. Fails with
+** Moves dead letters back to the end of the outbox, with the same id, a new seq and no attempts
+** counted. So an old entry comes after newer ones of its key that were delivered meanwhile, and a
+** receiver that has forgotten its id takes it for a new one. Ignores ids that are not there.
+** *requeued becomes the number of entries moved. Fails with
 ** DUPLICATE where plain SQL has published such an id again and it is ready.
 */
 int outbox_requeue_entries(outbox_store *store, const outbox_bytes *ids, size_t count,

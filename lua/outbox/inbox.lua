@@ -6,7 +6,9 @@
 --      txn:execute("UPDATE stock SET count = count - 1 WHERE item = ?", item)
 --    end)
 --
--- The ids are kept in the table `<prefix>inbox`, which is created with the first id.
+-- The ids are kept in the table `<prefix>inbox`, which is created with the first id. They are
+-- forgotten after the `retention`, a year by default. A message that is delivered again after that,
+-- such as a dead letter that was requeued too late, is handled twice.
 -- @classmod outbox.inbox
 
 local option = require("outbox.options")
@@ -80,14 +82,14 @@ end
 
 local OPTIONS = {
   store = { required = true, check = option.store },
-  retention = { default = 7 * 86400, check = option.seconds },
+  retention = { default = option.RETENTION, check = option.seconds },
 }
 
 --- Makes an inbox.
 -- @function outbox.inbox
 -- @tparam table options `store`: from `outbox.open`, on the database that the messages change;
--- `retention`: how many seconds an id is kept at least, default a week. It must be longer than a
--- message may take to be delivered again.
+-- `retention`: how many seconds an id is kept at least, default a year. It must be longer than a
+-- message may take to be delivered again: also one that was a dead letter and was requeued.
 -- @treturn outbox.inbox
 ---@param options outbox.inbox_options
 ---@return outbox.inbox

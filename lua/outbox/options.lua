@@ -73,6 +73,9 @@ function M.default_batch_size(publisher)
   return type(publisher) == "table" and publisher.batch_size or 20
 end
 
+--- For how many seconds an inbox remembers an id unless it is told otherwise: a year.
+M.RETENTION = 365 * 86400
+
 --- Returns the options that are `given`, completed with the defaults of the `known` options. Adds a
 -- text to the list `wrong` for each option that is unknown, missing or not allowed; it names the
 -- option with `prefix` before its name.

@@ -203,7 +203,7 @@
 
 ---@class outbox.inbox_options
 ---@field store outbox.store
----@field retention? number seconds, default a week
+---@field retention? number seconds, default a year
 
 ---@class outbox.inbox
 ---@field once fun(self, id: string, fn: fun(txn: outbox.transaction): ...): boolean, ...

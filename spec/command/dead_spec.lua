@@ -72,6 +72,21 @@ describe("outbox dead", function()
     assert.equal("requeued 0\n", succeed("dead requeue " .. path .. " --all"))
   end)
 
+  it("says how many that it puts back are so old that receivers may have forgotten them", function()
+    bury("a", "b", "c", "d")
+    support.sql(store, "UPDATE outbox_dead SET created_at = created_at - ?1 WHERE id IN ('a', 'b')",
+      366 * 86400 * 1000000)
+    support.sql(store, "UPDATE outbox_dead SET created_at = created_at - ?1 WHERE id = 'c'",
+      364 * 86400 * 1000000)
+    local out, status, err = run("dead requeue " .. path .. " a c d")
+    assert.same({ "requeued 3\n", 0 }, { out, status })
+    assert.equal("outbox: 1 of them published more than a year ago: a receiver that has forgotten "
+      .. "their ids handles them again\n", err)
+    assert.matches("1 of them", select(3, run("dead requeue " .. path .. " --all")))
+    bury("e")
+    assert.equal("", select(3, run("dead requeue " .. path .. " e")))
+  end)
+
   it("leaves dead letters alone that die meanwhile", function()
     bury("a")
     local later <close> = outbox.open(path, { clock = function()

@@ -106,6 +106,20 @@ describe("an inbox", function()
     assert.is_true(inbox:once("old1", nothing))
   end)
 
+  it("remembers an id for a year, unless it is told otherwise", function()
+    assert.is_true(inbox:once("old", nothing))
+    clock.advance(365 * 86400)
+    for i = 1, 40 do
+      inbox:once(tostring(i), nothing)
+    end
+    assert.is_false(inbox:once("old", nothing))
+    clock.advance(1)
+    for i = 41, 80 do
+      inbox:once(tostring(i), nothing)
+    end
+    assert.is_true(inbox:once("old", nothing))
+  end)
+
   it("forgets by index", function()
     inbox:once("1", nothing)
     local source <close> = assert(io.open("lua/outbox/inbox.lua"))

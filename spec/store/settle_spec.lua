@@ -177,6 +177,16 @@ describe("an entry", function()
       assert.same({ 1, 0 }, { entry.seq, entry.died_at })
     end)
 
+    it("gets a new seq when it is requeued, after all that was published since", function()
+      publish("a")
+      store:bury_entry("a")
+      publish("b")
+      assert.equal(1, store:requeue_entries("a"))
+      local entries = store:ready_entries()
+      assert.same({ "b", "a" }, ids(entries))
+      assert.same({ 2, 3 }, { entries[1].seq, entries[2].seq })
+    end)
+
     it("is read page by page", function()
       for i = 1, 250 do
         local id = tostring(i)

@@ -85,8 +85,9 @@ static int store_bury_entry(lua_State *L) {
 /* --- Dead letters ---------------------------------------------------------------------------- */
 
 /***
-Moves dead letters back to the end of the outbox, with the same id and no attempts counted. Ignores
-ids that are not there.
+Moves dead letters back to the end of the outbox, with the same id, a new `seq` and no attempts
+counted. So an old message comes after newer ones of its key that were delivered meanwhile, and a
+receiver that has forgotten its id takes it for a new one. Ignores ids that are not there.
 @function store:requeue_entries
 @tparam string ... any number of ids
 @treturn integer how many dead letters it moved

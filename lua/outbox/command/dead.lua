@@ -5,20 +5,32 @@ local entries = require("outbox.command.common.entries")
 local errors = require("outbox.error")
 local format = require("outbox.command.common.format")
 local list = require("outbox.command.list")
+local option = require("outbox.options")
 local outbox = require("outbox")
 
 -- The codes of failures that concern one entry.
 local OF_ONE = { duplicate = true, constraint = true }
 
+-- Whether a dead letter is so old that receivers may have forgotten its id.
+local function is_forgotten(store, id)
+  for _, entry in ipairs(store:find_entries(id)) do
+    if entry.died_at then
+      return entry.created_at < outbox.clock.now() - option.RETENTION
+    end
+  end
+end
+
 -- Requeues or purges dead letters in one transaction, and adds to the result. An id that fails does
 -- not prevent the others.
 local function move(store, method, ids, result)
-  local done = 0
+  local done, old = 0, 0
   store:transaction(function()
     for _, id in ipairs(ids) do
+      local is_old = method == "requeue_entries" and is_forgotten(store, id)
       local ok, count = pcall(store[method], store, id)
       if ok and count == 1 then
         done = done + 1
+        old = old + (is_old and 1 or 0)
       elseif ok then
         result.status = 3
         io.stderr:write("outbox: no dead letter has the id ", format.line(id), "\n")
@@ -31,7 +43,7 @@ local function move(store, method, ids, result)
       end
     end
   end)
-  result.done = result.done + done
+  result.done, result.old = result.done + done, result.old + old
 end
 
 -- Moves all dead letters, but not the ones that die after this has started.
@@ -62,13 +74,17 @@ local function run(method, done, options)
     error(errors.new("usage", wrong), 0)
   end
   local store <close> = database.open(options)
-  local result = { done = 0, status = 0 }
+  local result = { done = 0, old = 0, status = 0 }
   if options.all then
     move_all(store, method, options, result)
   else
     move(store, method, options.ids, result)
   end
   format.write(("%s %d\n"):format(done, result.done))
+  if result.old > 0 then
+    io.stderr:write(("outbox: %d of them published more than a year ago: a receiver that has "
+      .. "forgotten their ids handles them again\n"):format(result.old))
+  end
   return result.status
 end
 
@@ -100,7 +116,8 @@ return {
     {
       name = "requeue",
       summary = "Put dead letters back, to be delivered again.",
-      description = "Puts dead letters back at the end of the outbox, with no attempts counted.",
+      description = "Puts dead letters back at the end of the outbox, with the same id, a new seq "
+        .. "and no attempts counted.",
       define = function(command)
         define(command, "Put back")
       end,
