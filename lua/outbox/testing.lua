@@ -219,8 +219,8 @@ local function register(assert, util, namespaces)
     for _, entry in ipairs(entries) do
       local fits = true
       for field, value in pairs(fields) do
-        value = field == "key" and tostring(value) or value
-        fits = fits and util.deepcompare(entry[field], value)
+        local wanted = field == "key" and tostring(value) or value
+        fits = fits and util.deepcompare(entry[field], wanted)
       end
       if fits then
         return true
