@@ -114,7 +114,7 @@ describe("outbox list", function()
     end
     local text = succeed("list " .. path .. " --limit 100")
     assert.is_true(#text < 120000)
-    assert.matches(" " .. ("k"):rep(100000) .. " ", text, 1, true)
+    assert.is_true(text:find(" " .. ("k"):rep(100000) .. " ", 1, true) ~= nil)
   end)
 
   it("shows the beginning of a long error", function()
@@ -129,7 +129,8 @@ describe("outbox list", function()
     assert.matches(" " .. ("e"):rep(100) .. "...\n", text, 1, true)
     assert.matches(" " .. ("\\xff"):rep(25) .. "...\n", text, 1, true)
     assert.is_true(#text < 2000)
-    assert.matches(("e"):rep(1000000), succeed("show " .. path .. " c"), 1, true)
+    local shown = succeed("show " .. path .. " c"):find(("e"):rep(1000000), 1, true)
+    assert.is_true(shown ~= nil)
   end)
 
   it("shows no negative age, even if the clock was set back", function()

@@ -282,13 +282,24 @@ local function defer(self, count)
   return failures
 end
 
+-- The failures as the processor knows them.
+local function plain(failures, count)
+  local list = {}
+  for i = 1, count do
+    local failure = failures[i]
+    list[i] = failure and { reason = failure.reason, permanent = failure.permanent,
+      retry_after = failure.retry_after, uncharged = failure.uncharged }
+  end
+  return list
+end
+
 -- Returns the failures; or nil and a reason if no answer shows that the destination is up.
 local function conclude(self, failures, count)
   local pause, limited = 0, false
   for i = 1, count do
     local failure = failures[i]
     if not failure or not failure.down then
-      return failures
+      return plain(failures, count)
     end
     pause, limited = math.max(pause, failure.retry_after or 0), limited or failure.limited
   end
