@@ -5,10 +5,11 @@
 # make docs   builds the reference and the pages: build/docs/index.html
 # make bench  runs the benchmarks, each figure beside its baseline; also bench-bindings,
 #             bench-processor, bench-publishers, bench-wake
+# make rock   writes the source rock of the release: build/outbox-*.src.rock
 # make        builds the rock into lua_modules; make extension builds the loadable extension alone
 
 LUA = lua5.4
-LUAROCKS = luarocks --lua-version 5.4
+LUAROCKS = LUAROCKS_CONFIG=tools/luarocks.lua luarocks --lua-version 5.4
 BUSTED = $(LUA) /usr/bin/busted
 TREE = lua_modules
 
@@ -87,6 +88,18 @@ ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make outbox-scm-1.rockspec --tree $(@D) $
 
 $(TREE)/.built: $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') bin/outbox outbox-scm-1.rockspec
 	@$(call ROCK_MAKE)
+
+# The archive is beside the rock too, to be put where the rockspec's source.url says.
+RELEASE = $(filter-out %-scm-1.rockspec,$(wildcard outbox-*.rockspec))
+ARCHIVE = $(notdir $(shell sed -n 's/^  url = "\(.*\)",$$/\1/p' $(RELEASE)))
+rock:
+	@mkdir -p build
+	@tar -czf build/$(ARCHIVE) --exclude='*.o' --exclude='*.so' --owner=0 --group=0 --sort=name \
+	  --transform='s,^,$(ARCHIVE:.tar.gz=)/,' bin docs examples lua spec src tools bench .busted \
+	  .luacheckrc .clang-format config.ld Makefile LICENSE *.md *.rockspec
+	@rm -f build/$(RELEASE:.rockspec=.src.rock)
+	@zip -qj build/$(RELEASE:.rockspec=.src.rock) $(RELEASE) build/$(ARCHIVE)
+	@echo build/$(RELEASE:.rockspec=.src.rock)
 
 build/sanitized/.built: $(TREE)/.built
 	@mkdir -p $(@D)
@@ -206,5 +219,5 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/*/*.o
 
-.PHONY: build extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
+.PHONY: build rock extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
   bench-processor bench-publishers bench-wake lint-lua lint-floors lint-format lint-c format clean

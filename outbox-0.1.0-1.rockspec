@@ -2,8 +2,8 @@ rockspec_format = "3.0"
 package = "outbox"
 version = "0.1.0-1"
 source = {
-  url = "git+file://.",
-  tag = "v0.1.0",
+  -- To be set at a release: where the archive of `make rock` is put. Its name stays as it is.
+  url = "https://example.org/outbox-0.1.0.tar.gz",
 }
 description = {
   summary = "The transactional outbox for Lua, on SQLite",
@@ -15,6 +15,8 @@ once, and survives crashes. A small core in C on SQLite, with an API in Lua.]],
 }
 dependencies = {
   "lua >= 5.4, < 5.6",
+  "argparse >= 0.7, < 1", -- for the command
+  "lua-cjson >= 2.1, < 3", -- for headers and all destinations
 }
 external_dependencies = {
   SQLITE = { header = "sqlite3.h", library = "sqlite3" },
@@ -22,6 +24,7 @@ external_dependencies = {
 build = {
   type = "builtin",
   install = { bin = { "bin/outbox" } },
+  copy_directories = { "docs", "examples" },
   modules = {
     ["outbox"] = "lua/outbox.lua",
     ["outbox.attach"] = "lua/outbox/attach.lua",

@@ -14,6 +14,8 @@ once, and survives crashes. A small core in C on SQLite, with an API in Lua.]],
 }
 dependencies = {
   "lua >= 5.4, < 5.6",
+  "argparse >= 0.7, < 1", -- for the command
+  "lua-cjson >= 2.1, < 3", -- for headers and all destinations
 }
 external_dependencies = {
   SQLITE = { header = "sqlite3.h", library = "sqlite3" },
@@ -21,6 +23,7 @@ external_dependencies = {
 build = {
   type = "builtin",
   install = { bin = { "bin/outbox" } },
+  copy_directories = { "docs", "examples" },
   modules = {
     ["outbox"] = "lua/outbox.lua",
     ["outbox.attach"] = "lua/outbox/attach.lua",

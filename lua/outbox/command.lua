@@ -85,7 +85,7 @@ local function add(parser, name, subcommand)
 end
 
 local function make_parser()
-  local argparse = need("argparse", "the command needs argparse", "argparse")
+  local argparse = need("argparse", "the command needs argparse", "argparse", "lua-argparse")
   local parser = argparse("outbox")
     :description("Shows what is in an outbox, publishes to it, and delivers its messages.")
     :epilog(EPILOG)

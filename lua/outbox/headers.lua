@@ -4,7 +4,7 @@
 
 local need = require("outbox.need")
 
-local cjson = need("cjson", "headers need lua-cjson", "lua-cjson")
+local cjson = need("cjson", "headers need lua-cjson", "lua-cjson", "lua-cjson")
 -- An instance of our own, so that the application's settings of the shared one do not matter here.
 local json = cjson.new()
 json.decode_invalid_numbers(false)

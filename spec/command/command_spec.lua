@@ -87,7 +87,8 @@ describe("the command", function()
       [[-e 'package.preload.argparse = function(name)
         error(("module %q not found"):format(name):gsub("\"", "\39"))
       end' bin/outbox]])
-    assert.equal("outbox: the command needs argparse: luarocks install argparse\n", output)
+    assert.equal("outbox: the command needs argparse: "
+      .. "luarocks --lua-version 5.4 install argparse (Debian: lua-argparse)\n", output)
     assert.is_nil(ok)
   end)
 

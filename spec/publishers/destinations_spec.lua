@@ -174,8 +174,9 @@ describe("a destination", function()
 
   it("that has a rock of its own is refused with the name of that rock", function()
     for scheme, rock in pairs(destinations.ROCKS) do
-      assert.matches(("unknown scheme '%s': it comes with the rock %s (luarocks install %s)")
-        :format(scheme, rock, rock), support.raised(outbox.publisher, scheme .. "://x"), 1, true)
+      assert.matches(("unknown scheme '%s': it comes with the rock %s "
+        .. "(luarocks --lua-version 5.4 install %s)"):format(scheme, rock, rock),
+        support.raised(outbox.publisher, scheme .. "://x"), 1, true)
       install(scheme, MODULE)
       assert.equal(scheme .. "\thome\t7\t0\n", run(
         ([[require("outbox").publisher("%s:home"):publish({}, "")]]):format(scheme)))
@@ -194,7 +195,8 @@ describe("a destination", function()
     assert.matches("kafka.lua:1: module 'no.such.client' not found:", refusal('"kafka:x"'))
     install("kafka",
       "return require('outbox.need')('no.such.client', 'kafka needs a client', 'client')")
-    assert.equal("kafka needs a client: luarocks install client\n", refusal('"kafka:x"'))
+    assert.equal("kafka needs a client: luarocks --lua-version 5.4 install client\n",
+      refusal('"kafka:x"'))
   end)
 
   it("is shown by docs/writing-a-publisher.md", function()

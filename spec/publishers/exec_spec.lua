@@ -327,6 +327,7 @@ describe("the exec publisher", function()
     local output = support.run([[-e '
       package.preload.luv = function() error("module \x27luv\x27 not found") end
       print(pcall(require("outbox").publisher, "exec:cat"))']])
-    assert.equal("false\tthe exec publisher needs luv: luarocks install luv\n", output)
+    assert.equal("false\tthe exec publisher needs luv: "
+      .. "luarocks --lua-version 5.4 install luv (Debian: lua-luv)\n", output)
   end)
 end)

@@ -157,6 +157,7 @@ describe("the http publisher", function()
         error("module \x27http.request\x27 not found")
       end
       print(pcall(require("outbox").publisher, "http://x"))']])
-    assert.equal("false\tthe http publisher needs lua-http: luarocks install http\n", output)
+    assert.equal("false\tthe http publisher needs lua-http: "
+      .. "luarocks --lua-version 5.4 install http\n", output)
   end)
 end)

@@ -65,7 +65,8 @@ describe("outbox.publisher", function()
     local output = support.run([[-e '
       package.preload.cjson = function() error("module \x27cjson\x27 not found") end
       print(pcall(require("outbox").publisher, "stdout:"))']])
-    assert.equal("false\tJSON needs lua-cjson: luarocks install lua-cjson\n", output)
+    assert.equal("false\tJSON needs lua-cjson: "
+      .. "luarocks --lua-version 5.4 install lua-cjson (Debian: lua-cjson)\n", output)
   end)
 end)
 

@@ -305,6 +305,7 @@ describe("the redis publisher", function()
     local output = support.run([[-e '
       package.preload.redis = function() error("module \x27redis\x27 not found") end
       print(pcall(require("outbox").publisher, "redis://x"))']])
-    assert.equal("false\tthe redis publisher needs lua-redis: luarocks install redis-lua\n", output)
+    assert.equal("false\tthe redis publisher needs lua-redis: "
+      .. "luarocks --lua-version 5.4 install redis-lua\n", output)
   end)
 end)

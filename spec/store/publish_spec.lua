@@ -444,6 +444,7 @@ describe("headers without lua-cjson", function()
       store:publish({ payload = "x" })
       print(pcall(store.publish, store, { headers = {} }))']]
     local output = support.run(program)
-    assert.equal("false\theaders need lua-cjson: luarocks install lua-cjson\n", output)
+    assert.equal("false\theaders need lua-cjson: "
+      .. "luarocks --lua-version 5.4 install lua-cjson (Debian: lua-cjson)\n", output)
   end)
 end)

@@ -220,7 +220,7 @@ end
 
 function M.new(command, options)
   format = require("outbox.publishing.format")
-  uv = need("luv", "the exec publisher needs luv", "luv")
+  uv = need("luv", "the exec publisher needs luv", "luv", "lua-luv")
   return setmetatable({
     command = command, timeout = math.ceil(options.timeout * 1000), running = 0,
   }, Exec)

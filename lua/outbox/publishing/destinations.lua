@@ -67,8 +67,8 @@ local function explain(scheme)
   local shown = #scheme > MAX_LENGTH and scheme:sub(1, MAX_LENGTH) .. "..." or scheme
   local rock = M.ROCKS[scheme:lower()]
   if rock then
-    return ("unknown scheme '%s': it comes with the rock %s (luarocks install %s)"):format(shown,
-      rock, rock)
+    return ("unknown scheme '%s': it comes with the rock %s (luarocks --lua-version %s install %s)")
+      :format(shown, rock, _VERSION:match("[%d.]+"), rock)
   end
   return ("unknown scheme '%s', not one of %s"):format(shown, table.concat(M.SCHEMES, ", "))
 end

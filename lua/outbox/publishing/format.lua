@@ -4,7 +4,7 @@
 local need = require("outbox.need")
 
 -- An instance of our own, so that the application's settings of the shared one do not matter here.
-local json = need("cjson", "JSON needs lua-cjson", "lua-cjson").new()
+local json = need("cjson", "JSON needs lua-cjson", "lua-cjson", "lua-cjson").new()
 json.decode_invalid_numbers(false)
 json.encode_invalid_numbers("null") -- 1e999, in headers that plain SQL published, is infinity
 
