@@ -22,7 +22,7 @@
 ---@field last_error? string why the last one failed
 ---@field died_at? number seconds since the epoch; dead letters only
 ---@field due_at? number seconds since the epoch; delayed ones only, when listed
----@field seq? integer place in the order of commits; when listed
+---@field seq integer place in the order of commits; of a delayed one, among the delayed
 
 ---@class outbox.lease
 ---@field processor_id string

@@ -340,6 +340,6 @@ describe("docs/destinations.md", function()
     local line = page:match('\n({"id".-})\n')
     assert.equal(line, require("outbox.publishing.format").line({ id = "order-2",
       namespace = "orders", key = "7", payload = "placed", headers = { source = "shell" },
-      created_at = 1737892800.123456, attempts = 0 }))
+      created_at = 1737892800.123456, attempts = 0, seq = 2 }))
   end)
 end)

@@ -81,6 +81,15 @@ describe("the http publisher in binary mode", function()
     assert.is_nil(type_of({}))
   end)
 
+  it("sends the seq as an attribute that is compared as a string", function()
+    local store <close> = store_with({ id = "1" }, { id = "2" })
+    local p = processor(store)
+    p:pump()
+    local sent = requests()
+    assert.same({ "0000000000000000001", "0000000000000000002" },
+      { sent[1].headers["ce-sequence"], sent[2].headers["ce-sequence"] })
+  end)
+
   it("makes attributes of headers", function()
     local _, _, made = publish({ event("1", { headers = {
       ["X-Request-Id"] = "7 8", traceparent = "00-1", ["ce-type"] = "com.shop.placed",
@@ -122,7 +131,7 @@ describe("the http publisher in binary mode", function()
       for name, value in pairs(requests()[i + 1].headers) do
         found[name:match("^ce%-(.*)") or ""] = value
       end
-      for _, name in ipairs({ "", "id", "time", "source", "specversion" }) do
+      for _, name in ipairs({ "", "id", "time", "source", "specversion", "sequence" }) do
         found[name] = nil
       end
       assert.same(attributes, found)

@@ -103,9 +103,9 @@ describe("the file publisher", function()
     processor(publisher):pump()
     assert.equal([[{"id":"1","namespace":"orders","key":"k","payload":"a \"line\"\nand\u0000one",]]
       .. [["headers":{"content-type":"text\/plain"},]]
-      .. [["created_at":"2023-11-14T22:13:20.123456Z","attempts":0}]] .. "\n"
+      .. [["created_at":"2023-11-14T22:13:20.123456Z","attempts":0,"seq":1}]] .. "\n"
       .. [[{"id":"2","namespace":"orders","created_at":"2023-11-14T22:13:20.123456Z",]]
-      .. [["attempts":0}]] .. "\n", read(path))
+      .. [["attempts":0,"seq":2}]] .. "\n", read(path))
   end)
 
   it("writes each time to the microsecond", function()

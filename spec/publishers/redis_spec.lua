@@ -99,11 +99,11 @@ describe("the redis publisher", function()
     orders[1].headers = nil
     assert.same({
       { id = "1", namespace = "orders", key = "k", payload = "\0\r\n\xff",
-        created_at = "2023-11-14T22:13:20.500000Z" },
-      { id = "2", namespace = "orders", created_at = "2023-11-14T22:13:20.500000Z" },
+        created_at = "2023-11-14T22:13:20.500000Z", seq = "1" },
+      { id = "2", namespace = "orders", created_at = "2023-11-14T22:13:20.500000Z", seq = "2" },
     }, orders)
-    assert.same({ { id = "3", namespace = "", created_at = "2023-11-14T22:13:20.500000Z" } },
-      entries("outbox"))
+    assert.same({ { id = "3", namespace = "", created_at = "2023-11-14T22:13:20.500000Z",
+      seq = "3" } }, entries("outbox"))
   end)
 
   it("adds to the stream that the option names, and keeps it short", function()

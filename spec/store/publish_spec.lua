@@ -33,8 +33,9 @@ describe("store:publish", function()
         headers = { a = "1", ["b c"] = "" },
         created_at = 1000,
         attempts = 0,
+        seq = 1,
       },
-      { id = "mine", namespace = "", created_at = 1000, attempts = 0 },
+      { id = "mine", namespace = "", created_at = 1000, attempts = 0, seq = 2 },
     }, entries())
   end)
 

@@ -112,7 +112,8 @@ namespaces to leave out. `hold` (a boolean): note in the claim that these entrie
 that they are charged if the processor dies. With `hold`, it is best to make this call in one
 transaction with the settlement of the batch before
 @treturn {outbox.entry,...} each with `id`, `namespace`, `key`, `payload`, `headers`, `created_at`
-(seconds since the Unix epoch), `attempts` (failed deliveries) and `last_error`
+(seconds since the Unix epoch), `attempts` (failed deliveries), `last_error` and `seq` (its place in
+the order of commits: it rises within a key, and a dead letter that is requeued gets a new one)
 @treturn ?integer with options: where the reading ended, for the `after` of the next one. A reading
 ends early after it has looked at 10,000 entries. It has reached the end when this number does not
 change

@@ -13,7 +13,7 @@ static void set_bytes(lua_State *L, const char *field, outbox_bytes bytes) {
 typedef struct reading {
   outbox_store *store;
   int code;
-  bool listed; /* each entry comes with its place, and its time */
+  bool listed; /* each entry comes with its time */
 } reading;
 
 /* The names of an entry's fields lie at the bottom of the stack, because that saves time. */
@@ -26,11 +26,18 @@ enum {
   ENTRY_CREATED_AT,
   ENTRY_ATTEMPTS,
   ENTRY_LAST_ERROR,
+  ENTRY_SEQ,
   ENTRIES /* the array of entries */
 };
 
-static const char *const ENTRY_NAMES[] = {"id",      "namespace",  "key",      "payload",
-                                          "headers", "created_at", "attempts", "last_error"};
+static const char *const ENTRY_NAMES[] = {
+    "id", "namespace", "key", "payload", "headers", "created_at", "attempts", "last_error", "seq"};
+
+/*
+** Room for the fields of most entries: only one with headers and an error has more. One more here
+** would double the table.
+*/
+#define MOST_FIELDS 8
 
 static void set_entry_bytes(lua_State *L, int name, outbox_bytes bytes) {
   if (bytes.data == NULL) return;
@@ -61,7 +68,7 @@ static int read_entries(lua_State *L) {
   lua_newtable(L);
   for (lua_Integer i = 1; (reading->code = outbox_next(reading->store, &entry)) == OUTBOX_ROW;
        i++) {
-    lua_createtable(L, 0, ENTRIES - ENTRY_ID);
+    lua_createtable(L, 0, MOST_FIELDS);
     set_entry_bytes(L, ENTRY_ID, entry.id);
     set_entry_bytes(L, ENTRY_NAMESPACE, entry.namespace);
     set_entry_bytes(L, ENTRY_KEY, entry.key);
@@ -75,11 +82,12 @@ static int read_entries(lua_State *L) {
     lua_pushinteger(L, entry.attempts);
     lua_rawset(L, -3);
     set_entry_bytes(L, ENTRY_LAST_ERROR, entry.last_error);
+    lua_pushvalue(L, ENTRY_SEQ);
+    lua_pushinteger(L, entry.seq);
+    lua_rawset(L, -3);
     if (reading->listed) {
       if (entry.state == OUTBOX_DEAD) shim_set_seconds(L, "died_at", entry.died_at);
       if (entry.state == OUTBOX_DELAYED) shim_set_seconds(L, "due_at", entry.due_at);
-      lua_pushinteger(L, entry.seq);
-      lua_setfield(L, -2, "seq");
     }
     lua_rawseti(L, ENTRIES, i);
   }

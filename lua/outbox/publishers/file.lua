@@ -6,8 +6,9 @@
 -- standard output any more, the reason of the failure is an error with the code `unread`.
 --
 -- A line has the fields `id`, `namespace`, `key`, `payload`, `headers` (an object), `created_at`
--- (RFC 3339) and `attempts`. A field that the message does not have is left out. Bytes that are not
--- UTF-8 are written as base64, in a field named `payload_base64` instead of `payload`, and so on.
+-- (RFC 3339), `attempts` and `seq`. A field that the message does not have is left out. Bytes that
+-- are not UTF-8 are written as base64, in a field named `payload_base64` instead of `payload`, and
+-- so on.
 -- @module outbox.publishers.file
 
 local core = require("outbox.core")

@@ -1,9 +1,9 @@
 --- Redis Streams, through lua-redis: `redis://[user:password@]host[:port][/db]`.
 --
 -- Each message is added to a stream with `XADD`; all commands of a batch go in one round trip. The
--- fields of an entry are `id`, `namespace`, `key`, `payload`, `headers` (a JSON object) and
--- `created_at` (RFC 3339). A field that the message does not have is left out. A message can be
--- added twice; its `id` shows that it is the same message.
+-- fields of an entry are `id`, `namespace`, `key`, `payload`, `headers` (a JSON object),
+-- `created_at` (RFC 3339) and `seq`. A field that the message does not have is left out. A message
+-- can be added twice; its `id` shows that it is the same message.
 --
 -- Options:
 --
@@ -96,7 +96,8 @@ end
 -- The arguments of XADD. The table is made with room for all of them, because this function takes
 -- the largest part of the time per message.
 local function arguments(self, message, stream)
-  local list = { stream, "*", nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil }
+  local list = { stream, "*", nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil,
+    nil }
   local count = 2
   for i = 1, #PLAIN do
     local name = PLAIN[i]
@@ -113,6 +114,10 @@ local function arguments(self, message, stream)
     count = count + 2
   end
   list[count + 1], list[count + 2] = "created_at", format.time(message.created_at)
+  if message.seq then
+    list[count + 3], list[count + 4] = "seq", message.seq
+    count = count + 2
+  end
   if self.options.maxlen then
     table.move(list, 2, count + 2, 5)
     list[2], list[3], list[4] = "MAXLEN", "~", self.options.maxlen

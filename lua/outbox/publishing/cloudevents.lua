@@ -5,8 +5,11 @@
 -- content-type; without one it is JSON, text or bytes, depending on the payload. All other headers
 -- become attributes, too. Their names are in lower case, without a leading "ce-" and without
 -- characters that are not allowed there: `traceparent` stays `traceparent`, `X-Request-Id` becomes
--- `xrequestid`. A header named `type` or `source`, or `subject` where there is no key, sets that
--- attribute.
+-- `xrequestid`. A header named `type`, `source` or `sequence`, or `subject` where there is no key,
+-- sets that attribute.
+--
+-- `sequence` is the message's `seq`, with leading zeros: the extension of this name orders events
+-- by comparing strings.
 --
 -- Plain SQL may have published headers that are no strings. A boolean is a Boolean, an integer of
 -- 32 bits is an Integer, and any other number is a String, its digits. null, arrays and objects
@@ -55,12 +58,13 @@ end
 
 -- The attributes that must be strings.
 local STRINGS = { source = true, type = true, subject = true, partitionkey = true,
-  datacontenttype = true, dataschema = true, headers = true }
+  datacontenttype = true, dataschema = true, headers = true, sequence = true }
 
 local function attributes(message, namespace, options)
   local list = {
     source = format.expand(options.source, M.encode(namespace)), -- a URI
     type = format.expand(options.type, namespace),
+    sequence = message.seq and ("%019d"):format(message.seq), -- the digits of the largest integer
   }
   local headers = message.headers or {}
   for name, value in pairs(type(headers) == "table" and headers or { headers = headers }) do

@@ -129,6 +129,9 @@ function M.line(message)
   end
   fields[#fields + 1] = ('"created_at":"%s"'):format(M.time(message.created_at))
   fields[#fields + 1] = '"attempts":' .. message.attempts
+  if message.seq then
+    fields[#fields + 1] = '"seq":' .. message.seq
+  end
   return "{" .. table.concat(fields, ",") .. "}"
 end
 
