@@ -171,6 +171,13 @@ enum outbox_synchronous {
   OUTBOX_SYNCHRONOUS_EXTRA
 };
 
+/* What a store may do to its database. */
+enum outbox_mode {
+  OUTBOX_CREATE, /* anything; creates the file where there is none */
+  OUTBOX_WRITE,  /* anything, but the database must be there */
+  OUTBOX_READ    /* look: no setting of the file is changed, so it need not be writable */
+};
+
 /*
 ** Writes the time to *now. Returns 0, or anything else to fail the operation that asked. It is
 ** called before the database is entered; outbox_claim_entries calls it once more inside the write
@@ -187,6 +194,7 @@ typedef int outbox_id_generator(void *context, int64_t now, outbox_message *mess
 
 typedef struct outbox_options {
   const char *prefix; /* of the tables' names, see outbox_is_prefix; NULL: "outbox_" */
+  enum outbox_mode mode;
   enum outbox_synchronous synchronous;
   int busy_timeout;    /* milliseconds to wait for a lock; 0: do not wait */
   outbox_clock *clock; /* NULL: the system's clock */
@@ -217,7 +225,12 @@ typedef struct outbox_rows outbox_rows;
 
 /*
 ** Opens the database at `path` and makes a store of it. Creates the file where there is none. Puts
-** the database into WAL mode, which is kept in the file. `options` NULL means OUTBOX_DEFAULTS.
+** the database into WAL mode, which is kept in the file. `options` NULL means OUTBOX_DEFAULTS. A
+** path that begins with "file:" is a URI, as SQLite defines them, whatever the build of SQLite.
+**
+** In the mode OUTBOX_READ, everything that writes fails with READONLY. SQLite may have to write
+** files beside the database all the same; where it cannot, this fails with CANTOPEN. In this mode
+** and in OUTBOX_WRITE, a file that is missing or empty is CANTOPEN.
 **
 ** *store is set also after a failure, for outbox_error_message(), and must be closed. It is NULL
 ** when there is no memory for it. Fails with CANTOPEN, NOTADB, READONLY, BUSY, ENCODING; with

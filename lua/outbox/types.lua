@@ -55,6 +55,7 @@
 
 ---@class outbox.options
 ---@field prefix? string of the tables' names, default "outbox_"
+---@field mode? "create"|"write"|"read" default "create"
 ---@field synchronous? "off"|"normal"|"full"|"extra" default "full"
 ---@field busy_timeout? number seconds, default 5
 ---@field clock? outbox.clock|fun(): number default outbox.clock

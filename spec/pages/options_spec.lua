@@ -102,7 +102,7 @@ describe("docs/options.md", function()
     local options = agree("`outbox.open(path, options)`", "options")
     assert.same(names(shim_options("synchronous")[true]), names(options))
 
-    local given = { prefix = "other_", synchronous = "off", busy_timeout = 1,
+    local given = { prefix = "other_", mode = "create", synchronous = "off", busy_timeout = 1,
       clock = outbox.clock, id_generator = outbox.uuid_v4 }
     assert.same(names(given), names(options))
     outbox.open(":memory:", given):close()
@@ -114,6 +114,7 @@ describe("docs/options.md", function()
     assert.equal(options.prefix.default, store:prefix())
     assert.same({ { synchronous = 2 } }, support.sql(store, "PRAGMA synchronous"))
     assert.equal("full", options.synchronous.default)
+    assert.equal("create", options.mode.default)
     local milliseconds = page.read("src/outbox.h"):match("%.busy_timeout = (%d+)")
     assert.equal(options.busy_timeout.default, milliseconds / 1000)
     assert.equal("`outbox.clock`", options.clock.words)

@@ -89,7 +89,8 @@ static void finish_store(lua_State *L, shim_store *self, int index, int code) {
 
 /***
 Opens the database at a path and makes a store of it. Creates the file where there is none. Puts the
-database into WAL mode, which is kept in the file.
+database into WAL mode, which is kept in the file. A path that begins with `file:` is a URI, as
+SQLite defines them.
 
 The functions among the options are called without a self, whenever they are needed, and before the
 database is entered. So they may raise. Only `claim_entries` calls the clock once more inside the
@@ -98,7 +99,9 @@ the claim is rolled back (`callback`).
 @function outbox.open
 @tparam string path
 @tparam[opt] table options `prefix` (a string): of the tables' names, default "outbox_"; 1 to 64
-letters, digits and underscores, no digit first. `synchronous`: when a commit waits for the disk,
+letters, digits and underscores, no digit first. `mode`: "create" (the default); "write", which
+needs a database that is there; or "read", which also changes nothing, so that the file need not be
+writable. `synchronous`: when a commit waits for the disk,
 "off", "normal" (enough for a processor), "full" (the default, right for publishing) or "extra".
 `busy_timeout` (a number): how many seconds to wait for another connection's lock, default 5.
 `clock`: a function that returns the time in seconds since the Unix epoch, or a table with that
@@ -110,8 +113,12 @@ from one with an open store: that one must close its stores before it forks, or 
 any
 */
 static int open_store(lua_State *L) {
-  static const char *const OPTIONS[] = {"prefix", "synchronous",  "busy_timeout",
+  static const char *const OPTIONS[] = {"prefix", "mode",         "synchronous", "busy_timeout",
                                         "clock",  "id_generator", NULL};
+  static const char *const MODES[] = {[OUTBOX_CREATE] = "create",
+                                      [OUTBOX_WRITE] = "write",
+                                      [OUTBOX_READ] = "read",
+                                      [OUTBOX_READ + 1] = NULL};
   static const char *const SYNCHRONOUS[] = {[OUTBOX_SYNCHRONOUS_OFF] = "off",
                                             [OUTBOX_SYNCHRONOUS_NORMAL] = "normal",
                                             [OUTBOX_SYNCHRONOUS_FULL] = "full",
@@ -125,6 +132,7 @@ static int open_store(lua_State *L) {
   if (shim_check_options(L, 2, OPTIONS)) {
     options.synchronous = (enum outbox_synchronous)shim_opt_name(L, 2, "synchronous", SYNCHRONOUS,
                                                                  (int)options.synchronous);
+    options.mode = (enum outbox_mode)shim_opt_name(L, 2, "mode", MODES, (int)options.mode);
     if (lua_getfield(L, 2, "busy_timeout") != LUA_TNIL) {
       double seconds = lua_tonumber(L, -1);
       luaL_argcheck(L, lua_type(L, -1) == LUA_TNUMBER && seconds >= 0 && seconds <= 1e6, 2,

@@ -21,7 +21,8 @@ int outbox_code(int sqlite_code) {
   case SQLITE_OK: return OUTBOX_OK;
   case SQLITE_BUSY:
   case SQLITE_LOCKED: return OUTBOX_BUSY;
-  case SQLITE_CANTOPEN: return OUTBOX_CANTOPEN;
+  case SQLITE_CANTOPEN:
+  case SQLITE_PERM: return OUTBOX_CANTOPEN;
   case SQLITE_CONSTRAINT: return OUTBOX_CONSTRAINT;
   case SQLITE_CORRUPT: return OUTBOX_CORRUPT;
   case SQLITE_FULL: return OUTBOX_FULL;
@@ -29,7 +30,6 @@ int outbox_code(int sqlite_code) {
   case SQLITE_MISUSE: return OUTBOX_MISUSE;
   case SQLITE_NOMEM: return OUTBOX_NOMEM;
   case SQLITE_NOTADB: return OUTBOX_NOTADB;
-  case SQLITE_PERM:
   case SQLITE_READONLY: return OUTBOX_READONLY;
   case SQLITE_TOOBIG: return OUTBOX_TOOBIG;
   default: return OUTBOX_ERROR;

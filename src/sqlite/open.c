@@ -42,28 +42,60 @@ static int authorize(void *context, int action, const char *operation, const cha
   return ours && store->restricted ? SQLITE_DENY : SQLITE_OK;
 }
 
-static int open_database(outbox_store *store, const char *path, const outbox_options *options) {
+/* Opens a file, by its path or as a URI. The system knows best why it cannot be opened. */
+static int open_file(outbox_store *store, const char *path, enum outbox_mode mode) {
+  int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_NOMUTEX;
+  if (mode == OUTBOX_CREATE) flags |= SQLITE_OPEN_CREATE;
+  if (sqlite3_open_v2(path, &store->db, flags, NULL) == SQLITE_OK) return OUTBOX_OK;
+  int code = store_fail_sqlite(store), reason = sqlite3_system_errno(store->db);
+  if (code == OUTBOX_CANTOPEN && reason != 0) store_fail(store, code, "%s", strerror(reason));
+  return code;
+}
+
+/* The first reading. A log without its index has to be made readable, and a torn change undone. */
+static int read_first(outbox_store *store, enum outbox_mode mode) {
+  bool empty = false;
+  int code = sql_check_encoding(store);
+  if (mode == OUTBOX_READ && (code == OUTBOX_READONLY || code == OUTBOX_CANTOPEN))
+    return store_fail(store, OUTBOX_CANTOPEN,
+                      "to read this database, SQLite must write files beside it: read it as a user "
+                      "who may write to its directory, or, if no program uses it and there is no "
+                      "file -wal, as file:PATH?immutable=1");
+  if (code != OUTBOX_OK || mode == OUTBOX_CREATE) return code;
+  code = sql_configure(store, "PRAGMA page_count", "0", &empty);
+  if (code == OUTBOX_OK && empty) code = store_fail(store, OUTBOX_CANTOPEN, "it is empty");
+  return code;
+}
+
+/* The settings of a store that may write. */
+static int configure(outbox_store *store, enum outbox_synchronous synchronous) {
   static const char *const SYNCHRONOUS[] = {
       [OUTBOX_SYNCHRONOUS_OFF] = "PRAGMA synchronous = OFF",
       [OUTBOX_SYNCHRONOUS_NORMAL] = "PRAGMA synchronous = NORMAL",
       [OUTBOX_SYNCHRONOUS_FULL] = "PRAGMA synchronous = FULL",
       [OUTBOX_SYNCHRONOUS_EXTRA] = "PRAGMA synchronous = EXTRA",
   };
-  int flags =
-      SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_NOMUTEX;
-  if (sqlite3_open_v2(path, &store->db, flags, NULL) != SQLITE_OK) return store_fail_sqlite(store);
-  store_wait_for_locks(store->db, &store->lock_wait);
-  int code = sql_check_encoding(store);
-  if (code == OUTBOX_OK && sqlite3_db_readonly(store->db, "main") == 1)
-    code = store_fail(store, OUTBOX_READONLY, "the file cannot be written");
-  if (code == OUTBOX_OK) code = enter_wal(store);
-  if (code == OUTBOX_OK) code = sql_configure(store, SYNCHRONOUS[options->synchronous], NULL, NULL);
+  if (sqlite3_db_readonly(store->db, "main") == 1)
+    return store_fail(store, OUTBOX_READONLY, "the file cannot be written");
+  int code = enter_wal(store);
+  if (code == OUTBOX_OK) code = sql_configure(store, SYNCHRONOUS[synchronous], NULL, NULL);
   /* A checkpoint at a log of 16 MiB instead of 4: draining is a twelfth faster. */
   if (code == OUTBOX_OK)
     code = sql_configure(store, "PRAGMA wal_autocheckpoint = 4000", NULL, NULL);
   /* Cuts a log that a burst or a long reader made large back to 64 MiB. */
   if (code == OUTBOX_OK)
     code = sql_configure(store, "PRAGMA journal_size_limit = 67108864", NULL, NULL);
+  return code;
+}
+
+static int open_database(outbox_store *store, const char *path, const outbox_options *options) {
+  int code = open_file(store, path, options->mode);
+  if (code != OUTBOX_OK) return code;
+  store_wait_for_locks(store->db, &store->lock_wait);
+  code = read_first(store, options->mode);
+  if (code == OUTBOX_OK)
+    code = options->mode == OUTBOX_READ ? sql_configure(store, "PRAGMA query_only = ON", NULL, NULL)
+                                        : configure(store, options->synchronous);
   if (code == OUTBOX_OK) code = transaction_prepare(store, BEGIN, DATA_VERSION);
   sqlite3_set_authorizer(store->db, authorize, store);
   return code;
