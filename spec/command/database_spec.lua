@@ -1,9 +1,14 @@
 local command = require("spec.support.command")
 local outbox = require("outbox")
+local process = require("process")
 local support = require("spec.support")
 
 local COMMAND, fail, run = command.COMMAND, command.fail, command.run
 local shell, succeed = command.shell, command.succeed
+
+-- Root can read and write everything, so there the command runs as another user.
+local NOBODY = io.popen("id -u"):read("n") == 0
+  and "setpriv --reuid=65534 --regid=65534 --clear-groups " or ""
 
 describe("the database of the command", function()
   local directory
@@ -22,6 +27,35 @@ describe("the database of the command", function()
   local function exists(path)
     local file = io.open(path)
     return file ~= nil and file:close()
+  end
+
+  -- Makes an outbox with an entry in each state; returns its path.
+  local function make()
+    local path = directory .. "/app.db"
+    local store <close> = outbox.open(path)
+    store:migrate()
+    store:publish({ id = "a", payload = "of a" }, { id = "b" })
+    store:publish({ id = "c", deliver_at = outbox.clock.now() + 500 })
+    store:bury_entry("b", "refused")
+    store:claim_entries("worker", outbox.clock.now() + 500)
+    return path
+  end
+
+  -- Every subcommand that only looks, with a pattern of its output.
+  local LOOKS = {
+    { "stats %s", "ready +1 .*delayed +1 .*dead +1.*leases +1" }, { "leases %s", "worker" },
+    { "list %s", "\n1 +a " }, { "list %s delayed", " c " }, { "list %s dead", "refused" },
+    { "dead list %s", "refused" }, { "show %s a --raw", "^of a$" },
+    { "top %s --count 1", "ready=1 delayed=1 dead=1" },
+  }
+
+  local function look(uri, before)
+    for _, case in ipairs(LOOKS) do
+      local out, status, err = shell((before or "") .. COMMAND .. " "
+        .. case[1]:format("'" .. uri .. "'"))
+      assert.same({ 0, "" }, { status, err }, case[1])
+      assert.matches(case[2], out)
+    end
   end
 
   it("makes no tables in another's database, however it is named", function()
@@ -74,6 +108,63 @@ describe("the database of the command", function()
     fail(2, "DB must be a file", "publish :memory: x")
   end)
 
+  it("can be looked at, and not written, with mode=ro", function()
+    local path = make()
+    local uri = "file:" .. path .. "?mode=ro"
+    look(uri)
+    fail(1, "cannot be written %(readonly%)", ("publish '%s' x"):format(uri))
+    fail(1, "cannot be written %(readonly%)", ("dead requeue '%s' --all"):format(uri))
+    fail(1, "cannot be written %(readonly%)", ("relay '%s' --to stdout:"):format(uri))
+  end)
+
+  it("can be looked at in a journal mode that is not WAL, which stays", function()
+    local path = make()
+    local function mode(change)
+      return (shell(("sqlite3 %s 'PRAGMA journal_mode%s'"):format(path, change or "")))
+    end
+    assert.equal("delete\n", mode("=DELETE"))
+    look(path)
+    look("file:" .. path .. "?mode=ro")
+    assert(os.execute(("chmod 444 %s && chmod 555 %s"):format(path, directory)))
+    look(path, NOBODY)
+    assert.equal("delete\n", mode())
+  end)
+
+  it("can be looked at by a user who may only read it, while a program has it open", function()
+    local path = make()
+    local open <close> = outbox.open(path)
+    open:publish({ id = "d" })
+    open:delete_entries("d")
+    assert(os.execute(("chmod 444 %s* && chmod 555 %s"):format(path, directory)))
+    look(path, NOBODY)
+    local _, status, err = shell(NOBODY .. COMMAND .. " dead requeue " .. path .. " --all")
+    assert.equal(1, status)
+    assert.matches("%(readonly%)\n$", err)
+  end)
+
+  it("says what to do where a log cannot be made for a user who may only read", function()
+    local path = make()
+    assert(os.execute(("chmod 444 %s && chmod 555 %s"):format(path, directory)))
+    local _, status, err = shell(NOBODY .. COMMAND .. " stats " .. path)
+    assert.equal(1, status)
+    assert.matches("^outbox: [^\n]*user who may write to its directory[^\n]*immutable=1 "
+      .. "%(cantopen%)\n$", err)
+    look("file:" .. path .. "?immutable=1", NOBODY)
+  end)
+
+  it("says the same where a killed program left a log without its index", function()
+    local path = make()
+    local pid = process.fork(function()
+      local store = outbox.open(path)
+      store:publish({ id = "d" })
+      process.kill(process.pid(), 9)
+    end)
+    process.wait(pid)
+    assert(os.execute(("rm %s-shm && chmod 444 %s* && chmod 555 %s"):format(path, path, directory)))
+    local _, status, err = shell(NOBODY .. COMMAND .. " stats " .. path)
+    assert.equal(1, status)
+    assert.matches("user who may write to its directory", err)
+  end)
 end)
 
 describe("a store that only reads", function()

@@ -16,7 +16,7 @@ function M.define(command)
 end
 
 function M.run(options)
-  local store <close> = database.open(options)
+  local store <close> = database.look(options)
   local now = outbox.clock.now()
   local rows = { { "PROCESSOR", "CLAIMED", "DEADLINE", "FIRST", "LAST", "IN HAND" } }
   for _, lease in ipairs(store:stats().leases) do

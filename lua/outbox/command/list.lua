@@ -57,7 +57,7 @@ end
 --- Lists the entries of `options.state`, default "ready".
 function M.run(options)
   options.state = options.state or "ready"
-  local store <close> = database.open(options)
+  local store <close> = database.look(options)
   local shown, last, more, now = 0, nil, false, outbox.clock.now()
   local rows = { header(options.state) }
   for entry in entries.each(store, options) do

@@ -80,7 +80,7 @@ local function show_text(store, entry)
 end
 
 function M.run(options)
-  local store <close> = database.open(options)
+  local store <close> = database.look(options)
   local found = store:find_entries(options.id)
   if not found[1] then
     error(errors.new("missing", "no entry has the id " .. format.line(options.id)), 0)

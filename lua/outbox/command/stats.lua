@@ -56,7 +56,7 @@ local function prometheus(stats, now, options)
 end
 
 function M.run(options)
-  local store <close> = database.open(options)
+  local store <close> = database.look(options)
   local show = options.json and json or options.prometheus and prometheus or text
   show(store:stats(), outbox.clock.now(), options)
 end

@@ -123,7 +123,7 @@ local function open_screen()
 end
 
 function M.run(options)
-  local store <close> = database.open(options)
+  local store <close> = database.look(options)
   local terminal = core.terminal_size(io.stdout) ~= nil
   local show = terminal and print_screen or print_line
   core.catch_signals()

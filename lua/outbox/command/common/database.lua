@@ -19,6 +19,11 @@ local function open(options, mode, synchronous)
     { prefix = options.prefix, mode = mode, synchronous = synchronous })
 end
 
+--- Opens the database to look at it. It need not be writable. Raises if there is none.
+function M.look(options)
+  return open(options, "read")
+end
+
 --- Opens the database. Raises if there is none.
 function M.open(options, synchronous)
   return open(options, "write", synchronous)
