@@ -220,7 +220,7 @@ describe("the exec publisher", function()
     local path = support.path()
     for i, command in ipairs({ OK, "trap '' PIPE; while :; do echo ok; sleep 0.01; done 2>&-",
       "cat > /dev/null", "exit 1" }) do
-      new(("echo $$ >> %s; %s"):format(path, command), { timeout = 0.1 })
+      new(("echo $$ >> %s; %s"):format(path, command), { timeout = 0.5 })
       publisher:publish(messages(1), "n")
       publisher:publish(messages(1), "n")
       publisher:close()
