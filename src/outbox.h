@@ -69,6 +69,7 @@ typedef struct outbox_store outbox_store;
   X(FULL, "full")             /* the disk is full, or the database has reached its size limit */   \
   X(IO, "io")                 /* the operating system failed to read or write */                   \
   X(MISUSE, "misuse")         /* the call does not fit the state of the store */                   \
+  X(MOVED, "moved")           /* the file was deleted, moved or replaced while it was open */      \
   X(NOMEM, "nomem")           /* out of memory */                                                  \
   X(NOTADB, "notadb")         /* the file is not an SQLite database */                             \
   X(READONLY, "readonly")     /* the database cannot be written */                                 \
@@ -396,6 +397,10 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count);
 ** back.
 **
 ** A call that finds nothing to claim and nothing to tidy writes nothing.
+**
+** Fails with MOVED when the path no longer leads to the file that is open, or its write-ahead log
+** was deleted: nobody else sees what is written here. This is looked at once a second at most, also
+** by outbox_wait and outbox_count_entries.
 */
 int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
                          int64_t limit, bool exclusive, outbox_claimed *claimed);
@@ -484,7 +489,7 @@ int outbox_bury_entry(outbox_store *store, outbox_bytes id, outbox_bytes error, 
 ** may be something. A timeout of 0 never blocks. Then *look_again is the number of microseconds
 ** after which to ask again, because a commit may become visible soon, or because nothing makes
 ** outbox_pollfd readable here; 0 if that descriptor becomes readable. Fails with MISUSE in a
-** transaction.
+** transaction; with MOVED as outbox_claim_entries does.
 */
 int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_again);
 

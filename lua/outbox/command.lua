@@ -23,6 +23,8 @@ local SUBCOMMANDS = { "migrate", "publish", "relay", "stats", "leases", "top", "
 local STATUS = { usage = 2, missing = 3 }
 -- As if a signal had ended the process: SIGINT, and SIGPIPE where that is ignored.
 local INTERRUPTED, UNREAD = 130, 141
+-- The database file was deleted or replaced. A supervisor should start the command again.
+local MOVED = 5
 
 local EPILOG = [[
 Exit status:
@@ -30,7 +32,8 @@ Exit status:
    1  it failed: standard error has the reason and the code of the error
    2  wrong arguments
    3  there is no entry with this id
-   4  relay --once: something that was due is not delivered]]
+   4  relay --once: something that was due is not delivered
+   5  relay, top: the database file was deleted, moved or replaced]]
 
 local function refuse(parser, message)
   local command = parser:get_usage():match("^Usage: ([%l ]*%l)")
@@ -119,7 +122,7 @@ local function explain(raised)
     return STATUS[code] or STATUS.usage
   end
   io.stderr:write(text:find("^outbox: ") and text or "outbox: " .. text, "\n")
-  return 1
+  return code == "moved" and MOVED or 1
 end
 
 return function(arguments)

@@ -21,7 +21,7 @@ local min = math.min
 -- and the errors that trying again cannot fix.
 local DATABASE_BACKOFF = { base = 0.05, factor = 2, cap = 5 }
 local STOP_TRIES = 5
-local FATAL = { closed = true, forked = true }
+local FATAL = { closed = true, forked = true, moved = true }
 
 local Processor = {}
 Processor.__index = Processor
@@ -134,7 +134,7 @@ end
 -- @function processor:step
 -- @treturn ?number seconds after which to call it again, or sooner when `pollfd` is readable; nil
 -- when `stop` was called and all is settled
--- @raise `closed`, `forked`; other failures of the database are reported and tried again
+-- @raise `closed`, `forked`, `moved`; other failures of the database are reported and tried again
 ---@return number?
 function Processor:step()
   if self.busy then
@@ -215,7 +215,7 @@ end
 -- @function processor:run
 -- @tparam[opt] table options `signals`, default false
 -- @treturn ?string with `signals`: the name of the signal that came, nil if none did
--- @raise `closed`, `forked`; other failures of the database are reported and tried again
+-- @raise `closed`, `forked`, `moved`; other failures of the database are reported and tried again
 ---@param given? { signals?: boolean }
 ---@return string?
 function Processor:run(given)

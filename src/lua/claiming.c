@@ -29,7 +29,8 @@ other
 processor's claim lapses: seconds since the Unix epoch; nil: never
 @treturn ?integer the lowest place (`seq`) to which an entry came back from a retry; nil: none did
 @treturn boolean whether the claim was to be exclusive and another processor has a live claim
-@raise `busy`, `full`; what the clock raises; `callback` when it raises or yields inside the lock
+@raise `busy`, `full`; what the clock raises; `callback` when it raises or yields inside the lock;
+`moved` when the database file was deleted or replaced
 */
 static int store_claim_entries(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
@@ -233,7 +234,7 @@ process, or a publish on this store. Returns at once where there is. A signal en
 @treturn boolean whether there may be something new
 @treturn ?number with a timeout of 0: seconds after which to call this again, because the descriptor
 of `pollfd` may stay silent; nil where the descriptor will tell
-@raise `misuse` in a transaction
+@raise `misuse` in a transaction; `moved` when the database file was deleted or replaced
 */
 static int store_wait(lua_State *L) {
   bool rung;

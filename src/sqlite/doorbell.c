@@ -12,6 +12,7 @@
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -28,6 +29,9 @@
 
 /* Microseconds between two looks where there is no bell. */
 #define LOOK_EVERY 10000
+
+/* Microseconds between two checks that the files are in their places. */
+#define CHECK_EVERY 1000000
 
 /* --- The bell -------------------------------------------------------------------------------- */
 
@@ -127,6 +131,39 @@ void doorbell_close(outbox_store *store) {
   store->doorbell.file = store->doorbell.fd = -1;
 }
 
+/* --- The files ------------------------------------------------------------------------------- */
+
+/*
+** SQLite keeps the log as long as a connection in WAL mode is open. If it has gone, somebody else
+** has deleted it, and new connections begin another one. The application's own connection may have
+** left WAL mode.
+*/
+static bool has_lost_log(outbox_store *store, const char *path) {
+  struct stat log;
+  if (store->attached) return false;
+  bool there = stat(sqlite3_filename_wal(path), &log) == 0;
+  if (there && store->doorbell.log == 0) store->doorbell.log = log.st_ino;
+  return store->doorbell.log != 0 && !(there && store->doorbell.log == log.st_ino);
+}
+
+int doorbell_check(outbox_store *store) {
+  int64_t now = clock_monotonic();
+  if (now < store->doorbell.checked_at + CHECK_EVERY) return OUTBOX_OK;
+  const char *path = sqlite3_db_filename(store->db, "main");
+  int moved = 0;
+  if (path == NULL || path[0] == '\0') return OUTBOX_OK;
+  sqlite3_file_control(store->db, "main", SQLITE_FCNTL_HAS_MOVED, &moved);
+  if (moved)
+    return store_fail(store, OUTBOX_MOVED,
+                      "%s: the file was deleted, moved or replaced while it was open", path);
+  if (has_lost_log(store, path))
+    return store_fail(
+        store, OUTBOX_MOVED,
+        "%s-wal: the write-ahead log was deleted, moved or replaced while it was open", path);
+  store->doorbell.checked_at = now;
+  return OUTBOX_OK;
+}
+
 /* --- What was seen --------------------------------------------------------------------------- */
 
 static int64_t own_changes(outbox_store *store) {
@@ -146,7 +183,8 @@ static int find_version(outbox_store *store, int64_t *version) {
 
 int doorbell_see(outbox_store *store) {
   store->doorbell.changes = own_changes(store);
-  return find_version(store, &store->doorbell.version);
+  int code = doorbell_check(store);
+  return code == OUTBOX_OK ? find_version(store, &store->doorbell.version) : code;
 }
 
 static int look(outbox_store *store, bool *changed) {
@@ -165,10 +203,13 @@ static int look_once(outbox_store *store, bool *changed, int64_t *again) {
   int64_t now = clock_monotonic();
   bool watched = bell->watching;
   if (bell->watching && drain(bell)) bell->rung_at = now;
+  if (watched && !bell->watching) bell->checked_at = INT64_MIN / 2; /* the log has gone, perhaps */
+  int code = doorbell_check(store);
+  if (code != OUTBOX_OK) return code;
   if (!bell->watching) tend(store);
   /* A write before the watch began rang no bell. */
   if (bell->watching && !watched) bell->rung_at = now;
-  int code = look(store, changed);
+  code = look(store, changed);
   *again = 0;
   if (code != OUTBOX_OK || *changed) return code;
   if (!bell->watching) {

@@ -13,6 +13,12 @@ int reading_next(outbox_store *store);
 
 /* Notes what this connection can see now, so that outbox_wait knows what is new. */
 int doorbell_see(outbox_store *store);
+
+/*
+** Fails with MOVED when the database's path no longer leads to the file that is open, or the log of
+** a store of its own has gone. Asks the system at most once a second.
+*/
+int doorbell_check(outbox_store *store);
 void doorbell_close(outbox_store *store);
 
 /* Ends the heartbeat's thread, if there is one. */

@@ -13,6 +13,7 @@ int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
   int64_t now, values[7];
   bool found;
   int code = transaction_enter(store);
+  if (code == OUTBOX_OK) code = doorbell_check(store);
   if (code == OUTBOX_OK) code = store_now(store, &now);
   if (code == OUTBOX_OK) code = sql_fetch(store, COUNT_ENTRIES_SQL, values, 7, &found, "i", now);
   if (code == OUTBOX_OK)

@@ -47,7 +47,7 @@ int store_make(outbox_store **out, const outbox_options *options) {
   store->pid = getpid();
   store->doorbell.fd = store->doorbell.file = -1;
   store->doorbell.version = -1; /* nothing has been seen: the first wait returns at once */
-  store->doorbell.rung_at = INT64_MIN / 2;
+  store->doorbell.rung_at = store->doorbell.checked_at = INT64_MIN / 2;
   store->lock_wait.timeout = 1000 * (int64_t)options->busy_timeout;
   store->clock = options->clock != NULL ? options->clock : outbox_system_clock;
   store->clock_context = options->clock_context;

@@ -69,6 +69,8 @@ typedef struct doorbell {
   int64_t changes;    /* rows that this connection had changed by then, less `processing` */
   int64_t processing; /* rows that claims and settlements changed: no reason to wake itself */
   int64_t rung_at;    /* when the bell rang last: its commit may not be visible yet */
+  int64_t checked_at; /* when the files were last seen in their places */
+  ino_t log;          /* the write-ahead log that was there then; 0: none yet */
 } doorbell;
 
 /* How long a connection waits for a lock, and since when it has been waiting; microseconds. */
