@@ -43,14 +43,14 @@ local function charged(entry)
 end
 
 -- The entries of contents.lua for which `chosen` returns true, as they must be read under a new
--- claim: in their order, without their place, and charged if they were in hand.
+-- claim: in their order, at their places, and charged if they were in hand.
 local function as_claimed(chosen)
   local list = {}
   for _, entry in ipairs(contents.ENTRIES) do
     if entry.seq and not entry.died_at and chosen(entry) then
       local result = { id = entry.id, namespace = entry.namespace, key = entry.key,
         payload = entry.payload, headers = entry.headers, created_at = entry.created_at,
-        attempts = entry.attempts, last_error = entry.last_error }
+        attempts = entry.attempts, last_error = entry.last_error, seq = entry.seq }
       list[#list + 1] = entry.IN_HAND and charged(result) or result
     end
   end
