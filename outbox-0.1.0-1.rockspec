@@ -108,6 +108,7 @@ build = {
         "src/lua/claiming.c",
         "src/lua/files.c",
         "src/lua/handle.c",
+        "src/lua/identity.c",
         "src/lua/listing.c",
         "src/lua/module.c",
         "src/lua/open.c",

@@ -121,6 +121,17 @@ typedef struct outbox_entry {
   int64_t due_at;          /* of delayed entries, else 0 */
 } outbox_entry;
 
+/*
+** Which entry a settlement means: the one that was read with this id and seq. The id alone may by
+** now be that of another entry, which was published since and never tried.
+*/
+typedef struct outbox_identity {
+  outbox_bytes id;
+  int64_t seq; /* OUTBOX_ANY_SEQ: whichever entry waits under the id, ready or delayed */
+} outbox_identity;
+
+#define OUTBOX_ANY_SEQ INT64_MIN
+
 /* A claim: the entries from first_seq to last_seq belong to processor_id until the deadline. */
 typedef struct outbox_lease {
   int64_t first_seq, last_seq; /* both included; last_seq INT64_MAX: future entries too */
@@ -457,10 +468,10 @@ int outbox_release_claim(outbox_store *store, outbox_bytes processor_id);
 int outbox_next(outbox_store *store, outbox_entry *entry);
 
 /*
-** Deletes entries, ready or delayed, because they were delivered. Ignores ids that are not there.
+** Deletes entries, ready or delayed, because they were delivered. Ignores those that are not there.
 ** *deleted becomes the number of entries deleted.
 */
-int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t count,
+int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, size_t count,
                           int64_t *deleted);
 
 /*
@@ -471,14 +482,14 @@ int outbox_delete_entries(outbox_store *store, const outbox_bytes *ids, size_t c
 ** its seq are added to this entry's id. The same happens when an entry is buried, and when a claim
 ** brings it back.
 */
-int outbox_retry_entry(outbox_store *store, outbox_bytes id, int64_t due_at, outbox_bytes error,
-                       bool *found);
+int outbox_retry_entry(outbox_store *store, outbox_identity entry, int64_t due_at,
+                       outbox_bytes error, bool *found);
 
 /*
 ** Counts a failed attempt and makes a dead letter of a ready entry. *found as above. Without an
 ** `error` nothing is counted: the attempts before were enough.
 */
-int outbox_bury_entry(outbox_store *store, outbox_bytes id, outbox_bytes error, bool *found);
+int outbox_bury_entry(outbox_store *store, outbox_identity entry, outbox_bytes error, bool *found);
 
 /* --- Waiting --------------------------------------------------------------------------------- */
 

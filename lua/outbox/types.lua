@@ -92,9 +92,13 @@
 ---@field after? integer where an earlier reading ended
 ---@field except? string[] namespaces to leave out
 ---@field hold? boolean note in the claim that these entries are in hand
+---@field remember? boolean so that settlements by id mean these entries, default true
 
 ---@alias outbox.get_claimed_entries
 ---| fun(self, id: string, size: integer, options?: outbox.selection): outbox.entry[], integer?
+
+---@alias outbox.retry_entry
+---| fun(self, entry: string|outbox.entry, due_at: number, error?: string): boolean
 
 ---@alias outbox.start_heartbeat
 ---| fun(self, processor_id: string, interval: number, max_duration: number)
@@ -104,9 +108,10 @@
 ---@field publish fun(self: outbox.store, ...: outbox.message): string ...
 ---@field claim_entries outbox.claim_entries
 ---@field get_claimed_entries outbox.get_claimed_entries
----@field delete_entries fun(self: outbox.store, ...: string): integer
----@field retry_entry fun(self: outbox.store, id: string, due_at: number, error?: string): boolean
----@field bury_entry fun(self: outbox.store, id: string, error?: string): boolean
+---@field delete_entries fun(self: outbox.store, ...: string|outbox.entry): integer
+---@field delete_batch fun(self: outbox.store, ids: string[], seqs: integer[]): integer
+---@field retry_entry outbox.retry_entry
+---@field bury_entry fun(self: outbox.store, entry: string|outbox.entry, error?: string): boolean
 ---@field renew_claim fun(self: outbox.store, processor_id: string, deadline: number): boolean
 ---@field release_claim fun(self: outbox.store, processor_id: string)
 ---@field start_heartbeat outbox.start_heartbeat

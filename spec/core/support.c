@@ -245,6 +245,21 @@ const char *read_ids(outbox_store *store) {
   return ids;
 }
 
+size_t read_identities(outbox_store *store, outbox_identity *entries, size_t size) {
+  static char ids[65536];
+  size_t count = 0, length = 0;
+  outbox_entry entry;
+  int code;
+  while ((code = outbox_next(store, &entry)) == OUTBOX_ROW) {
+    assert_true(count < size && length + entry.id.size < sizeof ids);
+    memcpy(ids + length, entry.id.data, entry.id.size);
+    entries[count++] = (outbox_identity){{ids + length, entry.id.size}, entry.seq};
+    length += entry.id.size;
+  }
+  assert_code(store, code, OUTBOX_DONE);
+  return count;
+}
+
 const char *claimed_ids(outbox_store *store, const char *processor) {
   assert_ok(store, outbox_get_claimed_entries(store, text(processor), 10000, NULL));
   return read_ids(store);
@@ -274,19 +289,19 @@ int64_t delete_ids(outbox_store *store, const char *ids) {
   outbox_bytes words[512];
   int64_t deleted = -1;
   size_t count = split(ids, words, LENGTH(words));
-  assert_ok(store, outbox_delete_entries(store, words, count, &deleted));
+  assert_ok(store, delete_any(store, words, count, &deleted));
   return deleted;
 }
 
 bool retry(outbox_store *store, const char *id, int64_t due_at) {
   bool found;
-  assert_ok(store, outbox_retry_entry(store, text(id), due_at, text("refused"), &found));
+  assert_ok(store, outbox_retry_entry(store, any(text(id)), due_at, text("refused"), &found));
   return found;
 }
 
 bool bury(outbox_store *store, const char *id) {
   bool found;
-  assert_ok(store, outbox_bury_entry(store, text(id), text("hopeless"), &found));
+  assert_ok(store, outbox_bury_entry(store, any(text(id)), text("hopeless"), &found));
   return found;
 }
 

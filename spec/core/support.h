@@ -17,6 +17,7 @@
 #include <cmocka.h>
 #include <sqlite3.h>
 
+#include "../support/identity.h"
 #include "outbox.h"
 
 /* --- Groups: one per file, each returns how many of its tests failed -------------------------- */
@@ -136,6 +137,9 @@ const char *claimed_ids(outbox_store *store, const char *processor);
 /* The leases as "processor:first-last", separated by spaces. The result is valid until the next
 ** call. */
 const char *leases(outbox_store *store);
+
+/* Reads as read_ids does. Returns the number of entries; the ids are valid until the next call. */
+size_t read_identities(outbox_store *store, outbox_identity *entries, size_t size);
 
 int64_t delete_ids(outbox_store *store, const char *ids); /* returns how many were deleted */
 

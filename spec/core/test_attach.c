@@ -53,7 +53,7 @@ static void no_operation_leaves_a_statement_or_a_transaction_behind(void **state
   assert_ok(store, outbox_hold_batch(store, text("p")));
   assert_true(retry(store, "taken", f->now + SECOND));
   assert_ok(store, outbox_renew_claim(store, text("p"), f->now, &done));
-  assert_ok(store, outbox_delete_entries(store, ids, 2, &count));
+  assert_ok(store, delete_any(store, ids, 2, &count));
   assert_int_equal(count, 1);
   assert_ok(store, outbox_release_claim(store, text("p")));
   assert_string_equal(leases(store), "");

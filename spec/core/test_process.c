@@ -47,9 +47,9 @@ static int try_everything(fixture *f) {
       outbox_renew_claim(s, a, NOW, &flag),
       outbox_start_heartbeat(s, a, SECOND, SECOND),
       outbox_release_claim(s, a),
-      outbox_delete_entries(s, &a, 1, &n),
-      outbox_retry_entry(s, a, NOW, a, &flag),
-      outbox_bury_entry(s, a, a, &flag),
+      delete_any(s, &a, 1, &n),
+      outbox_retry_entry(s, any(a), NOW, a, &flag),
+      outbox_bury_entry(s, any(a), a, &flag),
       outbox_wait(s, 0, &flag, &n),
       outbox_ready_entries(s, a, 0, 1),
       outbox_delayed_entries(s, a, 0, 1),
@@ -279,7 +279,7 @@ static int deliver_all(fixture *f) {
       int64_t deleted;
       snprintf(sql, sizeof sql, "INSERT INTO delivered VALUES ('%s')", ids[i]);
       code = outbox_code(sqlite3_exec(outbox_connection(store), sql, NULL, NULL, NULL));
-      if (code == OUTBOX_OK) code = outbox_delete_entries(store, &id, 1, &deleted);
+      if (code == OUTBOX_OK) code = delete_any(store, &id, 1, &deleted);
     }
   }
   outbox_close(store);

@@ -19,9 +19,9 @@ static void every_operation_before_the_migration_is_refused(void **state) {
               outbox_claim_entries(store, id, NOW, 0, false, &(outbox_claimed){.any = false}),
               OUTBOX_SCHEMA);
   assert_code(store, outbox_get_claimed_entries(store, id, 1, NULL), OUTBOX_SCHEMA);
-  assert_code(store, outbox_delete_entries(store, &id, 1, &count), OUTBOX_SCHEMA);
-  assert_code(store, outbox_retry_entry(store, id, NOW, id, &flag), OUTBOX_SCHEMA);
-  assert_code(store, outbox_bury_entry(store, id, id, &flag), OUTBOX_SCHEMA);
+  assert_code(store, delete_any(store, &id, 1, &count), OUTBOX_SCHEMA);
+  assert_code(store, outbox_retry_entry(store, any(id), NOW, id, &flag), OUTBOX_SCHEMA);
+  assert_code(store, outbox_bury_entry(store, any(id), id, &flag), OUTBOX_SCHEMA);
   assert_code(store, outbox_dead_entries(store, id, 0, 1), OUTBOX_SCHEMA);
   assert_code(store, outbox_requeue_entries(store, &id, 1, &count), OUTBOX_SCHEMA);
   assert_code(store, outbox_purge_entries(store, &id, 1, &count), OUTBOX_SCHEMA);

@@ -256,9 +256,9 @@ static void an_error_may_be_missing(void **state) {
   const outbox_bytes none = {0};
   bool found;
   publish(f->store, "a b");
-  assert_ok(f->store, outbox_retry_entry(f->store, text("a"), NOW + 1, none, &found));
+  assert_ok(f->store, outbox_retry_entry(f->store, any(text("a")), NOW + 1, none, &found));
   assert_true(found);
-  assert_ok(f->store, outbox_bury_entry(f->store, text("b"), none, &found));
+  assert_ok(f->store, outbox_bury_entry(f->store, any(text("b")), none, &found));
   assert_true(found);
   assert_int_equal(number(f->db, "SELECT last_error IS NULL FROM outbox_delayed"), 1);
   assert_int_equal(number(f->db, "SELECT last_error IS NULL FROM outbox_dead"), 1);

@@ -106,9 +106,9 @@ static void what_follows_a_transaction_ended_by_sql_is_not_committed_alone(void 
   assert_code(f->store,
               outbox_claim_entries(f->store, id, NOW, 0, false, &(outbox_claimed){.any = false}),
               OUTBOX_MISUSE);
-  assert_code(f->store, outbox_delete_entries(f->store, &id, 1, &count), OUTBOX_MISUSE);
-  assert_code(f->store, outbox_retry_entry(f->store, id, NOW, id, &flag), OUTBOX_MISUSE);
-  assert_code(f->store, outbox_bury_entry(f->store, id, id, &flag), OUTBOX_MISUSE);
+  assert_code(f->store, delete_any(f->store, &id, 1, &count), OUTBOX_MISUSE);
+  assert_code(f->store, outbox_retry_entry(f->store, any(id), NOW, id, &flag), OUTBOX_MISUSE);
+  assert_code(f->store, outbox_bury_entry(f->store, any(id), id, &flag), OUTBOX_MISUSE);
   assert_code(f->store, outbox_commit(f->store), OUTBOX_MISUSE);
   assert_string_equal(ids_in(f->db, "entries"), "kept");
   /* The failed commit has ended the transaction of the store. */
@@ -217,9 +217,9 @@ static void every_write_is_busy_while_another_connection_writes(void **state) {
   assert_code(f->store,
               outbox_claim_entries(f->store, id, NOW, 0, false, &(outbox_claimed){.any = false}),
               OUTBOX_BUSY);
-  assert_code(f->store, outbox_delete_entries(f->store, &id, 1, &count), OUTBOX_BUSY);
-  assert_code(f->store, outbox_retry_entry(f->store, id, NOW, id, &flag), OUTBOX_BUSY);
-  assert_code(f->store, outbox_bury_entry(f->store, id, id, &flag), OUTBOX_BUSY);
+  assert_code(f->store, delete_any(f->store, &id, 1, &count), OUTBOX_BUSY);
+  assert_code(f->store, outbox_retry_entry(f->store, any(id), NOW, id, &flag), OUTBOX_BUSY);
+  assert_code(f->store, outbox_bury_entry(f->store, any(id), id, &flag), OUTBOX_BUSY);
   assert_code(f->store, outbox_requeue_entries(f->store, &id, 1, &count), OUTBOX_BUSY);
   assert_code(f->store, outbox_purge_entries(f->store, &id, 1, &count), OUTBOX_BUSY);
   execute(writer, "ROLLBACK");

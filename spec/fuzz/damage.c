@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../support/identity.h"
 #include "fuzz.h"
 #include "outbox.h"
 
@@ -154,9 +155,9 @@ static void process(outbox_store *store, const char *name, int64_t limit, bool e
   TRY(outbox_hold_batch(store, processor));
   if (!TRY(outbox_begin(store))) return;
   TRY(outbox_renew_claim(store, processor, NOW + 2 * SECOND, &done));
-  if (count > 2) TRY(outbox_retry_entry(store, ids[0], NOW + SECOND, text("no"), &done));
-  if (count > 2) TRY(outbox_bury_entry(store, ids[1], text("never"), &done));
-  TRY(outbox_delete_entries(store, ids, count, &deleted));
+  if (count > 2) TRY(outbox_retry_entry(store, any(ids[0]), NOW + SECOND, text("no"), &done));
+  if (count > 2) TRY(outbox_bury_entry(store, any(ids[1]), text("never"), &done));
+  TRY(delete_any(store, ids, count, &deleted));
   if (!TRY(outbox_commit(store))) TRY(outbox_rollback(store));
 }
 
@@ -173,8 +174,8 @@ static void operate(outbox_store *store, bool waits) {
   TRY(outbox_purge_entries(store, ids, 4, &found));
   TRY(outbox_rollback(store));
   TRY(outbox_purge_entries(store, ids, 4, &found));
-  TRY(outbox_delete_entries(store, ids, 4, &found));
-  TRY(outbox_retry_entry(store, text("two"), NOW, (outbox_bytes){NULL, 0}, &done));
+  TRY(delete_any(store, ids, 4, &found));
+  TRY(outbox_retry_entry(store, any(text("two")), NOW, (outbox_bytes){NULL, 0}, &done));
   if (waits) TRY(outbox_wait(store, 0, &done, &look_again));
   TRY(outbox_release_claim(store, text("p")));
   TRY(outbox_release_claim(store, text("q")));
@@ -231,9 +232,9 @@ static void make_images(void) {
   read_all(store, outbox_get_claimed_entries(store, text("q"), 10, NULL), NULL, 0);
   TRY(outbox_hold_batch(store, text("q")));
   now = NOW;
-  TRY(outbox_bury_entry(store, text("dead"), text("hopeless"), &done));
-  TRY(outbox_retry_entry(store, text("again"), NOW - 1, text("refused"), &done));
-  TRY(outbox_retry_entry(store, text("soon"), NOW + SECOND, text("refused"), &done));
+  TRY(outbox_bury_entry(store, any(text("dead")), text("hopeless"), &done));
+  TRY(outbox_retry_entry(store, any(text("again")), NOW - 1, text("refused"), &done));
+  TRY(outbox_retry_entry(store, any(text("soon")), NOW + SECOND, text("refused"), &done));
   outbox_close(store);
   read_file(path, &whole);
 

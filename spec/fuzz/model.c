@@ -84,6 +84,12 @@ bool model_delete(unsigned id) {
   return true;
 }
 
+bool model_delete_at(unsigned id, int64_t seq) {
+  const entry *e = &current->entries[id];
+  bool same = e->place == READY ? e->seq == seq : e->place == DELAYED && e->position == seq;
+  return same && model_delete(id);
+}
+
 bool model_retry(unsigned id, int64_t due_at, bool failed) {
   entry *e = &current->entries[id];
   if (e->place != READY && (e->place != DELAYED || failed)) return false;

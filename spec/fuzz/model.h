@@ -86,6 +86,7 @@ void model_hold(int owner, const seqs *batch);
 void model_renew(int owner, int64_t deadline);
 void model_release(int owner);
 bool model_delete(unsigned id);
+bool model_delete_at(unsigned id, int64_t seq); /* only the entry that was read at this place */
 bool model_retry(unsigned id, int64_t due_at, bool failed);
 bool model_bury(unsigned id, bool failed);
 bool model_requeue(unsigned id);

@@ -9,6 +9,7 @@
 #include <sqlite3.h>
 #include <string.h>
 
+#include "../support/identity.h"
 #include "fuzz.h"
 #include "model.h"
 
@@ -21,8 +22,8 @@ static sqlite3_stmt *everything;
 static char ids[IDS][4]; /* the ids of the model as text */
 static const char *const NAMES[PROCESSORS] = {"one", "two", "three"};
 
-static seqs batch;                 /* the entries that the store remembers to have read last */
-static outbox_bytes read_ids[IDS]; /* the ids of the entries that were read last */
+static seqs batch;                /* the entries that the store remembers to have read last */
+static outbox_identity read[IDS]; /* the entries that were read last */
 static size_t read_count;
 static bool used_ids[IDS]; /* the ids that this call of publish has generated */
 
@@ -162,7 +163,7 @@ static void get(int owner, unsigned size, const outbox_selection *selection) {
     expect_number("get: seq", entry.seq, e->seq);
     expect_number("get: attempts", entry.attempts, e->attempts);
     batch.items[batch.count++] = e->seq;
-    read_ids[read_count++] = bytes(ids[list[i]]);
+    read[read_count++] = (outbox_identity){bytes(ids[list[i]]), e->seq};
     given++;
   }
   code = outbox_next(store, &entry);
@@ -210,7 +211,7 @@ static void release(input *in) {
 
 static void delete_all(const outbox_bytes *list, size_t count) {
   int64_t deleted, expected = 0;
-  expect_code("delete", outbox_delete_entries(store, list, count, &deleted), OUTBOX_OK);
+  expect_code("delete", delete_any(store, list, count, &deleted), OUTBOX_OK);
   for (size_t i = 0; i < count; i++)
     expected += model_delete(id_of(list[i]));
   expect_number("delete", deleted, expected);
@@ -224,7 +225,12 @@ static void delete_some(input *in) {
 
 static void delete_batch(input *in) {
   unsigned choice = take(in); /* up to 200: the whole batch; above: only the first part of it */
-  delete_all(read_ids, choice > 200 && read_count > 0 ? choice % read_count : read_count);
+  size_t count = choice > 200 && read_count > 0 ? choice % read_count : read_count;
+  int64_t deleted, expected = 0;
+  expect_code("delete", outbox_delete_entries(store, read, count, &deleted), OUTBOX_OK);
+  for (size_t i = 0; i < count; i++)
+    expected += model_delete_at(id_of(read[i].id), read[i].seq);
+  expect_number("delete", deleted, expected);
 }
 
 static void retry(input *in) {
@@ -232,7 +238,8 @@ static void retry(input *in) {
   int64_t due_at = choose_time(in);
   outbox_bytes error = fails ? bytes("refused") : (outbox_bytes){NULL, 0};
   bool found;
-  expect_code("retry", outbox_retry_entry(store, bytes(ids[id]), due_at, error, &found), OUTBOX_OK);
+  expect_code("retry", outbox_retry_entry(store, any(bytes(ids[id])), due_at, error, &found),
+              OUTBOX_OK);
   expect_number("retry", found, model_retry(id, due_at, fails));
 }
 
@@ -240,7 +247,7 @@ static void bury(input *in) {
   unsigned id = choose(in, IDS), fails = choose(in, 2);
   outbox_bytes error = fails ? bytes("hopeless") : (outbox_bytes){NULL, 0};
   bool found;
-  expect_code("bury", outbox_bury_entry(store, bytes(ids[id]), error, &found), OUTBOX_OK);
+  expect_code("bury", outbox_bury_entry(store, any(bytes(ids[id])), error, &found), OUTBOX_OK);
   expect_number("bury", found, model_bury(id, fails));
 }
 

@@ -26,9 +26,11 @@ local function dump(store)
     SELECT 'order ' || number FROM orders]])
 end
 
+local LONG = ("long "):rep(20)
+
 -- A store with entries in every state, and Lua functions for all callbacks. No entry has headers,
 -- because lua-cjson leaks memory when it runs out of memory while it decodes.
-local function prepare()
+local function prepare_few()
   local clock = testing.clock(1000)
   local store = outbox.open(":memory:", {
     clock = function()
@@ -51,10 +53,21 @@ local function prepare()
   return store
 end
 
+-- Many of its entries are in hand of a processor with a long ID.
+local function prepare_batch()
+  local store = prepare_few()
+  for i = 1, 20 do
+    store:publish({ id = "new-" .. i })
+  end
+  store:claim_entries(LONG, 1010)
+  assert(#store:get_claimed_entries(LONG, 100) == 21)
+  return store
+end
+
 local function nothing() end
 
 -- The contents of the store after an operation that nothing disturbs.
-local function effect(run)
+local function effect(prepare, run)
   local store <close> = prepare()
   run(store)
   return dump(store)
@@ -64,7 +77,8 @@ local function is_out_of_memory(problem)
   return problem == "not enough memory" or type(problem) == "table" and problem.code == "nomem"
 end
 
-local function operation(name, run)
+local function operation(name, run, prepare)
+  prepare = prepare or prepare_few
   return {
     name = name,
     prepare = prepare,
@@ -73,8 +87,8 @@ local function operation(name, run)
       assert(ok or is_out_of_memory(problem), tostring(problem))
       collectgarbage()
       store:wait(0) -- fails if a transaction was left open
-      local now, after = dump(store), effect(run)
-      assert(now == (ok and after or effect(nothing)), now)
+      local now, after = dump(store), effect(prepare, run)
+      assert(now == (ok and after or effect(prepare, nothing)), now)
       if not ok then
         run(store)
         now = dump(store)
@@ -165,9 +179,19 @@ return {
       store:release_claim("p")
     end)
   end),
+  operation("release_claim of a processor with a long ID", function(store)
+    store:release_claim(LONG)
+  end, prepare_batch),
   operation("delete_entries", function(store)
     store:delete_entries("old-1", "late", "nobody")
   end),
+  operation("delete_entries of a whole batch", function(store)
+    local ids = { "old-5" }
+    for i = 1, 20 do
+      ids[i + 1] = "new-" .. i
+    end
+    store:delete_entries(table.unpack(ids))
+  end, prepare_batch),
   operation("retry_entry", function(store)
     store:retry_entry("old-1", 1040, "no")
   end),
@@ -216,7 +240,7 @@ return {
   {
     name = "processor",
     prepare = function()
-      local store, delivered = prepare(), {}
+      local store, delivered = prepare_few(), {}
       store:release_claim("p")
       return {
         store = store,

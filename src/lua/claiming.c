@@ -45,6 +45,7 @@ static int store_claim_entries(lua_State *L) {
     exclusive = shim_opt_boolean(L, 4, "exclusive");
     luaL_argcheck(L, limit == 0 || !exclusive, 4, "a claim cannot be exclusive and have a limit");
   }
+  shim_renew_memory(L, self, 1, 2);
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   self->claiming = self->lua_clock ? L : NULL;
@@ -59,6 +60,7 @@ static int store_claim_entries(lua_State *L) {
                lua_pushfstring(L, "the clock failed: %s", lua_tostring(L, -1)));
   }
   shim_check(L, self->store, code);
+  if (!claimed.any) shim_forget_claim(L, self, 1, 2);
   lua_pushboolean(L, claimed.any);
   if (claimed.again_at != 0)
     shim_push_seconds(L, claimed.again_at);
@@ -111,23 +113,26 @@ its retry, "none" (the default), "key" (later entries of its namespace and key) 
 later entries). `after` (an integer): where an earlier reading ended. `except`: an array of
 namespaces to leave out. `hold` (a boolean): note in the claim that these entries are in hand, so
 that they are charged if the processor dies. With `hold`, it is best to make this call in one
-transaction with the settlement of the batch before
+transaction with the settlement of the batch before. `remember` (a boolean, default true): remember
+these entries, so that `delete_entries`, `retry_entry` and `bury_entry` mean them by their ids; if
+it is false, give them the entries
 @treturn {outbox.entry,...} each with `id`, `namespace`, `key`, `payload`, `headers`, `created_at`
 (seconds since the Unix epoch), `attempts` (failed deliveries), `last_error` and `seq` (its place in
 the order of commits: it rises within a key, and a dead letter that is requeued gets a new one)
 @treturn ?integer with options: where the reading ended, for the `after` of the next one. A reading
 ends early after it has looked at 10,000 entries. It has reached the end when this number does not
 change
-@raise `busy`, `full` with `hold`; what the clock raises
+@raise `busy`, `full` with `hold`; `misuse` when 100,000 entries are remembered; what the clock
+raises
 */
 static int store_get_claimed_entries(lua_State *L) {
-  static const char *const OPTIONS[] = {"ordering", "after", "except", "hold", NULL};
+  static const char *const OPTIONS[] = {"ordering", "after", "except", "hold", "remember", NULL};
   static const char *const ORDERINGS[] = {[OUTBOX_ORDERING_NONE] = "none",
                                           [OUTBOX_ORDERING_KEY] = "key",
                                           [OUTBOX_ORDERING_STRICT] = "strict",
                                           [OUTBOX_ORDERING_STRICT + 1] = NULL};
   outbox_selection selection = {.after = INT64_MIN};
-  bool hold = false;
+  bool hold = false, remember = true;
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   int64_t batch_size = check_count(L, 3);
@@ -137,22 +142,32 @@ static int store_get_claimed_entries(lua_State *L) {
     selection.ordering = (enum outbox_ordering)shim_opt_name(L, 4, "ordering", ORDERINGS, 0);
     selection.after = shim_opt_integer(L, 4, "after", INT64_MIN, INT64_MIN);
     hold = shim_opt_boolean(L, 4, "hold");
+    if (lua_getfield(L, 4, "remember") != LUA_TNIL) remember = shim_opt_boolean(L, 4, "remember");
     if (lua_getfield(L, 4, "except") != LUA_TNIL) {
       luaL_argcheck(L, lua_type(L, -1) == LUA_TTABLE, 4, "except must be an array of strings");
       selection.except = check_array(L, 4, &selection.except_count);
     }
   }
+  int memory = 0;
+  if (remember) {
+    shim_push_memory(L, 1, 2);
+    memory = lua_gettop(L);
+  }
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  shim_push_entries(L, self,
-                    outbox_get_claimed_entries(self->store, processor_id, batch_size,
-                                               selected ? &selection : NULL),
-                    false);
+  size_t read = shim_push_batch(L, self,
+                                outbox_get_claimed_entries(self->store, processor_id, batch_size,
+                                                           selected ? &selection : NULL),
+                                memory);
+  int64_t read_to = selected ? outbox_read_to(self->store) : 0;
+  if (remember) {
+    lua_pushvalue(L, memory);
+    shim_remember(L, self, 1, 2, read);
+    shim_check_store(L, 1); /* remembering allocates, and a finalizer may close the store */
+  }
+  /* Last, because it writes: nothing may fail after it. With nothing in hand, the claim says so. */
+  if (hold && read > 0) shim_check(L, self->store, outbox_hold_batch(self->store, processor_id));
   if (!selected) return 1;
-  int64_t read_to = outbox_read_to(self->store);
-  /* When it has nothing in hand, the claim already says so. */
-  if (hold && lua_rawlen(L, -1) > 0)
-    shim_check(L, self->store, outbox_hold_batch(self->store, processor_id));
   lua_pushinteger(L, read_to);
   return 2;
 }
@@ -176,6 +191,7 @@ static int store_renew_claim(lua_State *L) {
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self->store, outbox_renew_claim(self->store, processor_id, deadline, &renewed));
+  if (!renewed) shim_forget_claim(L, self, 1, 2);
   lua_pushboolean(L, renewed);
   return 1;
 }
@@ -221,6 +237,7 @@ static int store_release_claim(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   shim_check(L, self->store, outbox_release_claim(self->store, processor_id));
+  shim_forget_claim(L, self, 1, 2);
   return 0;
 }
 

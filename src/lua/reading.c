@@ -13,12 +13,14 @@ static void set_bytes(lua_State *L, const char *field, outbox_bytes bytes) {
 typedef struct reading {
   outbox_store *store;
   int code;
-  bool listed; /* each entry comes with its time */
+  bool listed;   /* each entry comes with its time */
+  bool remember; /* the table at MEMORY gets the place of each entry */
 } reading;
 
 /* The names of an entry's fields lie at the bottom of the stack, because that saves time. */
 enum {
-  ENTRY_ID = 2,
+  MEMORY = 2,
+  ENTRY_ID,
   ENTRY_NAMESPACE,
   ENTRY_KEY,
   ENTRY_PAYLOAD,
@@ -46,6 +48,19 @@ static void set_entry_bytes(lua_State *L, int name, outbox_bytes bytes) {
   lua_rawset(L, -3);
 }
 
+/* Sets the id, and notes the place of the entry under the id. */
+static void set_entry_id(lua_State *L, const reading *reading, const outbox_entry *entry) {
+  if (entry->id.data == NULL) return;
+  lua_pushvalue(L, ENTRY_ID);
+  lua_pushlstring(L, entry->id.data, entry->id.size);
+  if (reading->remember) {
+    lua_pushvalue(L, -1);
+    lua_pushinteger(L, entry->seq);
+    lua_rawset(L, MEMORY);
+  }
+  lua_rawset(L, -3);
+}
+
 /* Decodes the headers of the entries, which are JSON. */
 static void decode_headers(lua_State *L) {
   for (lua_Integer i = 1; lua_rawgeti(L, ENTRIES, i) != LUA_TNIL; i++) {
@@ -69,7 +84,7 @@ static int read_entries(lua_State *L) {
   for (lua_Integer i = 1; (reading->code = outbox_next(reading->store, &entry)) == OUTBOX_ROW;
        i++) {
     lua_createtable(L, 0, MOST_FIELDS);
-    set_entry_bytes(L, ENTRY_ID, entry.id);
+    set_entry_id(L, reading, &entry);
     set_entry_bytes(L, ENTRY_NAMESPACE, entry.namespace);
     set_entry_bytes(L, ENTRY_KEY, entry.key);
     set_entry_bytes(L, ENTRY_PAYLOAD, entry.payload);
@@ -96,18 +111,21 @@ static int read_entries(lua_State *L) {
 }
 
 /*
-** Pushes the array that `read` makes of the reading that the core has started, with `code`. The
-** call is protected, because Lua may run out of memory. A finalizer that the collector runs
-** meanwhile cannot use the store. If it closes the store, that is done afterwards.
+** Pushes the array that `read` makes of the reading that the core has started, with `code`. Pops
+** the memory, a table or nil, from the top before. The call is protected, because Lua may run out
+** of memory. A finalizer that the collector runs meanwhile cannot use the store. If it closes the
+** store, that is done afterwards.
 */
 static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
                          bool listed) {
   shim_check(L, self->store, code);
-  reading reading = {.store = self->store, .listed = listed};
+  reading reading = {.store = self->store, .listed = listed, .remember = lua_istable(L, -1)};
   self->reading = true;
   lua_pushcfunction(L, read);
+  lua_insert(L, -2);
   lua_pushlightuserdata(L, &reading);
-  int status = lua_pcall(L, 1, 1, 0);
+  lua_insert(L, -2);
+  int status = lua_pcall(L, 2, 1, 0);
   self->reading = false;
   if (self->closing) {
     shim_close(self);
@@ -119,8 +137,18 @@ static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction
 }
 
 int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed) {
+  lua_pushnil(L);
   push_reading(L, self, code, read_entries, listed);
   return 1;
+}
+
+size_t shim_push_batch(lua_State *L, shim_store *self, int code, int memory) {
+  if (memory == 0)
+    lua_pushnil(L);
+  else
+    lua_pushvalue(L, memory);
+  push_reading(L, self, code, read_entries, false);
+  return lua_rawlen(L, -1);
 }
 
 static int read_leases(lua_State *L) {
@@ -144,5 +172,6 @@ static int read_leases(lua_State *L) {
 }
 
 void shim_push_leases(lua_State *L, shim_store *self, int code) {
+  lua_pushnil(L);
   push_reading(L, self, code, read_leases, false);
 }

@@ -4,6 +4,112 @@ Methods of a store that settle entries: delivered, to be retried, dead, or put b
 */
 #include "shim.h"
 
+/* --- After a delivery ------------------------------------------------------------------------ */
+
+/***
+Deletes entries, ready or delayed, because they were delivered. Ignores those that are not there.
+
+An id means the entry that this store has read under its claim, even if plain SQL or the application
+has published the id again since. An id that was not read under the claim is ignored. While the
+store has no claim, an id means whatever waits under it. These rules hold for `retry_entry` and
+`bury_entry`, too. The store remembers what it has read until the claim is released or lost.
+@function store:delete_entries
+@tparam string|outbox.entry ... any number of ids, or of entries as they were read: tables with `id`
+and `seq`
+@treturn integer how many entries it deleted
+@raise `busy`, `full`
+*/
+static int store_delete_entries(lua_State *L) {
+  int64_t deleted;
+  int last = lua_gettop(L);
+  shim_store *self = shim_check_store(L, 1);
+  outbox_identity *entries = lua_newuserdatauv(L, (size_t)last * sizeof *entries, 0);
+  size_t count = (size_t)last - 1;
+  shim_identify_all(L, self, 1, 2, last, entries);
+  shim_check_store(L, 1);
+  shim_check(L, self->store, outbox_delete_entries(self->store, entries, count, &deleted));
+  if (!outbox_in_transaction(self->store))
+    shim_forget_all(L, self, 1, 2, last, deleted == last - 1);
+  lua_pushinteger(L, deleted);
+  return 1;
+}
+
+/***
+Deletes the entries of a batch that was read with `remember = false`: the same as `delete_entries`,
+for a processor.
+@function store:delete_batch
+@tparam {string,...} ids
+@tparam {integer,...} seqs
+@treturn integer how many entries it deleted
+@raise `busy`, `full`
+@local
+*/
+static int store_delete_batch(lua_State *L) {
+  int64_t deleted;
+  shim_store *self = shim_check_store(L, 1);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  size_t count = lua_rawlen(L, 2);
+  outbox_identity *entries = lua_newuserdatauv(L, count * sizeof *entries, 0);
+  for (size_t i = 0; i < count; i++) {
+    bool known = lua_rawgeti(L, 2, (lua_Integer)i + 1) == LUA_TSTRING &&
+                 lua_rawgeti(L, 3, (lua_Integer)i + 1) == LUA_TNUMBER;
+    luaL_argcheck(L, known, 2, "ids and seqs are wanted");
+    entries[i].seq = lua_tointeger(L, -1);
+    entries[i].id.data = lua_tolstring(L, -2, &entries[i].id.size); /* the array holds it */
+    lua_pop(L, 2);
+  }
+  shim_check_store(L, 1);
+  shim_check(L, self->store, outbox_delete_entries(self->store, entries, count, &deleted));
+  lua_pushinteger(L, deleted);
+  return 1;
+}
+
+/***
+Counts a failed attempt and delays a ready entry. When it falls due it comes back to its old place.
+Without an error, no attempt is counted, and an entry that is delayed already gets the new time.
+@function store:retry_entry
+@tparam string|outbox.entry entry its id, or the entry as it was read; see `delete_entries`
+@tparam number due_at seconds since the Unix epoch
+@tparam[opt] string error why the delivery failed; it becomes the entry's `last_error`
+@treturn boolean whether the entry was there
+@raise `busy`, `full`
+*/
+static int store_retry_entry(lua_State *L) {
+  bool found;
+  shim_store *self = shim_check_store(L, 1);
+  int64_t due_at = shim_check_microseconds(L, 3);
+  outbox_bytes error = shim_opt_bytes(L, 4);
+  outbox_identity entry = shim_identify(L, 1, 2);
+  shim_check_store(L, 1);
+  shim_check(L, self->store, outbox_retry_entry(self->store, entry, due_at, error, &found));
+  lua_pushboolean(L, found);
+  return 1;
+}
+
+/***
+Counts a failed attempt and makes a dead letter of a ready entry. Without an error, no attempt is
+counted, because the attempts before were enough.
+@function store:bury_entry
+@tparam string|outbox.entry entry its id, or the entry as it was read; see `delete_entries`
+@tparam[opt] string error why the delivery failed; it becomes the entry's `last_error`
+@treturn boolean whether the entry was there
+@raise `busy`, `full`; what the clock raises
+*/
+static int store_bury_entry(lua_State *L) {
+  bool found;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes error = shim_opt_bytes(L, 3);
+  outbox_identity entry = shim_identify(L, 1, 2);
+  shim_read_clock(L, self, 1);
+  shim_check_store(L, 1);
+  shim_check(L, self->store, outbox_bury_entry(self->store, entry, error, &found));
+  lua_pushboolean(L, found);
+  return 1;
+}
+
+/* --- Dead letters ---------------------------------------------------------------------------- */
+
 /* The strings from argument `first` up. They stay on the stack, so their bytes stay valid. */
 static outbox_bytes *check_ids(lua_State *L, int first, size_t *count) {
   int top = lua_gettop(L);
@@ -26,63 +132,6 @@ static int call_by_ids(lua_State *L, by_ids *function) {
   lua_pushinteger(L, found);
   return 1;
 }
-
-/* --- After a delivery ------------------------------------------------------------------------ */
-
-/***
-Deletes entries, ready or delayed, because they were delivered. Ignores ids that are not there.
-@function store:delete_entries
-@tparam string ... any number of ids
-@treturn integer how many entries it deleted
-@raise `busy`, `full`
-*/
-static int store_delete_entries(lua_State *L) {
-  return call_by_ids(L, outbox_delete_entries);
-}
-
-/***
-Counts a failed attempt and delays a ready entry. When it falls due it comes back to its old place.
-Without an error, no attempt is counted, and an entry that is delayed already gets the new time.
-@function store:retry_entry
-@tparam string id
-@tparam number due_at seconds since the Unix epoch
-@tparam[opt] string error why the delivery failed; it becomes the entry's `last_error`
-@treturn boolean whether the entry was there
-@raise `busy`, `full`
-*/
-static int store_retry_entry(lua_State *L) {
-  bool found;
-  shim_store *self = shim_check_store(L, 1);
-  outbox_bytes id = shim_check_bytes(L, 2);
-  int64_t due_at = shim_check_microseconds(L, 3);
-  outbox_bytes error = shim_opt_bytes(L, 4);
-  shim_check(L, self->store, outbox_retry_entry(self->store, id, due_at, error, &found));
-  lua_pushboolean(L, found);
-  return 1;
-}
-
-/***
-Counts a failed attempt and makes a dead letter of a ready entry. Without an error, no attempt is
-counted, because the attempts before were enough.
-@function store:bury_entry
-@tparam string id
-@tparam[opt] string error why the delivery failed; it becomes the entry's `last_error`
-@treturn boolean whether the entry was there
-@raise `busy`, `full`; what the clock raises
-*/
-static int store_bury_entry(lua_State *L) {
-  bool found;
-  shim_store *self = shim_check_store(L, 1);
-  outbox_bytes id = shim_check_bytes(L, 2);
-  outbox_bytes error = shim_opt_bytes(L, 3);
-  shim_read_clock(L, self, 1);
-  shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_bury_entry(self->store, id, error, &found));
-  lua_pushboolean(L, found);
-  return 1;
-}
-
-/* --- Dead letters ---------------------------------------------------------------------------- */
 
 /***
 Moves dead letters back to the end of the outbox, with the same id, a new `seq` and no attempts
@@ -110,10 +159,13 @@ static int store_purge_entries(lua_State *L) {
 
 /* --- The methods ----------------------------------------------------------------------------- */
 
-static const luaL_Reg METHODS[] = {
-    {"delete_entries", store_delete_entries}, {"retry_entry", store_retry_entry},
-    {"bury_entry", store_bury_entry},         {"requeue_entries", store_requeue_entries},
-    {"purge_entries", store_purge_entries},   {NULL, NULL}};
+static const luaL_Reg METHODS[] = {{"delete_entries", store_delete_entries},
+                                   {"delete_batch", store_delete_batch},
+                                   {"retry_entry", store_retry_entry},
+                                   {"bury_entry", store_bury_entry},
+                                   {"requeue_entries", store_requeue_entries},
+                                   {"purge_entries", store_purge_entries},
+                                   {NULL, NULL}};
 
 void shim_add_settling(lua_State *L) {
   luaL_setfuncs(L, METHODS, 0);

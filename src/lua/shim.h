@@ -93,7 +93,10 @@ enum {
   ID_GENERATOR_VALUE,
   OPENED_VALUE,
   SELECT_VALUE,
-  STORE_VALUES = SELECT_VALUE
+  CLAIMS_VALUE, /* this and the next two: see identity.c */
+  READ_VALUE,
+  OLD_VALUE,
+  STORE_VALUES = OLD_VALUE
 };
 
 /*
@@ -113,6 +116,7 @@ typedef struct shim_store {
   bool lazy;                   /* its binding begins a transaction only with its first statement */
   bool reading;                /* rows of the core are being made into an array */
   bool closing;                /* close the store after that */
+  int64_t remembered;          /* at most so many entries are remembered under claims */
   int64_t now;                 /* the answer of the core's clock callback */
   lua_State *claiming;         /* who claims, with a Lua clock; NULL: nobody */
   bool answered;               /* the claim has got `now`: the core asks again, inside the lock */
@@ -182,6 +186,48 @@ void shim_roll_back(shim_transaction *self);
 */
 int shim_close(shim_store *self);
 
+/* --- identity.c: which entry an id means ----------------------------------------------------- */
+
+/*
+** All are for the store at one index, and the processor whose ID is at another. Pushes the table
+** in which a reading notes, by their ids, the places of the entries that a processor reads under
+** its claim.
+*/
+void shim_push_memory(lua_State *L, int index, int processor);
+
+/*
+** Pops that table and keeps it, if any entries were read. Raises when more than 100,000 are
+** remembered. May run a finalizer that closes the store.
+*/
+void shim_remember(lua_State *L, shim_store *self, int index, int processor, size_t read);
+
+/* The processor is about to claim. If many entries are remembered, forgets the older ones. */
+void shim_renew_memory(lua_State *L, shim_store *self, int index, int processor);
+
+/* Forgets what a processor has read, because it has no claim any more. */
+void shim_forget_claim(lua_State *L, shim_store *self, int index, int processor);
+
+/*
+** The entry that an argument means: an id, or a table with the `id` and the `seq` of an entry that
+** was read. No entry has the place of an id that was not read under the claim that the store has.
+** Replaces a table by its id, whose bytes stay valid with it.
+*/
+outbox_identity shim_identify(lua_State *L, int index, int argument);
+
+/*
+** The same for the arguments from `first` to `last`. Pushes what shim_forget_all needs to forget
+** them without allocating.
+*/
+void shim_identify_all(lua_State *L, shim_store *self, int index, int first, int last,
+                       outbox_identity *entries);
+
+/*
+** Forgets the entries whose ids are the arguments: they are gone for good. `everything`: each of
+** the arguments was another entry.
+*/
+void shim_forget_all(lua_State *L, shim_store *self, int index, int first, int last,
+                     bool everything);
+
 /* --- reading.c: rows of the core as Lua tables ----------------------------------------------- */
 
 /*
@@ -189,6 +235,12 @@ int shim_close(shim_store *self);
 ** error. Entries that are `listed`, not claimed, come with their `seq` and their time.
 */
 int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed);
+
+/*
+** The same for claimed entries. Returns their number. If the index `memory` is not 0, notes their
+** places in the table there.
+*/
+size_t shim_push_batch(lua_State *L, shim_store *self, int code, int memory);
 
 /* The same for leases. */
 void shim_push_leases(lua_State *L, shim_store *self, int code);

@@ -1,5 +1,5 @@
 /*
-** The third floor: the batch in hand, by the ids and places of its entries.
+** The third floor: the batch in hand, by the places of its entries.
 */
 #ifndef OUTBOX_BATCH_H
 #define OUTBOX_BATCH_H
@@ -11,11 +11,11 @@
 /* Begins a batch: forgets the one before. */
 void batch_start(outbox_store *store);
 
-/* Adds an entry that was read. Fails with NOMEM. */
-int batch_add(outbox_store *store, const outbox_entry *entry);
+/* Adds an entry that was read, by its seq. OUTBOX_ROW; fails with NOMEM. */
+int batch_add(outbox_store *store, int64_t seq);
 
-/* Whether these are the ids of the batch, all of them and in order. */
-bool batch_is(const outbox_store *store, const outbox_bytes *ids, size_t count);
+/* Whether the batch holds every entry of the range. */
+bool batch_holds(const outbox_store *store, range wanted);
 
 #pragma GCC visibility pop
 

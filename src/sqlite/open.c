@@ -137,7 +137,6 @@ int outbox_close(outbox_store *store) {
     close_database(store);
   }
   doorbell_close(store);
-  sqlite3_free(store->batch.ids);
   sqlite3_free(store->batch.ranges);
   sqlite3_free(store->prefix);
   sqlite3_free(store);

@@ -119,7 +119,7 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
   entry->state = listed ? (enum outbox_state)sqlite3_column_int(row, 11) : OUTBOX_READY;
   entry->died_at = listed ? sqlite3_column_int64(row, 9) : 0;
   entry->due_at = listed ? sqlite3_column_int64(row, 10) : 0;
-  if (store->batch.open) code = batch_add(store, entry);
+  if (store->batch.open) code = batch_add(store, entry->seq);
   if (code != OUTBOX_ROW) outbox_finish(store);
   return code;
 }

@@ -44,10 +44,7 @@ typedef struct range {
 
 /* The entries that outbox_get_claimed_entries gave last; see batch.c. */
 typedef struct batch {
-  bool open;    /* may still grow: the rows are being read */
-  size_t count; /* of the entries */
-  char *ids;    /* for each entry the size of its id, a size_t, and then its bytes */
-  size_t size, capacity;
+  bool open; /* may still grow: the rows are being read */
   range *ranges;
   size_t range_count, range_capacity;
 } batch;

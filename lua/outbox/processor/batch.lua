@@ -1,10 +1,10 @@
 -- A batch: the entries that are delivered at a time.
 --
 -- Its `entries` belong to the publisher from the moment it gets them. The other fields stay right,
--- whatever the publisher does to the entries. By index: their `ids`, `keys`, `created` times and,
--- where one failed before, `attempts`. `lapsed` says that a processor died with the first one in
--- hand. `calls` are the calls to be made, each a list of indexes with its `namespace`. `from` is
--- the place after which the batch was read.
+-- whatever the publisher does to the entries. By index: their `ids`, `seqs`, `keys`, `created`
+-- times and, where one failed before, `attempts`. `lapsed` says that a processor died with the
+-- first one in hand. `calls` are the calls to be made, each a list of indexes with its `namespace`.
+-- `from` is the place after which the batch was read.
 
 local core = require("outbox.core")
 
@@ -43,7 +43,7 @@ end
 -- be down.
 local function new(entries, from, strict, outages)
   local lapsed, is_calm = core.LAPSED, outages:is_calm()
-  local ids, keys, created = core.columns(entries, "id", "key", "created_at")
+  local ids, seqs, keys, created = core.columns(entries, "id", "seq", "key", "created_at")
   local namespace, uniform, alone = entries[1] and entries[1].namespace, true, nil
   local attempts = {}
   for i = 1, #entries do
@@ -56,14 +56,14 @@ local function new(entries, from, strict, outages)
       uniform = false
     end
     if not alone
-      and (last_error == lapsed or not is_calm and outages:must_be_alone(ids[i], other)) then
+      and (last_error == lapsed or not is_calm and outages:must_be_alone(seqs[i], other)) then
       alone = i
     end
   end
   local first = entries[1]
   return {
-    entries = entries, from = from, ids = ids, keys = keys, created = created, attempts = attempts,
-    lapsed = first and first.last_error == lapsed,
+    entries = entries, from = from, ids = ids, seqs = seqs, keys = keys, created = created,
+    attempts = attempts, lapsed = first and first.last_error == lapsed,
     calls = uniform and { all(#entries, namespace) } or group(entries, strict),
   }, alone
 end
@@ -84,7 +84,8 @@ function M.read(settings, outages, after)
   if resting[1] and settings.ordering == "strict" then
     return nil
   end
-  local selection = { ordering = settings.ordering, after = after, except = resting, hold = true }
+  local selection = { ordering = settings.ordering, after = after, except = resting, hold = true,
+    remember = false }
   local batch, last, alone = read(settings, outages, settings.batch_size, selection)
   if alone and #batch.ids > 1 then
     batch, last = read(settings, outages, math.max(alone - 1, 1), selection)

@@ -2,7 +2,7 @@
 -- settled afterwards, in one transaction with the reading of the next batch.
 --
 -- An outcome holds its `batch`; the indexes `delivered`; the failures to be `retried` or made
--- `dead`; the entries that are `deferred` for a while, uncharged; the ids of deferred entries that
+-- `dead`; the entries that are `deferred` for a while, uncharged; the deferred entries that
 -- are now `recalled`, because their destination answers again; the errors that calls `raised`, and
 -- those about failures with a fault; the `seconds` that it took; whether entries are to be read
 -- again, all after the batch's `from` (`rewind`) or all from the first (`rewind_all`); and whether
@@ -39,11 +39,12 @@ end
 -- Charges an entry with a failed delivery. Returns whether the entry will be delivered again.
 local function charge(self, outcome, i, reason, permanent, delay)
   local batch = outcome.batch
-  local failure = { id = batch.ids[i], entry = batch.entries[i], reason = reason }
+  local failure = { id = batch.ids[i], seq = batch.seqs[i], entry = batch.entries[i],
+    reason = reason }
   local own_delay = not permanent and self.retry(failure.entry, (batch.attempts[i] or 0) + 1)
   if not own_delay then
     bury(outcome, failure)
-    self.outages:acquit(failure.id)
+    self.outages:acquit(failure.seq)
     return false
   end
   failure.delay = delay and delay >= MIN_DELAY and delay or own_delay
@@ -63,7 +64,7 @@ local function note_delivered(self, outcome, i)
   if batch.attempts[i] then
     outcome.rewind = true -- the entries behind it are free
   end
-  self.outages:acquit(batch.ids[i])
+  self.outages:acquit(batch.seqs[i])
 end
 
 -- Notes a call of which all got through.
@@ -82,14 +83,14 @@ end
 -- failure. Adds the entry to `deferred` if it is uncharged and says how long to wait.
 local function note_failure(self, outcome, i, failure, deferred)
   local reason, permanent, delay, uncharged, fault = understand(failure)
-  local id = outcome.batch.ids[i]
+  local id, seq = outcome.batch.ids[i], outcome.batch.seqs[i]
   if not uncharged then
-    self.outages:acquit(id)
+    self.outages:acquit(seq)
     return charge(self, outcome, i, reason, permanent, delay), fault
   end
   outcome.rewind = true -- so that it is handed out again
   if delay then
-    deferred[#deferred + 1] = { id = id, delay = delay }
+    deferred[#deferred + 1] = { id = id, seq = seq, delay = delay }
   end
   return true, fault
 end
@@ -155,10 +156,10 @@ local function read_refusal(first, deferred)
 end
 
 local function note_up(self, outcome, namespace)
-  local ids = self.outages:finish(namespace)
-  if ids then
+  local entries = self.outages:finish(namespace)
+  if entries then
     outcome.rewind_all = true -- to read the entries that were left out meanwhile
-    table.move(ids, 1, #ids, #outcome.recalled + 1, outcome.recalled)
+    table.move(entries, 1, #entries, #outcome.recalled + 1, outcome.recalled)
   end
 end
 
@@ -188,23 +189,25 @@ end
 -- so none is charged, unless it is poison. `delay` is the seconds to wait, if the destination has
 -- named any.
 local function note_raised(self, outcome, call, raised, delay)
-  local ids, namespace = {}, call.namespace
+  local entries, namespace = {}, call.namespace
   for j = 1, #call do
-    ids[j] = outcome.batch.ids[call[j]]
+    local i = call[j]
+    entries[j] = { id = outcome.batch.ids[i], seq = outcome.batch.seqs[i] }
   end
   outcome.rewind = true
   raised.namespace = namespace
   outcome.raised[#outcome.raised + 1] = raised
   local is_poison, deferred
   if delay then
-    deferred = self.outages:ask_to_wait(namespace, #ids == 1 and ids[1], delay)
+    deferred = self.outages:ask_to_wait(namespace, #entries == 1 and entries[1].seq, delay)
   else
-    is_poison, deferred = self.outages:blame(namespace, ids)
+    is_poison, deferred = self.outages:blame(namespace, entries)
   end
   if is_poison then
     charge(self, outcome, call[1], raised.message)
   elseif deferred then
-    outcome.deferred[#outcome.deferred + 1] = { id = ids[1], delay = deferred }
+    local entry = entries[1]
+    outcome.deferred[#outcome.deferred + 1] = { id = entry.id, seq = entry.seq, delay = deferred }
   end
 end
 
@@ -241,12 +244,13 @@ function Delivery:deliver(batch)
     batch = batch,
     delivered = {}, retried = {}, dead = {}, deferred = {}, recalled = {}, raised = {},
   }
-  local first, start = batch.ids[1], self.now()
-  local deferred = self.outages:deferred_for(first)
+  local first, seq, start = batch.ids[1], batch.seqs[1], self.now()
+  local deferred = self.outages:deferred_for(seq)
   if is_given_up(self, batch) then
-    bury(outcome, { id = first, entry = batch.entries[1], reason = core.LAPSED, charged = true })
+    bury(outcome, { id = first, seq = seq, entry = batch.entries[1], reason = core.LAPSED,
+      charged = true })
   elseif deferred then -- it came back before its time
-    outcome.deferred[1] = { id = first, delay = deferred }
+    outcome.deferred[1] = { id = first, seq = seq, delay = deferred }
     outcome.rewind, outcome.idle = true, true
   else
     make_calls(self, outcome)

@@ -34,8 +34,8 @@ function Outages:has_suspects()
 end
 
 --- Whether an entry must not share a call with others.
-function Outages:must_be_alone(id, namespace)
-  return self.suspects[id] ~= nil or self.down[namespace] ~= nil
+function Outages:must_be_alone(seq, namespace)
+  return self.suspects[seq] ~= nil or self.down[namespace] ~= nil
 end
 
 --- A list of the namespaces whose destination is down and not to be probed yet.
@@ -66,15 +66,15 @@ function Outages:next_probe()
 end
 
 --- For how many seconds a suspect is still deferred; nil if it is not.
-function Outages:deferred_for(id)
-  local suspect = self.suspects[id]
+function Outages:deferred_for(seq)
+  local suspect = self.suspects[seq]
   local left = suspect and suspect.deferred and self.timer:left(suspect.deferred) or 0
   return left > 0 and min(left, MAX_DEFERRED) or nil
 end
 
 --- An entry is no longer suspected.
-function Outages:acquit(id)
-  self.suspects[id] = nil
+function Outages:acquit(seq)
+  self.suspects[seq] = nil
 end
 
 --- A call of the namespace got something through.
@@ -82,21 +82,21 @@ function Outages:count_success(namespace)
   self.successes[namespace] = (self.successes[namespace] or 0) + 1
 end
 
---- The destination of a namespace answers. If it was down, returns the ids of the entries that need
--- not be deferred any longer; otherwise nil.
+--- The destination of a namespace answers. If it was down, returns the entries that need not be
+-- deferred any longer, each with `id` and `seq`; otherwise nil.
 function Outages:finish(namespace)
   if not self.down[namespace] then
     return nil
   end
   self.down[namespace] = nil
-  local ids = {}
-  for id, suspect in pairs(self.suspects) do
+  local entries = {}
+  for seq, suspect in pairs(self.suspects) do
     if suspect.deferred and suspect.namespace == namespace then
       suspect.deferred = nil
-      ids[#ids + 1] = id
+      entries[#entries + 1] = { id = suspect.id, seq = seq }
     end
   end
-  return ids
+  return entries
 end
 
 local function find_or_add(self, namespace)
@@ -113,30 +113,30 @@ local function probe_delay(self, n, crowd)
   return backoff({ base = retry.base, factor = retry.factor, cap = cap }, n)
 end
 
---- The destination has said when to come again, which is no failure of any entry. `id` is the entry
--- if the call had only one, else nil. The destination may mean this entry only. So if it has said
--- the same about this entry before, another one is probed at once. Returns for how many seconds the
--- entry is deferred.
-function Outages:ask_to_wait(namespace, id, delay)
+--- The destination has said when to come again, which is no failure of any entry. `seq` is the
+-- place of the entry if the call had only one, else nil. The destination may mean this entry only.
+-- So if it has said the same about this entry before, another one is probed at once. Returns for
+-- how many seconds the entry is deferred.
+function Outages:ask_to_wait(namespace, seq, delay)
   local outage = find_or_add(self, namespace)
   outage.probes = outage.probes + 1
   if delay < 0.001 then
     delay = probe_delay(self, outage.probes, 1)
   end
   local asked = outage.asked or {}
-  if not id or not asked[id] then
+  if not seq or not asked[seq] then
     outage.rest = self.timer:span(delay)
   end
-  if id then
-    asked[id], outage.asked = true, asked
+  if seq then
+    asked[seq], outage.asked = true, asked
     return min(delay, MAX_DEFERRED)
   end
 end
 
 -- Whether an entry that has just raised alone is to blame: it did so before, and a call of its
 -- namespace got something through since.
-local function is_poison(self, id)
-  local suspect = self.suspects[id]
+local function is_poison(self, seq)
+  local suspect = self.suspects[seq]
   return suspect and suspect.successes < (self.successes[suspect.namespace] or 0)
 end
 
@@ -152,22 +152,23 @@ local function defer(self, suspect, outage)
   return min(delay, MAX_DEFERRED)
 end
 
---- A call with the entries `ids` raised, which says nothing about any single one, so all are
--- suspects. If there was one alone, returns true when it is poison; or false and for how many
--- seconds it is deferred.
-function Outages:blame(namespace, ids)
-  local successes, alone = self.successes[namespace] or 0, #ids == 1
-  if alone and is_poison(self, ids[1]) then
-    self.suspects[ids[1]].successes = successes
+--- A call with these entries, each with `id` and `seq`, raised. That says nothing about any single
+-- one, so all are suspects. If there was one alone, returns true when it is poison; or false and
+-- for how many seconds it is deferred.
+function Outages:blame(namespace, entries)
+  local successes, alone = self.successes[namespace] or 0, #entries == 1
+  local first = entries[1].seq
+  if alone and is_poison(self, first) then
+    self.suspects[first].successes = successes
     return true
   end
-  for _, id in ipairs(ids) do
-    local suspect = self.suspects[id] or { namespace = namespace, raises = 0 }
+  for _, entry in ipairs(entries) do
+    local suspect = self.suspects[entry.seq] or { id = entry.id, namespace = namespace, raises = 0 }
     suspect.successes = successes
-    self.suspects[id] = suspect
+    self.suspects[entry.seq] = suspect
   end
   local outage = find_or_add(self, namespace)
-  return false, alone and defer(self, self.suspects[ids[1]], outage) or nil
+  return false, alone and defer(self, self.suspects[first], outage) or nil
 end
 
 --- Makes the memory. `backoff` holds `base`, `factor` and `cap` of the rests between probes.
@@ -175,7 +176,7 @@ return function(timer, backoff_options)
   return setmetatable({
     timer = timer,
     backoff = backoff_options,
-    suspects = {}, -- by id: entries of a call that raised
+    suspects = {}, -- by place: entries of a call that raised
     down = {}, -- by namespace: destinations that may be down
     successes = {}, -- by namespace: the number of calls that got something through
   }, Outages)
