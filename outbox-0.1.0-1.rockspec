@@ -89,6 +89,7 @@ build = {
         "src/sqlite/claim.c",
         "src/sqlite/dead.c",
         "src/sqlite/doorbell.c",
+        "src/sqlite/due.c",
         "src/sqlite/error.c",
         "src/sqlite/handshake.c",
         "src/sqlite/heartbeat.c",

@@ -1,7 +1,7 @@
 /*
 ** The columns of the tables, which every statement of every engine names in this order.
 **
-** outbox_delayed adds due_at and position, outbox_dead adds died_at.
+** outbox_delayed adds due_at, position and delayed_at, outbox_dead adds died_at.
 */
 #ifndef OUTBOX_COLUMNS_H
 #define OUTBOX_COLUMNS_H

@@ -476,8 +476,9 @@ int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, s
 
 /*
 ** Counts a failed attempt and delays a ready entry until `due_at`. Then it comes back to its old
-** place. *found: whether it was there. If not, nothing is changed, because another processor may
-** have it. Without an `error` nothing is counted, and an entry that is delayed already gets the
+** place. If the clock is set back meanwhile, by more than busy_timeout and a few seconds, it falls
+** due at once. *found: whether it was there. If not, nothing is changed, because another processor
+** may have it. Without an `error` nothing is counted, and an entry that is delayed already gets the
 ** new time. If plain SQL has published an id twice and the other entry is delayed already, "~" and
 ** its seq are added to this entry's id. The same happens when an entry is buried, and when a claim
 ** brings it back.

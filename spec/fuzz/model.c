@@ -67,6 +67,7 @@ static void delay(unsigned id, int64_t due_at, int64_t position) {
   e->seq = ++current->last_delayed;
   e->due_at = due_at;
   e->position = position;
+  e->delayed_at = now;
 }
 
 void model_publish(unsigned id, int64_t deliver_at) {
@@ -98,6 +99,7 @@ bool model_retry(unsigned id, int64_t due_at, bool failed) {
     delay(id, due_at, e->seq);
   else
     e->due_at = due_at;
+  e->delayed_at = now;
   return true;
 }
 
@@ -141,12 +143,18 @@ static bool is_held_by_another(int holder, int owner) {
   return holder != NOBODY && holder != owner && !has_lapsed(holder);
 }
 
+/* Whether a delayed entry is due: its time has come, or it was delayed in the future. */
+static bool is_due(const entry *e) {
+  return e->due_at <= now || (e->position != NONE && e->delayed_at > now + MAX_SKEW);
+}
+
 /* Makes due entries ready again. Lowers *from to the first seq to which an entry returns. */
 static void restore_due(int64_t *from) {
   unsigned list[IDS];
   size_t count = model_list(DELAYED, list);
-  for (size_t i = 0; i < count && current->entries[list[i]].due_at <= now; i++) {
+  for (size_t i = 0; i < count; i++) {
     entry *e = &current->entries[list[i]];
+    if (!is_due(e)) continue;
     if (e->position == NONE) {
       add(list[i]);
       continue;
@@ -165,7 +173,7 @@ static bool is_refused(int owner) {
   for (unsigned id = 0; id < IDS; id++) {
     const entry *e = &current->entries[id];
     if (e->place == READY && is_held_by_another(e->owner, owner)) return true;
-    if (e->place == DELAYED && e->position != NONE && e->due_at <= now &&
+    if (e->place == DELAYED && e->position != NONE && is_due(e) &&
         is_held_by_another(lease_owner(e->position), owner))
       return true;
   }

@@ -28,6 +28,7 @@ typedef struct entry {
   int64_t seq;      /* if delayed: its order among the delayed entries */
   int64_t position; /* if delayed: the seq to which it returns, or NONE */
   int64_t due_at, created_at, attempts;
+  int64_t delayed_at; /* if delayed to return to its place */
 } entry;
 
 /* A list of entries, each given by its seq. */

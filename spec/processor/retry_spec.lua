@@ -47,6 +47,21 @@ describe("a failed delivery", function()
     end
   end)
 
+  it("is repeated at once when the clock was ahead and is set right", function()
+    local messages = { { id = "1", key = "k" }, { id = "2", key = "k" }, { id = "3" } }
+    store:publish(table.unpack(messages))
+    publisher:fail("1", "no", 1)
+    publisher:fail("3", { reason = "later", uncharged = true, retry_after = 600 }, 1)
+    clock.advance(1e8)
+    local p = processor({ retry = { base = 300, factor = 1 } })
+    p:pump()
+    assert.equal(2, store:stats().delayed)
+    publisher.messages = {}
+    clock.advance(-1e8)
+    p:pump()
+    assert.same({ "1", "2", "3" }, support.pluck(publisher.messages, "id"))
+  end)
+
   it("is retried after a backoff with full jitter, up to the cap", function()
     local longest = { 0, 0, 0 }
     fill(200)

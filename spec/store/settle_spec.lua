@@ -138,6 +138,24 @@ describe("an entry", function()
       assert.same({ 2, "a\0b" }, { ready()[2].attempts, ready()[2].last_error })
     end)
 
+    it("is due at once if the clock was ahead and is set right", function()
+      publish("a", "b", "c", "d")
+      store:publish({ id = "scheduled", deliver_at = 1e9 + 500 })
+      clock.time = 1e9
+      store:retry_entry("b", 1e9 + 60, "no")
+      store:retry_entry("c", 1e9 + 60)
+      store:retry_entry("d", 2000, "no")
+      store:retry_entry("d", 1e9 + 90)
+      assert.is_true(store:retry_entry("scheduled", 1e9 + 700))
+      clock.time = 1e9 - 9
+      assert.same({ "a" }, ids(ready()))
+      clock.time = 2000
+      assert.same({ "a", "b", "c", "d" }, ids(ready()))
+      assert.same({ "scheduled" }, ids(store:delayed_entries()))
+      local _, again_at = store:claim_entries("p", clock.time + 10)
+      assert.equal(1e9 + 700, again_at)
+    end)
+
     it("is not changed unless it is ready", function()
       publish("a")
       store:retry_entry("a", 1005, "no")

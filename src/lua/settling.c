@@ -67,13 +67,14 @@ static int store_delete_batch(lua_State *L) {
 
 /***
 Counts a failed attempt and delays a ready entry. When it falls due it comes back to its old place.
-Without an error, no attempt is counted, and an entry that is delayed already gets the new time.
+Without an error, no attempt is counted, and an entry that is delayed already gets the new time. If
+the clock is set back by more than 10 s afterwards, the entry falls due at once.
 @function store:retry_entry
 @tparam string|outbox.entry entry its id, or the entry as it was read; see `delete_entries`
 @tparam number due_at seconds since the Unix epoch
 @tparam[opt] string error why the delivery failed; it becomes the entry's `last_error`
 @treturn boolean whether the entry was there
-@raise `busy`, `full`
+@raise `busy`, `full`; what the clock raises
 */
 static int store_retry_entry(lua_State *L) {
   bool found;
@@ -81,6 +82,7 @@ static int store_retry_entry(lua_State *L) {
   int64_t due_at = shim_check_microseconds(L, 3);
   outbox_bytes error = shim_opt_bytes(L, 4);
   outbox_identity entry = shim_identify(L, 1, 2);
+  shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self->store, outbox_retry_entry(self->store, entry, due_at, error, &found));
   lua_pushboolean(L, found);

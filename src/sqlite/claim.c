@@ -10,11 +10,8 @@
 */
 #include <stdio.h>
 
-#include "../columns.h"
 #include "../interval.h"
 #include "operations.h"
-
-#define MAX_RESTORED 1000 /* delayed entries brought back per claim: keeps its transaction short */
 
 /*
 ** How far in the future a lease may have been made and still be alive: busy_timeout and this, in
@@ -26,29 +23,15 @@
 /* Read without a lock, because an idle processor must neither write nor keep a writer waiting. */
 static const char FIND_WORK_SQL[] = "SELECT EXISTS (SELECT 1 FROM @entries)"
                                     " OR EXISTS (SELECT 1 FROM @leases)"
-                                    " OR EXISTS (SELECT 1 FROM @delayed WHERE due_at <= ?1)";
+                                    " OR EXISTS (SELECT 1 FROM @delayed WHERE due_at <= ?1),"
+                                    " EXISTS (SELECT 1 FROM @delayed WHERE delayed_at > ?2)";
 
 static const char FIND_DUE_SQL[] =
     "SELECT due_at FROM @delayed WHERE due_at > ?1 ORDER BY due_at LIMIT 1";
 
-static const char SELECT_DUE_SQL[] =
-    "SELECT seq, position FROM @delayed WHERE due_at <= ?1 ORDER BY due_at, seq LIMIT ?2";
-
 static const char FIND_RETURNING_SQL[] =
-    "SELECT EXISTS (SELECT 1 FROM @delayed WHERE position BETWEEN ?1 AND ?2 AND due_at <= ?3)";
-
-/*
-** The position of a retry is free, because a seq never comes twice. A scheduled entry has none and
-** gets the next seq. Where plain SQL has published the id again meanwhile, the entry that returns
-** gets another id: if it waited instead, the two might wait for each other.
-*/
-static const char RESTORE_DUE_SQL[] =
-    "INSERT OR IGNORE INTO @entries (seq, " ENTRY_COLUMNS ")"
-    " SELECT position, CASE WHEN EXISTS (SELECT 1 FROM @entries WHERE id = d.id)"
-    " THEN d.id || '~' || coalesce(position, seq) ELSE d.id END, " MESSAGE_COLUMNS_BUT_ID
-    ", attempts, last_error FROM @delayed AS d WHERE seq = ?1";
-
-static const char DELETE_DUE_SQL[] = "DELETE FROM @delayed WHERE seq = ?1";
+    "SELECT EXISTS (SELECT 1 FROM @delayed WHERE position BETWEEN ?1 AND ?2"
+    " AND (due_at <= ?3 OR delayed_at > ?4))";
 
 static const char SELECT_LEASES_SQL[] =
     "SELECT first_seq, last_seq, processor_id, deadline, claimed_at, batch FROM @leases"
@@ -88,13 +71,13 @@ typedef struct claim {
   outbox_bytes processor_id;
   int64_t now, deadline;
   bool limited;
-  int64_t remaining;     /* how many entries may still be claimed, if it is limited */
-  intervals leases;      /* all leases as they are */
-  intervals mine;        /* the processor's leases as they will be */
-  bool in_hand;          /* an own or a lapsed lease names entries in hand */
-  int restored;          /* how many delayed entries came back */
-  int64_t restored_from; /* the lowest place to which one came back; INT64_MAX: none did */
-  int64_t lapses_at;     /* when the first of the others' leases lapses; 0: there is none */
+  int64_t remaining; /* how many entries may still be claimed, if it is limited */
+  intervals leases;  /* all leases as they are */
+  intervals mine;    /* the processor's leases as they will be */
+  bool in_hand;      /* an own or a lapsed lease names entries in hand */
+  bool ahead;        /* a retry was delayed in the future */
+  restored restored; /* the delayed entries that came back */
+  int64_t lapses_at; /* when the first of the others' leases lapses; 0: there is none */
 } claim;
 
 static void *reallocate(void *items, uint64_t size) {
@@ -139,9 +122,14 @@ static int64_t lapses(const outbox_lease *lease) {
   return lease->deadline < INT64_MAX ? lease->deadline + 1 : INT64_MAX;
 }
 
+/* The time after which something that was written is from the future: the clock was set back. */
+static int64_t future(const claim *c) {
+  return c->now + SKEW + c->store->lock_wait.timeout;
+}
+
 static int classify(const claim *c, const outbox_lease *lease) {
   if (bytes_equal(lease->processor_id, c->processor_id)) return OWN;
-  bool from_the_future = lease->claimed_at > c->now + SKEW + c->store->lock_wait.timeout;
+  bool from_the_future = lease->claimed_at > future(c);
   return lease->deadline < c->now || from_the_future ? LAPSED : OTHERS;
 }
 
@@ -211,37 +199,10 @@ static int sweep(claim *c) {
     bool found;
     int code = measure(c->store, lease->first, lease->last, 1, &end, &count);
     if (code == OUTBOX_OK && count == 0)
-      code = sql_fetch(c->store, FIND_RETURNING_SQL, &returning, 1, &found, "iii", lease->first,
-                       lease->last, c->now);
+      code = sql_fetch(c->store, FIND_RETURNING_SQL, &returning, 1, &found, "iiii", lease->first,
+                       lease->last, c->now, future(c));
     if (code != OUTBOX_OK) return code;
     if (count == 0 && !returning) lease->kind = LAPSED;
-  }
-  return OUTBOX_OK;
-}
-
-/* --- Delayed entries that are due ------------------------------------------------------------ */
-
-static int restore_due(claim *c) {
-  int64_t due[MAX_RESTORED], positions[MAX_RESTORED];
-  int count = 0;
-  sqlite3_stmt *row;
-  int code = sql_query(c->store, SELECT_DUE_SQL, &row, "ii", c->now, (int64_t)MAX_RESTORED);
-  if (code != OUTBOX_OK) return code;
-  while ((code = sql_step(c->store, row)) == OUTBOX_ROW) {
-    bool placed = sqlite3_column_type(row, 1) != SQLITE_NULL;
-    due[count] = sqlite3_column_int64(row, 0);
-    positions[count++] = placed ? sqlite3_column_int64(row, 1) : INT64_MAX;
-  }
-  if (code != OUTBOX_DONE) return code;
-
-  for (int i = 0; i < count; i++) {
-    code = sql_process(c->store, RESTORE_DUE_SQL, "i", due[i]);
-    if (code != OUTBOX_OK) return code;
-    if (sqlite3_changes(c->store->db) == 0) continue; /* its other id is taken as well: it waits */
-    code = sql_process(c->store, DELETE_DUE_SQL, "i", due[i]);
-    if (code != OUTBOX_OK) return code;
-    c->restored++;
-    if (positions[i] < c->restored_from) c->restored_from = positions[i];
   }
   return OUTBOX_OK;
 }
@@ -315,7 +276,9 @@ static int save_leases(claim *c) {
 /* Charges entries that a crash left in hand, and brings back delayed entries that are due. */
 static int prepare(claim *c) {
   int code = c->in_hand ? for_each_lease(c, charge) : OUTBOX_OK;
-  return code == OUTBOX_OK ? restore_due(c) : code;
+  return code == OUTBOX_OK
+             ? due_restore(c->store, c->now, c->ahead ? future(c) : INT64_MAX, &c->restored)
+             : code;
 }
 
 /* Claims all entries that no other processor holds; with a limit, at most that many. */
@@ -349,10 +312,13 @@ static int claim_all(claim *c, bool *refused) {
 ** *idle: there is nothing to claim now, and *claimed is complete.
 */
 static int look_first(claim *c, bool exclusive, bool *idle, outbox_claimed *claimed) {
-  int64_t work;
+  int64_t values[2] = {0, 0}; /* whether there is work; whether a retry was delayed in the future */
   bool found;
   int code = doorbell_see(c->store);
-  if (code == OUTBOX_OK) code = sql_fetch(c->store, FIND_WORK_SQL, &work, 1, &found, "i", c->now);
+  if (code == OUTBOX_OK)
+    code = sql_fetch(c->store, FIND_WORK_SQL, values, 2, &found, "ii", c->now, future(c));
+  c->ahead = values[1] != 0;
+  bool work = values[0] != 0 || c->ahead;
   if (code == OUTBOX_OK && exclusive && work) code = for_each_lease(c, find_exclusive);
   if (code != OUTBOX_OK) return code;
   claimed->refused = c->lapses_at != 0;
@@ -383,7 +349,7 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
              .remaining = limit,
              .leases.reallocate = reallocate,
              .mine.reallocate = reallocate,
-             .restored_from = INT64_MAX};
+             .restored.from = INT64_MAX};
   bool idle = false, refused = false, found;
   int64_t due_at = 0;
   *claimed = (outbox_claimed){.restored_from = INT64_MAX};
@@ -402,11 +368,10 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
   if (code == OUTBOX_OK) code = sql_fetch(store, FIND_DUE_SQL, &due_at, 1, &found, "i", c.now);
   code = transaction_end(store, code);
   if (code == OUTBOX_OK)
-    *claimed = (outbox_claimed){
-        .any = c.mine.count > 0,
-        .refused = refused,
-        .restored_from = c.restored_from,
-        .again_at = c.restored == MAX_RESTORED ? c.now : earlier(due_at, c.lapses_at)};
+    *claimed = (outbox_claimed){.any = c.mine.count > 0,
+                                .refused = refused,
+                                .restored_from = c.restored.from,
+                                .again_at = c.restored.more ? c.now : earlier(due_at, c.lapses_at)};
   sqlite3_free(c.leases.items);
   sqlite3_free(c.mine.items);
   return code;

@@ -11,6 +11,18 @@
 /* The next row of the reading under way: OUTBOX_ROW, OUTBOX_DONE, or an error. */
 int reading_next(outbox_store *store);
 
+/* What due_restore has done. */
+typedef struct restored {
+  bool more;    /* there may be more to restore */
+  int64_t from; /* the lowest place to which a retry came back; else as before */
+} restored;
+
+/*
+** Makes delayed entries ready again, at most 1,000: those that are due now, and retries that were
+** delayed after `future`, because the clock was set back since. INT64_MAX: there are none of these.
+*/
+int due_restore(outbox_store *store, int64_t now, int64_t future, restored *restored);
+
 /* Notes what this connection can see now, so that outbox_wait knows what is new. */
 int doorbell_see(outbox_store *store);
 

@@ -42,5 +42,13 @@ static const char VERSION_1[] =
     " processor_id TEXT NOT NULL, deadline INTEGER NOT NULL, claimed_at INTEGER NOT NULL,"
     " batch TEXT);";
 
-const char *const schema_steps[] = {VERSION_1};
+/*
+** Version 2. `delayed_at` is when a retry was delayed; a scheduled message has none. Only the few
+** that have one are in the index.
+*/
+static const char VERSION_2[] =
+    "ALTER TABLE @delayed ADD COLUMN delayed_at INTEGER;"
+    "CREATE INDEX @delayed_delayed_at ON @@delayed (delayed_at) WHERE delayed_at IS NOT NULL;";
+
+const char *const schema_steps[] = {VERSION_1, VERSION_2};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

@@ -35,15 +35,17 @@ static const char DELETE_DELAYED_SQL[] = "DELETE FROM @delayed" THE_DELAYED;
   "CASE WHEN EXISTS (SELECT 1 FROM " table " WHERE id = ?1) THEN id || '~' || seq ELSE id END"
 
 static const char DELAY_READY_SQL[] =
-    "INSERT INTO @delayed (" ENTRY_COLUMNS ", due_at, position)"
-    " SELECT " FREE_ID("@delayed") ", " MESSAGE_COLUMNS_BUT_ID ", " COUNTED ", ?3, seq"
+    "INSERT INTO @delayed (" ENTRY_COLUMNS ", due_at, position, delayed_at)"
+    " SELECT " FREE_ID("@delayed") ", " MESSAGE_COLUMNS_BUT_ID ", " COUNTED ", ?3, seq, ?5"
                                    " FROM @entries WHERE seq = ?4 AND id = ?1";
 
-static const char MOVE_DUE_SQL[] = "UPDATE @delayed SET due_at = ?3" THE_DELAYED;
+static const char MOVE_DUE_SQL[] =
+    "UPDATE @delayed SET due_at = ?3,"
+    " delayed_at = CASE WHEN position IS NOT NULL THEN ?4 END" THE_DELAYED;
 
 static const char BURY_READY_SQL[] =
     "INSERT INTO @dead (seq, " ENTRY_COLUMNS ", died_at)"
-    " SELECT seq, " FREE_ID("@dead") ", " MESSAGE_COLUMNS_BUT_ID ", " COUNTED ", ?3"
+    " SELECT seq, " FREE_ID("@dead") ", " MESSAGE_COLUMNS_BUT_ID ", " COUNTED ", ?5"
                                      " FROM @entries WHERE seq = ?4 AND id = ?1";
 
 /* Where only the id is known, finds the place of the ready entry that has it, if there is one. */
@@ -125,14 +127,15 @@ int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, s
 
 /* --- Failed ---------------------------------------------------------------------------------- */
 
-/* Moves a ready entry to another table: `copy` puts it there. */
+/* Moves a ready entry to another table: `copy` puts it there. A dead letter has no due_at. */
 static int move(outbox_store *store, const char *copy, outbox_identity entry, outbox_bytes error,
-                int64_t time, bool *found) {
+                int64_t due_at, int64_t now, bool *found) {
   bool moved = false;
   int code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   code = locate(store, &entry);
-  if (code == OUTBOX_OK) code = sql_process(store, copy, "ttii", entry.id, error, time, entry.seq);
+  if (code == OUTBOX_OK)
+    code = sql_process(store, copy, "ttiii", entry.id, error, due_at, entry.seq, now);
   if (code == OUTBOX_OK) {
     moved = sqlite3_changes(store->db) > 0;
     if (moved) code = sql_process(store, DELETE_READY_SQL, "it", entry.seq, entry.id);
@@ -144,9 +147,13 @@ static int move(outbox_store *store, const char *copy, outbox_identity entry, ou
 
 int outbox_retry_entry(outbox_store *store, outbox_identity entry, int64_t due_at,
                        outbox_bytes error, bool *found) {
-  int code = move(store, DELAY_READY_SQL, entry, error, due_at, found);
+  int64_t now;
+  int code = transaction_enter(store);
+  if (code == OUTBOX_OK) code = store_now(store, &now);
+  if (code != OUTBOX_OK) return code;
+  code = move(store, DELAY_READY_SQL, entry, error, due_at, now, found);
   if (code != OUTBOX_OK || *found || error.data != NULL) return code;
-  code = sql_process(store, MOVE_DUE_SQL, "tii", entry.id, entry.seq, due_at);
+  code = sql_process(store, MOVE_DUE_SQL, "tiii", entry.id, entry.seq, due_at, now);
   if (code == OUTBOX_OK) *found = sqlite3_changes(store->db) > 0;
   return code;
 }
@@ -156,5 +163,5 @@ int outbox_bury_entry(outbox_store *store, outbox_identity entry, outbox_bytes e
   int code = transaction_enter(store);
   if (code == OUTBOX_OK) code = store_now(store, &now);
   if (code != OUTBOX_OK) return code;
-  return move(store, BURY_READY_SQL, entry, error, now, found);
+  return move(store, BURY_READY_SQL, entry, error, 0, now, found);
 }
