@@ -116,6 +116,10 @@ build/core_test: $(CORE) $(HEADERS) $(CORE_SPECS) $(wildcard spec/core/*.h)
 build/core_test_sanitized: build/core_test
 	$(CC) $(STRICT) $(SANITIZE) -Isrc $(CORE) $(CORE_SPECS) -o $@ -lcmocka -lsqlite3 -lm
 
+# The same with a newer SQLite, which tools/sqlite builds.
+build/core_test_newer: build/core_test build/sqlite3.o
+	$(CC) $(STRICT) -O1 -g -Isrc $(CORE) $(CORE_SPECS) build/sqlite3.o -o $@ -lcmocka -lm
+
 # The extension alone, without Lua.
 extension: build/outbox_sqlite.so
 

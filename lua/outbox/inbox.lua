@@ -24,7 +24,7 @@ local SQL = {
   create_index = "CREATE INDEX IF NOT EXISTS main.@inbox_seen_at ON @inbox (seen_at)",
   record = "INSERT INTO main.@inbox (id, seen_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
   forget = [[DELETE FROM main.@inbox WHERE id IN
-    (SELECT id FROM main.@inbox WHERE seen_at < ? LIMIT ?)]],
+    (SELECT id FROM main.@inbox WHERE seen_at < ? LIMIT 0 + ?)]],
 }
 
 local Inbox = { __name = "outbox.inbox" }

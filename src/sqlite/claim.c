@@ -50,7 +50,7 @@ static const char LAST_READY_SQL[] =
 
 static const char COUNT_READY_SQL[] =
     "SELECT max(seq), count(*) FROM"
-    " (SELECT seq FROM @entries WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT ?3)";
+    " (SELECT seq FROM @entries WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT 0 + ?3)";
 
 static const char RENEW_LEASES_SQL[] =
     "UPDATE @leases SET deadline = ?2, claimed_at = ?3, batch = NULL WHERE processor_id = ?1";

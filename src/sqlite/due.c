@@ -7,11 +7,11 @@
 #define MAX_RESTORED 1000 /* entries at a time: keeps the transaction short */
 
 static const char SELECT_DUE_SQL[] =
-    "SELECT seq, position FROM @delayed WHERE due_at <= ?1 ORDER BY due_at, seq LIMIT ?2";
+    "SELECT seq, position FROM @delayed WHERE due_at <= ?1 ORDER BY due_at, seq LIMIT 0 + ?2";
 
 /* Retries that were delayed in the future are due now: the clock was set back since. */
 static const char SELECT_AHEAD_SQL[] =
-    "SELECT seq, position FROM @delayed WHERE delayed_at > ?1 ORDER BY delayed_at LIMIT ?2";
+    "SELECT seq, position FROM @delayed WHERE delayed_at > ?1 ORDER BY delayed_at LIMIT 0 + ?2";
 
 /*
 ** The position of a retry is free, because a seq never comes twice. A scheduled entry has none and

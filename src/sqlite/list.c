@@ -9,8 +9,8 @@
 #define DELAYED "SELECT seq, " ENTRY_COLUMNS ", 0, due_at, 1 FROM @delayed"
 #define DEAD "SELECT seq, " ENTRY_COLUMNS ", died_at, 0, 2 FROM @dead"
 
-#define PAGE " WHERE seq > ?1 AND (?3 IS NULL OR namespace = ?3) ORDER BY seq LIMIT ?2"
-#define BACK " WHERE seq < ?1 AND (?3 IS NULL OR namespace = ?3) ORDER BY seq DESC LIMIT -?2"
+#define PAGE " WHERE seq > ?1 AND (?3 IS NULL OR namespace = ?3) ORDER BY seq LIMIT 0 + ?2"
+#define BACK " WHERE seq < ?1 AND (?3 IS NULL OR namespace = ?3) ORDER BY seq DESC LIMIT 0 - ?2"
 
 /* Forwards and backwards. */
 static const char *const SELECT_READY_SQL[] = {READY PAGE, READY BACK};

@@ -12,14 +12,14 @@
 static const char SELECT_CLAIMED_SQL[] =
     "SELECT seq, " ENTRY_COLUMNS ", 0, 0, 0"
     " FROM @leases AS l CROSS JOIN @entries AS e ON e.seq BETWEEN l.first_seq AND l.last_seq"
-    " WHERE l.processor_id = ?1 AND l.deadline >= ?2 ORDER BY l.first_seq, e.seq LIMIT ?3";
+    " WHERE l.processor_id = ?1 AND l.deadline >= ?2 ORDER BY l.first_seq, e.seq LIMIT 0 + ?3";
 
 static const char SELECT_UNHELD_SQL[] =
     "SELECT seq, " ENTRY_COLUMNS ", 0, 0, CASE WHEN ?6 THEN EXISTS (SELECT 1 FROM @delayed AS d"
     " WHERE d.namespace = e.namespace AND d.key = e.key AND d.position < e.seq) END"
     " FROM @leases AS l CROSS JOIN @entries AS e"
     " ON e.seq BETWEEN max(l.first_seq, ?4) AND min(l.last_seq, ?5)"
-    " WHERE l.processor_id = ?1 AND l.deadline >= ?2 ORDER BY l.first_seq, e.seq LIMIT ?3";
+    " WHERE l.processor_id = ?1 AND l.deadline >= ?2 ORDER BY l.first_seq, e.seq LIMIT 0 + ?3";
 
 static const char FIRST_POSITION_SQL[] =
     "SELECT position FROM @delayed WHERE position IS NOT NULL ORDER BY position LIMIT 1";

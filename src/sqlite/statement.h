@@ -40,6 +40,9 @@ int sql_prepare(outbox_store *store, const char *sql, sqlite3_stmt **statement);
 ** a constant, because its address is what the statement is known by. Binds the parameters that
 ** `types` lists: i an int64_t; t an outbox_bytes as TEXT, b one as BLOB, both not copied, so that
 ** they must live until sql_reset; T one as TEXT, copied. Fails with SCHEMA before the migration.
+**
+** A limit that is bound is written `LIMIT 0 + ?`: from version 3.47 on, SQLite compiles a statement
+** with `LIMIT ?` anew for each value, unless the connection is one of ours (see open.c).
 */
 int sql_query(outbox_store *store, const char *sql, sqlite3_stmt **statement, const char *types,
               ...);
