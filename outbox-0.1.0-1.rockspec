@@ -61,6 +61,7 @@ build = {
     ["outbox.processor.outages"] = "lua/outbox/processor/outages.lua",
     ["outbox.processor.settlement"] = "lua/outbox/processor/settlement.lua",
     ["outbox.processor.timer"] = "lua/outbox/processor/timer.lua",
+    ["outbox.processor.waves"] = "lua/outbox/processor/waves.lua",
     ["outbox.processor.work"] = "lua/outbox/processor/work.lua",
     ["outbox.publisher"] = "lua/outbox/publisher.lua",
     ["outbox.publishers.exec"] = "lua/outbox/publishers/exec.lua",

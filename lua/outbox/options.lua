@@ -64,8 +64,15 @@ M.count = M.integer(100000)
 --- Checks the publisher of a processor.
 function M.publisher(value)
   return type(value) == "function" or type(value) == "table" and type(value.publish) == "function"
-    and (value.batch_size == nil or M.count(value.batch_size)),
-    "a function or a table with a function 'publish'; its batch_size, if any, a positive integer"
+    and (value.batch_size == nil or M.count(value.batch_size))
+    and (value.ordered == nil or M.boolean(value.ordered)),
+    "a function or a table with a function 'publish'; its batch_size, if any, a positive integer, "
+    .. "its ordered, if any, true or false"
+end
+
+--- Whether a publisher keeps the order of the messages of a key itself.
+function M.is_ordered(publisher)
+  return type(publisher) == "table" and publisher.ordered == true
 end
 
 --- The size of a batch if the option is not set: the publisher's own, or 20.

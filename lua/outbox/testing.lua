@@ -121,7 +121,8 @@ function Publisher:recover()
 end
 
 --- Makes a publisher that records. Its field `messages` has all messages that it accepted, in
--- order; `calls` has its calls, each with `namespace` and `messages`.
+-- order; `calls` has its calls, each with `namespace` and `messages`. Set its field `ordered` to
+-- true for a publisher that keeps the order itself.
 ---@return outbox.testing.publisher
 function M.publisher()
   return setmetatable({ messages = {}, calls = {}, failures = {}, raises = {} }, Publisher)

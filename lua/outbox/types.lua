@@ -141,6 +141,7 @@
 ---@class outbox.publisher made by outbox.publisher
 ---@field publish fun(self: outbox.publisher, messages: outbox.entry[], namespace: string): ...
 ---@field batch_size? integer the size that suits it best
+---@field ordered? boolean it keeps the order of a key itself, so a call may have several of one key
 ---@field close fun(self: outbox.publisher)
 
 ---@class outbox.redis_options
@@ -180,7 +181,7 @@
 
 ---@class outbox.processor_options
 ---@field store outbox.store
----@field publisher outbox.publish|{ publish: function, batch_size?: integer }
+---@field publisher outbox.publish|{ publish: function, batch_size?: integer, ordered?: boolean }
 ---@field processor_id? string
 ---@field batch_size? integer default the publisher's, or 20
 ---@field claim_duration? number seconds, default 2
@@ -221,6 +222,7 @@
 ---@class outbox.testing.publisher
 ---@field messages outbox.entry[]
 ---@field calls { namespace: string, messages: outbox.entry[] }[]
+---@field ordered? boolean may be set: see outbox.publisher
 ---@field publish fun(self, messages: outbox.entry[], namespace: string): table<integer, any>?
 ---@field fail fun(self, match: string|function, reason: any, times?: integer)
 ---@field raise fun(self, value: any, times?: integer)

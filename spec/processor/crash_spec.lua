@@ -213,7 +213,7 @@ describe("a processor", function()
         local store <close> = outbox.open(path, { clock = clock })
         local publisher = testing.publisher()
         for i = 1, 6 do
-          store:publish({ id = tostring(i), key = "k" })
+          store:publish({ id = tostring(i) })
         end
         local p = outbox.processor({ store = store, batch_size = 2, publisher = function(messages)
           publisher:publish(messages)

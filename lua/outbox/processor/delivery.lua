@@ -7,10 +7,13 @@
 -- those about failures with a fault; the `seconds` that it took; whether entries are to be read
 -- again, all after the batch's `from` (`rewind`) or all from the first (`rewind_all`); and whether
 -- the publisher was not called at all (`idle`).
+--
+-- A call is made in waves, unless the publisher keeps the order itself.
 
 local core = require("outbox.core")
 local answer = require("outbox.processor.answer")
 local errors = require("outbox.error")
+local split = require("outbox.processor.waves")
 
 local understand = answer.understand
 
@@ -52,11 +55,19 @@ local function charge(self, outcome, i, reason, permanent, delay)
   return true
 end
 
--- The line in which an entry waits: later entries of a line are held back by an earlier one. Nil or
--- false where it waits in none.
-local function line_of(self, batch, i)
-  return self.ordering == "strict" or self.ordering == "key" and batch.keys[i]
-end
+-- The line in which an entry of a call waits: later entries of a line are held back by an earlier
+-- one. Nil or false where it waits in none.
+local LINE_OF = {
+  key = function(batch, i)
+    return batch.keys[i]
+  end,
+  strict = function()
+    return true
+  end,
+  none = function()
+    return nil
+  end,
+}
 
 local function note_delivered(self, outcome, i)
   local batch = outcome.batch
@@ -112,13 +123,13 @@ end
 
 -- Notes a call in which some messages failed. An entry in line behind one that will be retried
 -- waits for it, even if it was delivered: it will be delivered again, so that the last one remains
--- the last. Returns whether no entry will be retried; and the uncharged entries that said how long
--- to wait.
-local function note_failures(self, outcome, call, failures)
-  local waiting, deferred, reported = {}, {}, false
+-- the last. Adds to `waiting` the lines that wait. Returns whether there are none; and the
+-- uncharged entries that said how long to wait.
+local function note_failures(self, outcome, call, failures, waiting)
+  local deferred, reported, line_of = {}, false, self.line_of
   for j = 1, #call do
     local i, failure = call[j], failures[j]
-    local line = line_of(self, outcome.batch, i)
+    local line = line_of(outcome.batch, i)
     if line and waiting[line] then
       outcome.rewind = true
       if failure then
@@ -165,7 +176,7 @@ end
 
 -- Notes a call whose answer says what became of each message. Returns whether none is to be
 -- retried; or nil, the error and the seconds to wait, if that is as good as raised.
-local function note_answer(self, outcome, call, failures)
+local function note_answer(self, outcome, call, failures, waiting)
   if not failures then
     note_all_delivered(self, outcome, call)
     self.outages:count_success(call.namespace)
@@ -173,7 +184,7 @@ local function note_answer(self, outcome, call, failures)
     return true
   end
   local before, settled = #outcome.delivered, count_settled(outcome)
-  local whole, deferred = note_failures(self, outcome, call, failures)
+  local whole, deferred = note_failures(self, outcome, call, failures, waiting)
   if count_settled(outcome) == settled then
     return nil, read_refusal(failures[1], deferred)
   end
@@ -211,24 +222,60 @@ local function note_raised(self, outcome, call, raised, delay)
   end
 end
 
+-- Makes one call. Returns whether nothing of it is to be retried, and the error if it raised.
+local function make_call(self, outcome, call, waiting)
+  local failures, raised, fault = call_publisher(self, outcome.batch, call)
+  local whole, delay = false, nil
+  if fault then
+    fault.namespace = call.namespace
+    outcome.raised[#outcome.raised + 1] = fault
+  end
+  if not raised then
+    whole, raised, delay = note_answer(self, outcome, call, failures, waiting)
+  end
+  if raised then
+    note_raised(self, outcome, call, raised, delay)
+  end
+  return whole, raised
+end
+
+-- Returns a wave without the messages that wait for one of an earlier wave.
+local function leave_out(self, outcome, wave, waiting)
+  if next(waiting) == nil then
+    return wave
+  end
+  local free = { namespace = wave.namespace }
+  for j = 1, #wave do
+    local line = self.line_of(outcome.batch, wave[j])
+    if not (line and waiting[line]) then
+      free[#free + 1] = wave[j]
+    end
+  end
+  outcome.rewind = outcome.rewind or #free < #wave
+  return free
+end
+
+-- The calls of a batch, each in one or more waves.
 local function make_calls(self, outcome)
-  local strict, batch = self.ordering == "strict", outcome.batch
+  local strict, batch, called = self.ordering == "strict", outcome.batch, false
   for _, call in ipairs(batch.calls) do
-    local failures, raised, fault = call_publisher(self, batch, call)
-    local whole, delay = false, nil
-    if fault then
-      fault.namespace = call.namespace
-      outcome.raised[#outcome.raised + 1] = fault
-    end
-    if not raised then
-      whole, raised, delay = note_answer(self, outcome, call, failures)
-    end
-    if raised then
-      note_raised(self, outcome, call, raised, delay)
-    end
-    if strict and not whole then
-      outcome.rewind = true
-      break
+    local waves, waiting = not self.ordered and split(self.line_of, batch, call) or { call }, {}
+    for _, wave in ipairs(waves) do
+      local free = leave_out(self, outcome, wave, waiting)
+      if free[1] then
+        if called and not self.may_go_on() then
+          outcome.rewind = true
+          return
+        end
+        called = true
+        local whole, raised = make_call(self, outcome, free, waiting)
+        if strict and not whole then
+          outcome.rewind = true
+          return
+        elseif raised then
+          break
+        end
+      end
     end
   end
 end
@@ -254,15 +301,18 @@ function Delivery:deliver(batch)
     outcome.rewind, outcome.idle = true, true
   else
     make_calls(self, outcome)
+    table.sort(outcome.delivered) -- neighbours are deleted together
   end
   outcome.seconds = self.now() - start
   return outcome
 end
 
---- Makes an object that delivers batches. `publish(messages, namespace)` is the publisher,
--- `ordering` the option, `retry(entry, attempts)` the policy, which never raises, `outages` the
--- memory of destinations that are down, and `now` the clock's function.
-return function(publish, ordering, retry, outages, now)
-  return setmetatable({ publish = publish, ordering = ordering, retry = retry, outages = outages,
-    now = now }, Delivery)
+--- Makes an object that delivers batches. Of the settings it takes `publish`, `ordering` and
+-- `ordered`. `retry(entry, attempts)` is the policy, which never raises; `outages` the memory of
+-- destinations that are down; `now` the clock's function; and `may_go_on()` says whether the next
+-- call of a batch may be made.
+return function(settings, retry, outages, now, may_go_on)
+  return setmetatable({ publish = settings.publish, ordering = settings.ordering,
+    ordered = settings.ordered, line_of = LINE_OF[settings.ordering], retry = retry,
+    outages = outages, now = now, may_go_on = may_go_on }, Delivery)
 end

@@ -50,9 +50,10 @@ local function publish_of(publisher)
 end
 
 --- Makes the settings: the options with their defaults, also those that depend on others;
--- `publish`, a function in any case; and `backoff`, which is the table `retry` with its defaults,
--- or the defaults alone where `retry` is a function. If anything is wrong, the settings are not
--- complete. The second result is the list of all that is wrong.
+-- `publish`, a function in any case; `ordered`, whether it keeps the order itself; and `backoff`,
+-- which is the table `retry` with its defaults, or the defaults alone where `retry` is a function.
+-- If anything is wrong, the settings are not complete. The second result is the list of all that is
+-- wrong.
 function M.read(given)
   local wrong = {}
   local settings = option.check(M.OPTIONS, given, "", wrong)
@@ -71,6 +72,7 @@ function M.read(given)
     settings.limit = settings.limit or 10 * settings.batch_size
   end
   settings.publish = publish_of(settings.publisher)
+  settings.ordered = option.is_ordered(settings.publisher)
   return settings, wrong
 end
 

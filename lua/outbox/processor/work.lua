@@ -187,14 +187,17 @@ end
 
 --- Makes the work of a processor: from its settings, its agenda, its hooks and the retry policy.
 return function(settings, agenda, hooks, retry)
-  local outages = new_outages(agenda.timer, settings.backoff)
-  return setmetatable({
-    settings = settings, agenda = agenda, hooks = hooks, outages = outages,
+  local self = setmetatable({
+    settings = settings, agenda = agenda, hooks = hooks,
+    outages = new_outages(agenda.timer, settings.backoff),
     claim = new_claim(settings, agenda),
-    delivery = new_delivery(settings.publish, settings.ordering, retry, outages, agenda.timer.now),
     batch = nil,
     outcome = nil,
     woken = true,
     stopping = false,
   }, Work)
+  self.delivery = new_delivery(settings, retry, self.outages, agenda.timer.now, function()
+    return not self.stopping and self.claim:is_fresh()
+  end)
+  return self
 end

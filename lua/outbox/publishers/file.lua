@@ -23,7 +23,7 @@ local M = {
   OPTIONS = {},
 }
 
-local File = { __name = "outbox.publisher", batch_size = 100 }
+local File = { __name = "outbox.publisher", batch_size = 100, ordered = true }
 File.__index = File
 
 -- Whether the last line is unfinished, because of a crash.

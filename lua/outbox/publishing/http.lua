@@ -36,7 +36,7 @@ local DOWN = { ["401"] = true, ["402"] = true, ["403"] = true, ["404"] = true, [
 -- Status codes of messages that may be accepted later.
 local LATER = { ["408"] = true, ["425"] = true, ["429"] = true }
 
-local Http = { __name = "outbox.publisher" }
+local Http = { __name = "outbox.publisher", ordered = true }
 Http.__index = Http
 
 --- One request --------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ local function send_each(self, messages, namespace, failures)
       else
         local failure = send_one(self, messages[i], namespace)
         failures[i] = failure
-        blocked = failure and not failure.permanent
+        blocked = failure and (failure.down or not failure.permanent)
         stopped = stopped or failure and failure.uncharged
       end
     end
@@ -256,7 +256,7 @@ local function send_part(self, events, ids, failures, first, last)
   for i = first, last do
     failures[i] = failure
   end
-  return not failure or failure.permanent
+  return not failure or failure.permanent and not failure.down
 end
 
 local function send_batch(self, messages, namespace, failures)

@@ -29,9 +29,10 @@ Route.__close = Route.close
 
 --- Makes the publisher. `routes` has a publisher for each namespace; "*" is for all others.
 return function(routes)
-  local batch_size = math.huge
+  local batch_size, ordered = math.huge, true
   for _, publisher in pairs(routes) do
     batch_size = math.min(batch_size, option.default_batch_size(publisher))
+    ordered = ordered and option.is_ordered(publisher)
   end
-  return setmetatable({ routes = routes, batch_size = batch_size }, Route)
+  return setmetatable({ routes = routes, batch_size = batch_size, ordered = ordered }, Route)
 end
