@@ -160,6 +160,7 @@ enum outbox_ordering {
 typedef struct outbox_selection {
   enum outbox_ordering ordering;
   int64_t after;              /* only entries whose seq is above */
+  int64_t batch_bytes;        /* at most so many, but at least one entry; 0: no bound */
   const outbox_bytes *except; /* leave out these namespaces; must live as long as the reading */
   size_t except_count;
 } outbox_selection;
@@ -420,7 +421,8 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
 ** Starts reading, in the order of seq, at most `batch_size` entries that the processor has claimed
 ** and whose claim has not expired. Reading takes nothing: the same call again gives the same.
 ** `selection` NULL means all entries. With a selection a reading may end early, after it has looked
-** at 10,000 entries; outbox_read_to() gives the `after` to go on with.
+** at 10,000 entries; outbox_read_to() gives the `after` to go on with. The bytes of an entry are
+** those of its id, namespace, key, payload and headers.
 */
 int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size,
                                const outbox_selection *selection);

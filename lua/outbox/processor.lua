@@ -339,9 +339,10 @@ end
 -- @function outbox.processor
 -- @tparam table options `store`, of which each processor needs its own, and `publisher`;
 -- `processor_id`, unique among the live processors, default made of host, process and a random
--- part; `batch_size`, in entries, default what suits the publisher, or 20; `claim_duration`, after
--- which others take over if it dies, default 2 s; `publish_timeout`, for how long at most the claim
--- is kept while one batch is being published, default 60 s; `process_interval`, the longest sleep,
+-- part; `batch_size`, in entries, default what suits the publisher, or 20; `batch_bytes`, the most
+-- bytes of a batch that has more than one entry, default 8 MiB; `claim_duration`, after which
+-- others take over if it dies, default 2 s; `publish_timeout`, for how long at most the claim is
+-- kept while one batch is being published, default 60 s; `process_interval`, the longest sleep,
 -- default 10 s; `ordering`, which entries are held back by an entry that is to be retried: "key"
 -- (the default: later ones of its namespace and key), "none" or "strict" (all later ones); `limit`,
 -- with "none" only: how many entries to claim at a time, so that several processors share a

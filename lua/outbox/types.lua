@@ -92,6 +92,7 @@
 ---@field after? integer where an earlier reading ended
 ---@field except? string[] namespaces to leave out
 ---@field hold? boolean note in the claim that these entries are in hand
+---@field batch_bytes? integer default any number
 ---@field remember? boolean so that settlements by id mean these entries, default true
 
 ---@alias outbox.get_claimed_entries
@@ -184,6 +185,7 @@
 ---@field publisher outbox.publish|{ publish: function, batch_size?: integer, ordered?: boolean }
 ---@field processor_id? string
 ---@field batch_size? integer default the publisher's, or 20
+---@field batch_bytes? integer default 8 MiB
 ---@field claim_duration? number seconds, default 2
 ---@field publish_timeout? number seconds, default 60
 ---@field process_interval? number seconds, default 10

@@ -110,23 +110,25 @@ commits. Reading takes nothing: the same call again returns the same entries.
 @tparam integer batch_size at most this many entries; at least 1
 @tparam[opt] table options `ordering`: which entries are held back while an earlier one waits for
 its retry, "none" (the default), "key" (later entries of its namespace and key) or "strict" (all
-later entries). `after` (an integer): where an earlier reading ended. `except`: an array of
-namespaces to leave out. `hold` (a boolean): note in the claim that these entries are in hand, so
-that they are charged if the processor dies. With `hold`, it is best to make this call in one
-transaction with the settlement of the batch before. `remember` (a boolean, default true): remember
-these entries, so that `delete_entries`, `retry_entry` and `bury_entry` mean them by their ids; if
-it is false, give them the entries
+later entries). `after` (an integer): where an earlier reading ended. `batch_bytes`: at most so many
+bytes, at least 1, but at least one entry; those of `id`, `namespace`, `key`, `payload` and
+`headers` count. `except`: an array of namespaces to leave out. `hold` (a boolean): note in the
+claim that these entries are in hand, so that they are charged if the processor dies. With `hold`,
+it is best to make this call in one transaction with the settlement of the batch before. `remember`
+(a boolean, default true): remember these entries, so that `delete_entries`, `retry_entry` and
+`bury_entry` mean them by their ids; if it is false, give them the entries
 @treturn {outbox.entry,...} each with `id`, `namespace`, `key`, `payload`, `headers`, `created_at`
 (seconds since the Unix epoch), `attempts` (failed deliveries), `last_error` and `seq` (its place in
 the order of commits: it rises within a key, and a dead letter that is requeued gets a new one)
 @treturn ?integer with options: where the reading ended, for the `after` of the next one. A reading
-ends early after it has looked at 10,000 entries. It has reached the end when this number does not
-change
+ends early after it has looked at 10,000 entries, or before the entry that exceeds `batch_bytes`. It
+has reached the end when this number does not change
 @raise `busy`, `full` with `hold`; `misuse` when 100,000 entries are remembered; what the clock
 raises
 */
 static int store_get_claimed_entries(lua_State *L) {
-  static const char *const OPTIONS[] = {"ordering", "after", "except", "hold", "remember", NULL};
+  static const char *const OPTIONS[] = {"ordering", "after",    "batch_bytes", "except",
+                                        "hold",     "remember", NULL};
   static const char *const ORDERINGS[] = {[OUTBOX_ORDERING_NONE] = "none",
                                           [OUTBOX_ORDERING_KEY] = "key",
                                           [OUTBOX_ORDERING_STRICT] = "strict",
@@ -141,6 +143,7 @@ static int store_get_claimed_entries(lua_State *L) {
     lua_settop(L, 4);
     selection.ordering = (enum outbox_ordering)shim_opt_name(L, 4, "ordering", ORDERINGS, 0);
     selection.after = shim_opt_integer(L, 4, "after", INT64_MIN, INT64_MIN);
+    selection.batch_bytes = shim_opt_integer(L, 4, "batch_bytes", 1, 0);
     hold = shim_opt_boolean(L, 4, "hold");
     if (lua_getfield(L, 4, "remember") != LUA_TNIL) remember = shim_opt_boolean(L, 4, "remember");
     if (lua_getfield(L, 4, "except") != LUA_TNIL) {

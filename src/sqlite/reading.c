@@ -36,6 +36,19 @@ static bool leaves_out(outbox_store *store, const outbox_entry *entry, bool held
   return held;
 }
 
+/* Whether an entry makes the batch too large. Then the next reading begins with it. */
+static bool exceeds(outbox_store *store, const outbox_entry *entry) {
+  filter *filter = &store->filter;
+  size_t size = entry->id.size + entry->namespace.size + entry->key.size + entry->payload.size +
+                entry->headers.size;
+  filter->bytes += (int64_t)size;
+  bool fits = filter->max_bytes == 0 || filter->bytes <= filter->max_bytes || !filter->any;
+  filter->any = true;
+  if (fits) return false;
+  filter->read_to = entry->seq - 1;
+  return true;
+}
+
 int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size,
                                const outbox_selection *selection) {
   int64_t now, position;
@@ -49,6 +62,7 @@ int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, i
                      batch_size);
   store->filter = (filter){.active = true,
                            .wanted = batch_size,
+                           .max_bytes = selection->batch_bytes,
                            .except = selection->except,
                            .except_count = selection->except_count,
                            .read_to = selection->after};
@@ -112,6 +126,10 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
   entry->key = sql_column(row, 3);
   entry->payload = sql_column(row, 4);
   entry->headers = sql_column(row, 5);
+  if (store->filter.active && exceeds(store, entry)) {
+    outbox_finish(store);
+    return OUTBOX_DONE;
+  }
   entry->created_at = sqlite3_column_int64(row, 6);
   entry->attempts = sqlite3_column_int64(row, 7);
   entry->last_error = sql_column(row, 8);

@@ -52,7 +52,9 @@ typedef struct batch {
 /* What outbox_next leaves out of a reading, and how far that reading has come. */
 typedef struct filter {
   bool active;
-  int64_t wanted; /* how many more entries to give */
+  int64_t wanted;           /* how many more entries to give */
+  bool any;                 /* an entry was given */
+  int64_t bytes, max_bytes; /* how many bytes were given; and may be, 0: any number */
   const outbox_bytes *except;
   size_t except_count;
   int64_t read_to;

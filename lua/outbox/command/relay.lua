@@ -35,6 +35,8 @@ function M.define(command)
   option("--batch-size", "processor_batch_size", "COUNT", convert.count,
     "How many messages the destination gets at a time. The default is 20, or 100 for redis:, file: "
     .. "and stdout:.")
+  option("--batch-bytes", "processor_batch_bytes", "BYTES", convert.count,
+    "The most bytes that it gets at a time, unless one message has more. The default is 8388608.")
   command:option("--ordering", "Which entries wait behind an entry that is to be retried: those "
     .. "with its key (the default), none, or all (strict)."):target("processor_ordering")
     :choices({ "key", "none", "strict" })

@@ -85,7 +85,7 @@ function M.read(settings, outages, after)
     return nil
   end
   local selection = { ordering = settings.ordering, after = after, except = resting, hold = true,
-    remember = false }
+    remember = false, batch_bytes = settings.batch_bytes }
   local batch, last, alone = read(settings, outages, settings.batch_size, selection)
   if alone and #batch.ids > 1 then
     batch, last = read(settings, outages, math.max(alone - 1, 1), selection)

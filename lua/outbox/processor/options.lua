@@ -25,6 +25,7 @@ M.OPTIONS = {
   publisher = { required = true, check = option.publisher },
   processor_id = { check = option.string },
   batch_size = { check = integer },
+  batch_bytes = { default = 8388608, check = option.integer(math.maxinteger) },
   claim_duration = { default = 2, check = seconds },
   publish_timeout = { default = 60, check = seconds },
   process_interval = { default = 10, check = seconds },
