@@ -75,6 +75,7 @@ build = {
     ["outbox.publishing.http"] = "lua/outbox/publishing/http.lua",
     ["outbox.publishing.route"] = "lua/outbox/publishing/route.lua",
     ["outbox.retry"] = "lua/outbox/retry.lua",
+    ["outbox.signals"] = "lua/outbox/signals.lua",
     ["outbox.testing"] = "lua/outbox/testing.lua",
     ["outbox.types"] = "lua/outbox/types.lua",
     ["outbox.core"] = {

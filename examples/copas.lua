@@ -46,8 +46,13 @@ for number = 1, 5 do
 end
 client:send("good bye\n")
 
+-- SIGTERM and SIGINT stop the processor: it finishes the batch in hand, and gives its claim back.
+local signals <close> = outbox.signals()
 local seconds = processor:step()
 while seconds do
   copas.step(math.min(seconds, LATENCY))
+  if signals:caught() then
+    processor:stop()
+  end
   seconds = processor:step()
 end

@@ -24,9 +24,14 @@ processor = outbox.processor({
   end,
 })
 
+-- SIGTERM and SIGINT stop the processor: it finishes the batch in hand, and gives its claim back.
+local signals <close> = outbox.signals()
 loop:wrap(function()
   while processor:step() do
-    cqueues.poll(processor) -- waits for its descriptor or its timeout
+    cqueues.poll(processor, signals) -- waits for their descriptors, or for the processor's timeout
+    if signals:caught() then
+      processor:stop()
+    end
   end
 end)
 

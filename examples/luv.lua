@@ -22,29 +22,41 @@ processor = outbox.processor({
   end,
 })
 
-local bell, timer = uv.new_poll(processor:pollfd()), uv.new_timer()
+-- SIGTERM and SIGINT stop the processor: it finishes the batch in hand, and gives its claim back.
+local signals <close> = outbox.signals()
+local alarm = uv.new_poll(signals:pollfd())
+
+local bell, timer, ticks = uv.new_poll(processor:pollfd()), uv.new_timer(), uv.new_timer()
 local function step()
+  if signals:caught() then
+    processor:stop()
+  end
   local seconds = processor:step()
   if seconds then
     timer:start(math.ceil(seconds * 1000), 0, step)
   else
-    bell:close()
-    timer:close()
+    for _, handle in ipairs({ bell, timer, alarm, ticks }) do
+      handle:close()
+    end
   end
 end
 bell:start("r", step)
+alarm:start("r", function()
+  alarm:stop()
+  step()
+end)
 step()
 
 -- The application. It has a connection of its own, as it would in another process.
 local application <close> = outbox.open(path)
-local number, ticks = 0, uv.new_timer()
+local number = 0
 ticks:start(20, 20, function()
   number = number + 1
   if number <= 5 then
     application:publish({ namespace = "greetings", payload = "hello " .. number })
   else
     application:publish({ namespace = "greetings", payload = "good bye" })
-    ticks:close()
+    ticks:stop()
   end
 end)
 

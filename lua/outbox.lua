@@ -61,4 +61,5 @@ return {
   processor = require("outbox.processor"),
   publisher = require("outbox.publisher"),
   inbox = require("outbox.inbox"),
+  signals = require("outbox.signals"),
 }

@@ -10,6 +10,7 @@
 local core = require("outbox.core")
 local hooks = require("outbox.processor.hooks")
 local new_agenda = require("outbox.processor.agenda")
+local new_signals = require("outbox.signals")
 local new_work = require("outbox.processor.work")
 local options = require("outbox.processor.options")
 local option = require("outbox.options")
@@ -96,7 +97,8 @@ local function step(self)
   local work = self.work
   self.look_again = nil
   if work.stopping then
-    return finish(self)
+    local is_waiting = self.failures > 0 and self.agenda:paused_for() > 0
+    return is_waiting or finish(self)
   end
   work:until_probe()
   listen(self)
@@ -144,18 +146,6 @@ function Processor:step()
   return step(self) and pause(self)
 end
 
--- The signals that `run` catches while this is not closed; then `name` is the first that came.
-local Catching = {
-  __close = function(catching)
-    catching.name = core.release_signals()
-  end,
-}
-
-local function catch()
-  core.catch_signals("SIGINT", "SIGTERM")
-  return setmetatable({ name = nil }, Catching)
-end
-
 -- Sleeps, and stops the processor if a signal has come before or comes meanwhile. Returns whether
 -- one did.
 local function sleep_or_stop(self, seconds)
@@ -175,18 +165,16 @@ local function sleep_or_stop(self, seconds)
 end
 
 local function run_until_signal(self)
-  local catching, is_caught = catch(), false
-  do
-    local caught <close> = catching -- luacheck: no unused
-    while step(self) do
-      if is_caught then
-        core.clock.sleep(rest(self))
-      else
-        is_caught = sleep_or_stop(self, pause(self))
-      end
+  local signals <close> = new_signals()
+  local is_caught = false
+  while step(self) do
+    if is_caught then
+      core.clock.sleep(rest(self))
+    else
+      is_caught = sleep_or_stop(self, pause(self))
     end
   end
-  return catching.name
+  return signals:caught()
 end
 
 local RUN_OPTIONS = { signals = { default = false, check = option.boolean } }

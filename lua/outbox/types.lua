@@ -221,6 +221,13 @@
 ---@field time number
 ---@field advance fun(seconds: number)
 
+---@class outbox.signals
+---@field caught fun(self: outbox.signals): string?
+---@field pollfd fun(self: outbox.signals): integer?
+---@field events fun(self: outbox.signals): string
+---@field timeout fun(self: outbox.signals)
+---@field close fun(self: outbox.signals)
+
 ---@class outbox.testing.publisher
 ---@field messages outbox.entry[]
 ---@field calls { namespace: string, messages: outbox.entry[] }[]
@@ -236,6 +243,7 @@
 ---@field processor fun(options: outbox.processor_options): outbox.processor
 ---@field publisher fun(to: outbox.destination, o?: outbox.publisher_options): outbox.publisher
 ---@field inbox fun(options: outbox.inbox_options): outbox.inbox
+---@field signals fun(...: "SIGHUP"|"SIGINT"|"SIGTERM"): outbox.signals
 ---@field install fun()
 ---@field attach fun(connection: userdata|function, options?: outbox.attach_options): outbox.store
 ---@field open fun(path: string, options?: outbox.options): outbox.store

@@ -173,6 +173,27 @@ describe("a processor", function()
       assert.outbox(store).has_entry({ id = "a" })
     end)
 
+    it("does not give it up because it is stepped too often", function()
+      publish("a")
+      local other <close> = outbox.open(path, { busy_timeout = 0, clock = clock })
+      local p, txn
+      p = processor({ store = other, publisher = function()
+        txn = coroutine.wrap(function()
+          store:transaction(coroutine.yield)
+        end)
+        txn()
+        p:stop()
+      end })
+      p:step()
+      for _ = 1, 100 do
+        assert.is_true(p:step() > 0)
+      end
+      txn()
+      clock.advance(5)
+      assert.is_nil(p:step())
+      assert.outbox(store).is_empty()
+    end)
+
     it("raises errors that do not come from the database, such as that of Ctrl-C", function()
       local p = processor()
       clock.sleep = function()

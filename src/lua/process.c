@@ -185,11 +185,24 @@ static int await_signal(lua_State *L) {
   return 1;
 }
 
-static const luaL_Reg FUNCTIONS[] = {{"process_name", process_name},
-                                     {"catch_signals", catch_signals},
-                                     {"await_signal", await_signal},
-                                     {"release_signals", release_signals},
-                                     {NULL, NULL}};
+/***
+Returns the descriptor that is readable from when `catch_signals` has caught a signal until the last
+`release_signals`.
+@function signal_fd
+@treturn ?integer nil where this process catches none
+*/
+static int signal_fd(lua_State *L) {
+  if (owner == getpid() && users > 0)
+    lua_pushinteger(L, ends[0]);
+  else
+    lua_pushnil(L);
+  return 1;
+}
+
+static const luaL_Reg FUNCTIONS[] = {
+    {"process_name", process_name},       {"catch_signals", catch_signals},
+    {"await_signal", await_signal},       {"signal_fd", signal_fd},
+    {"release_signals", release_signals}, {NULL, NULL}};
 
 void shim_open_process(lua_State *L) {
   luaL_setfuncs(L, FUNCTIONS, 0);
