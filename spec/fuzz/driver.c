@@ -112,7 +112,7 @@ static int by_name(const struct dirent **a, const struct dirent **b) {
 
 /* Returns false if the path is not a directory. */
 static bool read_directory(const char *path) {
-  struct dirent **items;
+  struct dirent **items = NULL;
   int count = scandir(path, &items, NULL, by_name);
   for (int i = 0; i < count; i++) {
     char name[1024];

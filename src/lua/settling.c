@@ -4,6 +4,8 @@ Methods of a store that settle entries: delivered, to be retried, dead, or put b
 */
 #include "shim.h"
 
+#define MAX_BATCH 100000 /* entries */
+
 /* --- After a delivery ------------------------------------------------------------------------ */
 
 /***
@@ -50,6 +52,7 @@ static int store_delete_batch(lua_State *L) {
   luaL_checktype(L, 2, LUA_TTABLE);
   luaL_checktype(L, 3, LUA_TTABLE);
   size_t count = lua_rawlen(L, 2);
+  luaL_argcheck(L, count <= MAX_BATCH, 2, "at most 100000 ids are wanted");
   outbox_identity *entries = lua_newuserdatauv(L, count * sizeof *entries, 0);
   for (size_t i = 0; i < count; i++) {
     bool known = lua_rawgeti(L, 2, (lua_Integer)i + 1) == LUA_TSTRING &&

@@ -11,6 +11,8 @@ no store. Applications use those that `require("outbox")` gives them.
 
 #include "shim.h"
 
+#define MAX_ROOM 100000 /* values */
+
 /* --- Time ------------------------------------------------------------------------------------ */
 
 /***
@@ -113,9 +115,10 @@ static int columns(lua_State *L) {
   int fields = lua_gettop(L) - 1;
   luaL_checktype(L, 1, LUA_TTABLE);
   lua_Integer count = (lua_Integer)lua_rawlen(L, 1);
+  int room = count < MAX_ROOM ? (int)count : MAX_ROOM; /* Lua may find a length far too large */
   luaL_checkstack(L, fields + 3, "too many fields");
   for (int field = 0; field < fields; field++)
-    lua_createtable(L, (int)count, 0);
+    lua_createtable(L, room, 0);
   for (lua_Integer i = 1; i <= count; i++) {
     lua_rawgeti(L, 1, i);
     luaL_checktype(L, -1, LUA_TTABLE);
