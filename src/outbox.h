@@ -494,6 +494,9 @@ int outbox_retry_entry(outbox_store *store, outbox_identity entry, int64_t due_a
 */
 int outbox_bury_entry(outbox_store *store, outbox_identity entry, outbox_bytes error, bool *found);
 
+/* Whether an entry still waits, ready or delayed: the very one, not another with its id. */
+int outbox_is_waiting(outbox_store *store, outbox_identity entry, bool *waits);
+
 /* --- Waiting --------------------------------------------------------------------------------- */
 
 /*

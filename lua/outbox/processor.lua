@@ -70,7 +70,9 @@ local function finish(self)
     end
     work:abandon()
   end
-  attempt(self, work.release, work)
+  if not attempt(self, work.release, work) and self.failures < STOP_TRIES then
+    return true -- what it has in hand would be charged
+  end
   work.stopping, self.failures = false, 0
   self.agenda:resume()
   return nil

@@ -48,7 +48,7 @@ describe("the command", function()
       return (shell(("bash %s %s"):format(script, words)))
     end
     assert.equal("purge\n", complete("dead pu"))
-    assert.equal("--batch-size\n", complete("relay --ba"))
+    assert.equal("--batch-size --batch-bytes\n", complete("relay --ba"))
     assert.matches("#compdef outbox", succeed("completion zsh"))
     assert.matches("complete %-c outbox", succeed("completion fish"))
   end)

@@ -139,6 +139,86 @@ describe("a processor that runs with signals", function()
     assert.equal(-SIGNALS.SIGTERM, (process.wait(pid)))
   end)
 
+  it("gives what it has in hand back as soon as the database is unlocked", function()
+    local name = NAMES[2]
+    store:publish({ id = "a" }, { id = "b" })
+    store:close()
+    local begun, go_on = process.gate(), process.gate()
+    local pid = process.fork(function()
+      local own <close> = outbox.open(path, { busy_timeout = 1 })
+      local processor
+      processor = outbox.processor({ store = own, batch_size = 1, publisher = function() end,
+        on_error = function() end, on_batch = function()
+          begun:open() -- the next batch is noted as in hand
+          go_on:wait()
+        end })
+      processor:run({ signals = true })
+    end)
+    store = outbox.open(path)
+    begun:wait()
+    local tries = 0
+    store:transaction(function()
+      process.kill(pid, SIGNALS[name])
+      go_on:open()
+      repeat
+        tries = tries + 1
+        os.execute("sleep 0.01")
+      until tries == 20
+    end)
+    assert.equal(0, (process.wait(pid)))
+    assert.same({}, store:stats().leases)
+    assert.outbox(store).has_entry({ id = "b", attempts = 0 })
+    assert.equal(0, store:stats().delayed)
+  end)
+
+  it("takes a second signal for one only two seconds after the first", function()
+    local pid = process.fork(function()
+      local core = require("outbox.core")
+      core.catch_signals("SIGTERM")
+      process.kill(process.pid(), SIGNALS.SIGTERM)
+      outbox.clock.sleep(1.5) -- two seconds may begin within it
+      process.kill(process.pid(), SIGNALS.SIGTERM)
+      assert(core.release_signals() == "SIGTERM")
+    end)
+    assert.equal(0, (process.wait(pid)))
+  end)
+
+  it("wakes at a commit though more than a thousand files are open", function()
+    local limit = io.popen("ulimit -n"):read("n")
+    if not limit or limit < 1200 then
+      pending("no more than " .. tostring(limit) .. " files may be open")
+      return
+    end
+    store:close()
+    local begun = process.gate()
+    local pid = process.fork(function()
+      local files = {}
+      for i = 1, 1100 do
+        files[i] = assert(io.open("/dev/null"))
+      end
+      local own <close> = outbox.open(path)
+      local processor
+      processor = outbox.processor({ store = own, process_interval = 3600,
+        publisher = function(messages)
+          begun:open()
+          if messages[1].id == "second" then
+            processor:stop()
+          end
+        end })
+      assert(own:pollfd() > 1024)
+      processor:run({ signals = true })
+      assert(#files == 1100)
+    end)
+    store = outbox.open(path)
+    store:publish({ id = "first" })
+    begun:wait()
+    repeat
+      os.execute("sleep 0.01")
+    until store:stats().ready == 0
+    store:publish({ id = "second" })
+    assert.equal(0, (process.wait(pid)))
+  end)
+
   it("leaves SIGHUP alone", function()
     store:publish({})
     local pid, begun = start(function(_, begun)

@@ -65,7 +65,8 @@ local function processor(options, log, incarnation, mortal)
   function options.on_error(problem)
     note(log, problem.code == "lost" and "lost" or "error", incarnation, problem.message)
   end
-  function options.publisher(messages)
+  options.publisher = { ordered = true } -- so a call has the whole batch
+  function options.publisher.publish(_, messages)
     note(log, "batch", incarnation, #messages)
     local dies_after = mortal and random(40) == 1 and random(0, #messages)
     for i = 0, #messages do

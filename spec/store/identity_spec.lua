@@ -147,6 +147,74 @@ describe("an entry that was read", function()
     assert.equal(1, store:delete_entries("b"))
   end)
 
+  it("is still meant when its claim turns out to be lost", function()
+    local settlements = {
+      function()
+        return store:delete_entries("a") > 0
+      end,
+      function()
+        return store:retry_entry("a", 1e6, "no")
+      end,
+      function()
+        return store:bury_entry("a", "no")
+      end,
+    }
+    for _, learns in ipairs({ "renew_claim", "claim_entries" }) do
+      for _, settle in ipairs(settlements) do
+        publish("a")
+        read()
+        clock.time = clock.time + 100
+        local other <close> = outbox.open(path, { clock = clock })
+        other:claim_entries("other", clock.time + 10)
+        other:get_claimed_entries("other", 10)
+        other:delete_entries("a")
+        other:release_claim("other")
+        assert.is_false((store[learns](store, "p", clock.time + 10)))
+        publish("a")
+        assert.is_false(settle())
+        assert.outbox(store).has_entry({ id = "a", attempts = 0 })
+        store:release_claim("p")
+        assert.equal(1, store:delete_entries("a"))
+      end
+    end
+  end)
+
+  it("is not remembered for ever once it is gone, however it went", function()
+    support.sql(store, [[WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n
+      WHERE i < 130000) INSERT INTO outbox_entries (id) SELECT i FROM n]])
+    store:claim_entries("p", clock.time + 10)
+    for turn = 1, 130 do
+      local entries = store:get_claimed_entries("p", 1000)
+      assert.equal(1000, #entries)
+      local ids = support.pluck(entries, "id")
+      store:transaction(function()
+        if turn % 10 == 0 then
+          for _, id in ipairs(ids) do
+            assert(store:bury_entry(id, "no"))
+          end
+        else
+          assert.equal(1000, store:delete_entries(table.unpack(ids)))
+        end
+        store:renew_claim("p", clock.time + 10)
+      end)
+    end
+    assert.equal(0, store:stats().ready)
+  end)
+
+  it("is not meant by an entry of a list, whose seq may be another", function()
+    store:publish({ id = "later", deliver_at = clock.time + 100 })
+    store:publish({ id = "dead" })
+    store:bury_entry("dead", "no")
+    for _, entry in ipairs({ store:delayed_entries()[1], store:dead_entries()[1] }) do
+      for _, settle in ipairs({ store.delete_entries, store.bury_entry }) do
+        local ok, reason = pcall(settle, store, entry)
+        assert.is_false(ok)
+        assert.matches("an entry of a list is meant by its id", reason)
+      end
+    end
+    assert.equal(1, store:delete_entries("later"))
+  end)
+
   it("may be given as it was read", function()
     publish("a", "b", "c", "d", "e", "f")
     local entries = read()

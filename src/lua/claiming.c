@@ -60,7 +60,7 @@ static int store_claim_entries(lua_State *L) {
                lua_pushfstring(L, "the clock failed: %s", lua_tostring(L, -1)));
   }
   shim_check(L, self->store, code);
-  if (!claimed.any) shim_forget_claim(L, self, 1, 2);
+  if (!claimed.any) shim_forget_claim(L, self, 1, 2, true);
   lua_pushboolean(L, claimed.any);
   if (claimed.again_at != 0)
     shim_push_seconds(L, claimed.again_at);
@@ -194,7 +194,7 @@ static int store_renew_claim(lua_State *L) {
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self->store, outbox_renew_claim(self->store, processor_id, deadline, &renewed));
-  if (!renewed) shim_forget_claim(L, self, 1, 2);
+  if (!renewed) shim_forget_claim(L, self, 1, 2, true);
   lua_pushboolean(L, renewed);
   return 1;
 }
@@ -240,7 +240,7 @@ static int store_release_claim(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   shim_check(L, self->store, outbox_release_claim(self->store, processor_id));
-  shim_forget_claim(L, self, 1, 2);
+  shim_forget_claim(L, self, 1, 2, false);
   return 0;
 }
 

@@ -3,10 +3,13 @@
 ** the place of each entry that it has read under its claim.
 **
 ** User values: CLAIMS_VALUE has for each processor with a claim a table from ids to places;
-** READ_VALUE is the one of these that was used last; and OLD_VALUE is the one that a
-** processor had when it claimed last and many were remembered: its batch may still be settled.
+** READ_VALUE is the one of these that was used last; and OLD_VALUE is the one that a processor had
+** when its claim was lost, or when it claimed last and many were remembered: its batch may still be
+** settled.
 **
-** An entry that is deleted in a transaction is not forgotten: the transaction may be rolled back.
+** An entry that is deleted in a transaction is not forgotten at once, because the transaction may
+** be rolled back; nor is one that is buried. When many are remembered, those that are gone are
+** forgotten.
 */
 #include "shim.h"
 
@@ -28,6 +31,27 @@ static void recount(lua_State *L, shim_store *self, int index) {
   if (lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE)
     for (lua_pushnil(L); lua_next(L, -2) != 0; lua_pop(L, 1))
       self->remembered += count(L, lua_gettop(L));
+  lua_pop(L, 1);
+}
+
+/* Forgets the entries of the table on the top that do not wait any more. */
+static void sweep(lua_State *L, shim_store *self) {
+  for (lua_pushnil(L); lua_next(L, -2) != 0; lua_pop(L, 1)) {
+    outbox_identity entry = {.seq = lua_tointeger(L, -1)};
+    bool waits;
+    entry.id.data = lua_tolstring(L, -2, &entry.id.size);
+    shim_check(L, self->store, outbox_is_waiting(self->store, entry, &waits));
+    if (waits) continue;
+    lua_pushvalue(L, -2);
+    lua_pushnil(L);
+    lua_rawset(L, -5);
+  }
+}
+
+static void sweep_all(lua_State *L, shim_store *self, int index) {
+  if (lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE)
+    for (lua_pushnil(L); lua_next(L, -2) != 0; lua_pop(L, 1))
+      sweep(L, self);
   lua_pop(L, 1);
 }
 
@@ -71,6 +95,7 @@ void shim_remember(lua_State *L, shim_store *self, int index, int processor, siz
   set_claim(L, index, processor);
   self->remembered += (int64_t)read; /* at most: some may have been read before */
   if (self->remembered <= MAX_REMEMBERED) return;
+  sweep_all(L, self, index);
   recount(L, self, index);
   if (self->remembered > MAX_REMEMBERED)
     shim_raise(L, "misuse", "more than 100000 entries were read that are not settled");
@@ -88,22 +113,36 @@ void shim_renew_memory(lua_State *L, shim_store *self, int index, int processor)
   }
 }
 
-void shim_forget_claim(lua_State *L, shim_store *self, int index, int processor) {
+/* Whether no processor has a claim. Then the store has no table of them any more. */
+static bool is_last(lua_State *L, int index) {
+  int top = lua_gettop(L);
+  bool last = true;
+  if (lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE) {
+    lua_pushnil(L);
+    last = lua_next(L, -2) == 0;
+  }
+  lua_settop(L, top);
+  if (last) {
+    lua_pushnil(L);
+    lua_setiuservalue(L, index, CLAIMS_VALUE);
+  }
+  return last;
+}
+
+void shim_forget_claim(lua_State *L, shim_store *self, int index, int processor, bool lost) {
   bool known = push_claim(L, index, processor);
-  lua_pop(L, 1);
-  if (!known) return;
-  lua_pushnil(L);
-  set_claim(L, index, processor);
-  recount(L, self, index);
-  lua_getiuservalue(L, index, CLAIMS_VALUE);
-  lua_pushnil(L);
-  if (lua_next(L, -2) != 0) { /* another processor has a claim */
-    lua_pop(L, 3);
+  if (known) {
+    lua_pushnil(L);
+    set_claim(L, index, processor);
+    recount(L, self, index);
+  }
+  bool last = is_last(L, index);
+  if (known && lost) {
+    lua_setiuservalue(L, index, OLD_VALUE);
     return;
   }
   lua_pop(L, 1);
-  lua_pushnil(L);
-  lua_setiuservalue(L, index, CLAIMS_VALUE);
+  if (lost || !last) return;
   lua_pushnil(L);
   lua_setiuservalue(L, index, OLD_VALUE);
 }
@@ -146,6 +185,10 @@ static int64_t locate(lua_State *L, int index, int id) {
 outbox_identity shim_identify(lua_State *L, int index, int argument) {
   outbox_identity entry;
   if (lua_type(L, argument) == LUA_TTABLE) {
+    bool listed = lua_getfield(L, argument, "due_at") != LUA_TNIL ||
+                  lua_getfield(L, argument, "died_at") != LUA_TNIL;
+    luaL_argcheck(L, !listed, argument, "an entry of a list is meant by its id");
+    lua_settop(L, lua_gettop(L) - 2);
     luaL_argcheck(L, lua_getfield(L, argument, "seq") == LUA_TNUMBER && lua_isinteger(L, -1),
                   argument, "an entry must have an integer seq");
     entry.seq = lua_tointeger(L, -1);

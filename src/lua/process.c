@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <string.h>
@@ -36,6 +37,8 @@ static const struct {
 } ENDING[] = {{SIGINT, "SIGINT"}, {SIGTERM, "SIGTERM"}, {SIGHUP, "SIGHUP"}};
 #define ENDINGS ((int)(sizeof ENDING / sizeof *ENDING))
 
+#define GRACE_NS INT64_C(2000000000) /* see handle() */
+
 static volatile sig_atomic_t caught;
 static struct timespec caught_at;
 static int ends[2] = {-1, -1}; /* a pipe: a signal just before a sleep must end that sleep too */
@@ -44,6 +47,10 @@ static pid_t owner;                      /* the process that catches; not one th
 static int users;                        /* calls of catch_signals that were not released */
 static struct sigaction former[ENDINGS]; /* what was done before, */
 static bool taken[ENDINGS];              /* where it was something else */
+
+static int64_t since_caught(const struct timespec *now) {
+  return (int64_t)(now->tv_sec - caught_at.tv_sec) * 1000000000 + now->tv_nsec - caught_at.tv_nsec;
+}
 
 /*
 ** The program acts on the first signal itself. A signal that comes two seconds later, or more, ends
@@ -59,7 +66,7 @@ static void handle(int number) {
     caught_at = now;
     while (write(ends[1], "", 1) < 0 && errno == EINTR)
       continue;
-  } else if (getpid() != owner || now.tv_sec - caught_at.tv_sec > 1) {
+  } else if (getpid() != owner || since_caught(&now) >= GRACE_NS) {
     signal(number, SIG_DFL);
     raise(number);
   }
@@ -163,6 +170,22 @@ static int release_signals(lua_State *L) {
   return 1;
 }
 
+static void wait_precisely(int a, int b, int64_t microseconds) {
+  struct timespec time = {.tv_sec = microseconds / 1000000,
+                          .tv_nsec = microseconds % 1000000 * 1000};
+  fd_set wanted;
+  FD_ZERO(&wanted);
+  if (a >= 0) FD_SET(a, &wanted);
+  if (b >= 0) FD_SET(b, &wanted);
+  pselect(FD_SETSIZE, &wanted, NULL, NULL, &time, NULL);
+}
+
+/* The same to a millisecond: select() knows only the lowest descriptors. */
+static void wait_for_many(int a, int b, int64_t microseconds) {
+  struct pollfd wanted[] = {{.fd = a, .events = POLLIN}, {.fd = b, .events = POLLIN}};
+  poll(wanted, 2, (int)((microseconds + 999) / 1000));
+}
+
 /***
 Sleeps until `catch_signals` catches a signal. Returns at once if it has caught one before.
 @function await_signal
@@ -175,12 +198,10 @@ static int await_signal(lua_State *L) {
   int64_t left = shim_check_microseconds(L, 1);
   lua_Integer fd = luaL_optinteger(L, 2, -1);
   left = left < 0 ? 0 : left < HOUR ? left : HOUR;
-  struct timespec time = {.tv_sec = left / 1000000, .tv_nsec = left % 1000000 * 1000};
-  fd_set wanted;
-  FD_ZERO(&wanted);
-  if (ends[0] >= 0 && ends[0] < FD_SETSIZE) FD_SET(ends[0], &wanted);
-  if (fd >= 0 && fd < FD_SETSIZE) FD_SET((int)fd, &wanted);
-  pselect(FD_SETSIZE, &wanted, NULL, NULL, &time, NULL);
+  if (ends[0] < FD_SETSIZE && fd < FD_SETSIZE)
+    wait_precisely(ends[0], (int)fd, left);
+  else
+    wait_for_many(ends[0], (int)fd, left);
   push_caught(L);
   return 1;
 }

@@ -13,8 +13,9 @@ Deletes entries, ready or delayed, because they were delivered. Ignores those th
 
 An id means the entry that this store has read under its claim, even if plain SQL or the application
 has published the id again since. An id that was not read under the claim is ignored. While the
-store has no claim, an id means whatever waits under it. These rules hold for `retry_entry` and
-`bury_entry`, too. The store remembers what it has read until the claim is released or lost.
+store has no claim, an id means whatever waits under it, unless it was read under a claim that was
+lost. These rules hold for `retry_entry` and `bury_entry`, too. The store remembers what it has read
+until the claim is released.
 @function store:delete_entries
 @tparam string|outbox.entry ... any number of ids, or of entries as they were read: tables with `id`
 and `seq`

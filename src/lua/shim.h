@@ -204,8 +204,11 @@ void shim_remember(lua_State *L, shim_store *self, int index, int processor, siz
 /* The processor is about to claim. If many entries are remembered, forgets the older ones. */
 void shim_renew_memory(lua_State *L, shim_store *self, int index, int processor);
 
-/* Forgets what a processor has read, because it has no claim any more. */
-void shim_forget_claim(lua_State *L, shim_store *self, int index, int processor);
+/*
+** The processor has no claim any more. Forgets what it has read, unless the claim was lost: then an
+** id that it has read goes on meaning that entry, which is another's now.
+*/
+void shim_forget_claim(lua_State *L, shim_store *self, int index, int processor, bool lost);
 
 /*
 ** The entry that an argument means: an id, or a table with the `id` and the `seq` of an entry that

@@ -44,10 +44,12 @@ static const char VERSION_1[] =
 
 /*
 ** Version 2. `delayed_at` is when a retry was delayed; a scheduled message has none. Only the few
-** that have one are in the index.
+** that have one are in the index. Of those that are there already it is not known: an hour before
+** they fall due, which is as long as the default options delay an entry.
 */
 static const char VERSION_2[] =
     "ALTER TABLE @delayed ADD COLUMN delayed_at INTEGER;"
+    "UPDATE @delayed SET delayed_at = due_at - 3600000000 WHERE position IS NOT NULL;"
     "CREATE INDEX @delayed_delayed_at ON @@delayed (delayed_at) WHERE delayed_at IS NOT NULL;";
 
 const char *const schema_steps[] = {VERSION_1, VERSION_2};

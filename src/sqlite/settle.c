@@ -48,6 +48,20 @@ static const char BURY_READY_SQL[] =
     " SELECT seq, " FREE_ID("@dead") ", " MESSAGE_COLUMNS_BUT_ID ", " COUNTED ", ?5"
                                      " FROM @entries WHERE seq = ?4 AND id = ?1";
 
+static const char IS_WAITING_SQL[] =
+    "SELECT EXISTS (SELECT 1 FROM @entries WHERE seq = ?1 AND id = ?2)"
+    " OR EXISTS (SELECT 1 FROM @delayed WHERE id = ?2 AND position = ?1)";
+
+int outbox_is_waiting(outbox_store *store, outbox_identity entry, bool *waits) {
+  int64_t found = 0;
+  bool any;
+  int code = transaction_enter(store);
+  if (code == OUTBOX_OK)
+    code = sql_fetch(store, IS_WAITING_SQL, &found, 1, &any, "it", entry.seq, entry.id);
+  *waits = found != 0;
+  return code;
+}
+
 /* Where only the id is known, finds the place of the ready entry that has it, if there is one. */
 static int locate(outbox_store *store, outbox_identity *entry) {
   bool found;
