@@ -165,6 +165,75 @@ typedef struct outbox_selection {
   size_t except_count;
 } outbox_selection;
 
+/* --- What a processor says and asks for, see outbox_advance ---------------------------------- */
+
+/* What a processor serves. */
+typedef struct outbox_service {
+  outbox_bytes processor_id;      /* no other live processor has it */
+  const outbox_bytes *namespaces; /* serves these; none, with `except`: all */
+  size_t namespace_count;
+  bool except; /* serves all but these */
+  enum outbox_ordering ordering;
+  int64_t duration; /* of its claim, which is renewed by each outbox_advance */
+} outbox_service;
+
+/* What became of an entry that was handed out. */
+enum outbox_outcome {
+  OUTBOX_AGAIN,     /* it stays where it is, and is handed out again */
+  OUTBOX_DELIVERED, /* it is deleted */
+  OUTBOX_RETRY,     /* it failed, is charged an attempt, and waits until `at` */
+  OUTBOX_PUT_OFF,   /* it waits until `at`, uncharged; an `error` becomes its last_error */
+  OUTBOX_BURY       /* it becomes a dead letter; charged if there is an `error` */
+};
+
+typedef struct outbox_verdict {
+  outbox_identity entry; /* its seq is its place; not needed for an entry in hand */
+  enum outbox_outcome outcome;
+  int64_t at;
+  outbox_bytes error;
+  bool found; /* set by the call: false if it was gone, or the claim is lost */
+} outbox_verdict;
+
+/* Where to look for the next batch. */
+enum outbox_where {
+  OUTBOX_ANYWHERE, /* the oldest of all namespaces that are not parked */
+  OUTBOX_OLDEST,   /* the oldest of one namespace, which is parked */
+  OUTBOX_NEWEST,   /* of the known heads of that namespace, which are the first of their keys, */
+  OUTBOX_RANDOM,   /* the last, or any */
+  OUTBOX_PLACE     /* this entry alone, if it may be handed out; it may be delayed still */
+};
+
+typedef struct outbox_want {
+  int64_t batch_size;  /* 0: nothing */
+  int64_t batch_bytes; /* at most so many, but at least one entry; 0: no bound */
+  enum outbox_where where;
+  outbox_bytes namespace; /* OLDEST, NEWEST, RANDOM */
+  int64_t place;          /* PLACE */
+  bool join;              /* claim a share even if there is nothing to be had yet */
+  bool leave;             /* give everything back */
+} outbox_want;
+
+/* What outbox_advance has done. */
+typedef struct outbox_progress {
+  size_t count;     /* entries in hand now */
+  bool lost;        /* another processor has taken over: failures were ignored */
+  bool refused;     /* others hold all that there is */
+  bool overlapped;  /* because they serve another set of namespaces that has some of these */
+  bool held;        /* there is a claim */
+  bool more;        /* call again at once */
+  int64_t again_at; /* when an entry falls due, or a lap may begin; 0: never */
+} outbox_progress;
+
+/*
+** A suspect: a delayed entry with a last_error and no attempts. It failed alone and was not
+** charged, because its destination may have been down. When it is due it is named here, and is
+** handed out only where its place is asked for.
+*/
+typedef struct outbox_suspect {
+  outbox_bytes id, namespace;
+  int64_t place;
+} outbox_suspect;
+
 /* The last_error of an entry that was in hand when its processor died. */
 #define OUTBOX_LAPSED "its processor died, or lost its claim, while delivering it"
 
@@ -460,6 +529,44 @@ void outbox_stop_heartbeat(outbox_store *store);
 
 /* Gives the processor's claim back, with nothing in hand, so that others need not wait for it. */
 int outbox_release_claim(outbox_store *store, outbox_bytes processor_id);
+
+/*
+** Begins the work of a processor. From now on outbox_advance does it; the operations above are for
+** processing by hand, on another store. Fails with MISUSE on an attached store, or where the store
+** serves a processor already.
+*/
+int outbox_serve(outbox_store *store, const outbox_service *service);
+
+/*
+** The one operation of a processor, between two calls of its publisher: settles the batch in hand,
+** renews the claim or finds it lost, reads the next batch, and writes that it is in hand, so that
+** it is charged if this process dies. `verdicts` are what became of each entry of the batch, in
+** its order, and after these of entries that were put off before. All this is one small
+** transaction; reading happens before the lock. A call that has nothing to write takes no lock.
+**
+** Processors of equal sets of namespaces share the keys: each holds as many of 64 classes as the
+** others. Of sets that overlap otherwise, who came later gets nothing while the other is alive.
+**
+** After a failure, the batch is still in hand: call it again with the same verdicts. Fails with
+** BUSY, FULL, CALLBACK; with MOVED as outbox_claim_entries does; with MISUSE in a transaction, and
+** where there are fewer verdicts than entries in hand.
+*/
+int outbox_advance(outbox_store *store, outbox_verdict *verdicts, size_t count,
+                   const outbox_want *want, outbox_progress *progress);
+
+/* An entry of the batch in hand, from 0, or NULL. Its bytes live until the next outbox_advance. */
+const outbox_entry *outbox_batch(const outbox_store *store, size_t index);
+
+/* The same for the suspects that the last outbox_advance has met. */
+const outbox_suspect *outbox_suspects(const outbox_store *store, size_t index);
+
+/*
+** Parks a namespace whose destination is down: its entries are left behind, and are handed out only
+** where outbox_want names it, or a place. In memory alone: another process tries for itself. Fails
+** with NOMEM. outbox_recover ends that.
+*/
+int outbox_park(outbox_store *store, outbox_bytes namespace);
+void outbox_recover(outbox_store *store, outbox_bytes namespace);
 
 /*
 ** Reads the next entry of the reading that was started last, by outbox_get_claimed_entries or

@@ -40,6 +40,8 @@ int test_attach(void);
 int test_memory(void);
 int test_faults(void);
 int test_power(void);
+int test_advance(void);
+int test_lanes(void);
 
 /* --- Fixture --------------------------------------------------------------------------------- */
 

@@ -74,7 +74,7 @@ static void run_every_operation(fixture *f) {
 ** reads all rows in this way.
 */
 static bool is_cheap(const char *sql, const char *detail) {
-  static const char *const SMALL[] = {"outbox_leases", "l", "(subquery-1)"};
+  static const char *const SMALL[] = {"outbox_leases", "outbox_claims", "l", "(subquery-1)"};
   char target[64], stops[100];
   if (strstr(detail, "TEMP B-TREE") != NULL) return false;
   if (strncmp(detail, "SEARCH ", 7) == 0) return strstr(detail, " USING ") != NULL;
@@ -199,6 +199,46 @@ static void no_query_scans_or_sorts_a_full_outbox_that_was_analyzed(void **state
   assert_in_range(check_plans(f->db), 20, 50);
 }
 
+/* Every variant of outbox_advance, as a processor calls it. */
+static void advance_in_every_way(fixture *f, outbox_store *store, enum outbox_ordering ordering) {
+  outbox_service service = {
+      .processor_id = text("p"), .except = true, .duration = 2 * SECOND, .ordering = ordering};
+  outbox_verdict verdicts[8];
+  outbox_progress progress = {.count = 0};
+  assert_ok(store, outbox_serve(store, &service));
+  for (int i = 0; i < 40; i++) {
+    outbox_want want = {.batch_size = 8,
+                        .where = (enum outbox_where)(i % 5),
+                        .place = i,
+                        .namespace = text("n1"),
+                        .leave = i == 39};
+    if (i == 5) assert_ok(store, outbox_park(store, text("n1")));
+    if (i == 30) outbox_recover(store, text("n1"));
+    for (size_t j = 0; j < progress.count; j++)
+      verdicts[j] = (outbox_verdict){.outcome = (enum outbox_outcome)((i + (int)j) % 5),
+                                     .at = f->now + i % 3,
+                                     .error = text("no")};
+    assert_ok(store, outbox_advance(store, verdicts, progress.count, &want, &progress));
+    f->now += SECOND;
+  }
+}
+
+static void no_query_of_a_processor_scans_or_sorts(void **state) {
+  fixture *f = *state;
+  static const enum outbox_ordering ORDERINGS[] = {OUTBOX_ORDERING_KEY, OUTBOX_ORDERING_STRICT};
+  outbox_options options = test_options(f);
+  publish_at(f->store, "scheduled", f->now + 1);
+  execute(f->db, "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 500)"
+                 " INSERT INTO outbox_entries (namespace, key, payload)"
+                 " SELECT 'n' || i % 3, 'k' || i % 50, i FROM n");
+  for (int i = 0; i < 2; i++) {
+    outbox_store *store = open_store(f, &options);
+    advance_in_every_way(f, store, ORDERINGS[i]);
+    assert_in_range(check_plans(outbox_connection(store)), 8, 50);
+    close_store(f, store);
+  }
+}
+
 /* --- Statements ------------------------------------------------------------------------------ */
 
 /* Returns how many times the connection's statements were compiled anew since the last call. */
@@ -303,6 +343,40 @@ static void a_batch_takes_no_more_statements_than_it_must(void **state) {
   sqlite3_trace_v2(f->db, 0, NULL, NULL);
 }
 
+static void an_advance_takes_no_more_statements_than_it_must(void **state) {
+  fixture *f = *state;
+  outbox_service service = {.processor_id = text("p"),
+                            .except = true,
+                            .duration = 2 * SECOND,
+                            .ordering = OUTBOX_ORDERING_KEY};
+  outbox_want want = {.batch_size = 4};
+  outbox_progress progress;
+  outbox_verdict verdicts[4];
+  int statements = 0;
+  publish(f->store, "1 2 3 4 5 6");
+  assert_ok(f->store, outbox_serve(f->store, &service));
+  assert_ok(f->store, outbox_advance(f->store, NULL, 0, &want, &progress));
+  for (int i = 0; i < 4; i++)
+    verdicts[i] = (outbox_verdict){.outcome = OUTBOX_DELIVERED};
+  sqlite3_trace_v2(f->db, SQLITE_TRACE_STMT, count_statement, &statements);
+  assert_ok(f->store, outbox_advance(f->store, verdicts, 4, &want, &progress));
+  assert_int_equal(progress.count, 2);
+  /*
+  ** Reading: BEGIN, the data version, the claims, whether any entry waits for a retry, the due
+  ** ones, the walk, when the next falls due, whether any was delayed in the future, COMMIT.
+  ** Writing: BEGIN, the claims, whether all four are there, one DELETE, the claim, COMMIT.
+  */
+  assert_int_equal(statements, 9 + 6);
+
+  statements = 0;
+  assert_ok(f->store, outbox_advance(f->store, verdicts, 2, &want, &progress));
+  statements = 0;
+  want.batch_size = 0;
+  assert_ok(f->store, outbox_advance(f->store, NULL, 0, &want, &progress));
+  assert_int_equal(statements, 7); /* nothing to write: no lock is taken */
+  sqlite3_trace_v2(f->db, 0, NULL, NULL);
+}
+
 /* The work of a processor between two calls of its publisher, in one transaction. */
 static void from_batch_to_batch_takes_no_more_statements_than_it_must(void **state) {
   fixture *f = *state;
@@ -338,6 +412,8 @@ int test_plans(void) {
       TEST(the_check_itself_knows_a_table_without_main),
       TEST(no_query_scans_or_sorts_an_empty_outbox),
       TEST(no_query_scans_or_sorts_a_full_outbox_that_was_analyzed),
+      TEST(no_query_of_a_processor_scans_or_sorts),
+      TEST(an_advance_takes_no_more_statements_than_it_must),
       TEST(the_check_itself_knows_a_statement_that_was_compiled_anew),
       TEST(no_statement_is_compiled_anew_for_the_values_bound_to_it),
       TEST(a_batch_takes_no_more_statements_than_it_must),

@@ -190,6 +190,33 @@ static int process_a_batch(outbox_store *store, fixture *f) {
   return code;
 }
 
+/* The work of a processor on lanes: it takes a batch, and then settles it and takes the next. */
+static int take_a_batch(outbox_store *store, fixture *f) {
+  outbox_service service = {.processor_id = text("lane"),
+                            .except = true,
+                            .duration = 60 * SECOND,
+                            .ordering = OUTBOX_ORDERING_KEY};
+  outbox_want want = {.batch_size = 4, .batch_bytes = 1000000};
+  outbox_progress progress;
+  (void)f;
+  int code = outbox_serve(store, &service);
+  if (code == OUTBOX_OK || code == OUTBOX_MISUSE) /* it did so in an earlier try */
+    code = outbox_advance(store, NULL, 0, &want, &progress);
+  return code;
+}
+
+static int settle_a_batch(outbox_store *store, fixture *f) {
+  static const enum outbox_outcome OUTCOMES[] = {OUTBOX_DELIVERED, OUTBOX_RETRY, OUTBOX_BURY,
+                                                 OUTBOX_PUT_OFF};
+  outbox_verdict verdicts[LENGTH(OUTCOMES)];
+  outbox_want want = {.batch_size = 4};
+  outbox_progress progress;
+  for (size_t i = 0; i < LENGTH(OUTCOMES); i++)
+    verdicts[i] =
+        (outbox_verdict){.outcome = OUTCOMES[i], .at = f->now + SECOND, .error = text("no")};
+  return outbox_advance(store, verdicts, LENGTH(verdicts), &want, &progress);
+}
+
 /* --- Databases ------------------------------------------------------------------------------- */
 
 static void copy_file(const char *from, const char *to) {
@@ -238,6 +265,8 @@ char *dump(sqlite3 *db) {
       " FROM (SELECT * FROM outbox_dead ORDER BY seq)",
       "SELECT group_concat(first_seq || '-' || last_seq || processor_id || deadline ||"
       " ifnull(batch, '-')) FROM (SELECT * FROM outbox_leases ORDER BY first_seq)",
+      "SELECT group_concat(processor_id || classes || deadline || ifnull(held, '-'))"
+      " FROM (SELECT * FROM outbox_claims ORDER BY lease)",
       "SELECT group_concat(number) FROM (SELECT * FROM orders ORDER BY number)"};
   sqlite3_str *all = sqlite3_str_new(NULL);
   for (size_t i = 0; i < LENGTH(QUERIES); i++) {
@@ -265,9 +294,10 @@ char *dump_file(const char *path) {
 typedef struct trial {
   const char *name;
   operation *run;
-  bool tables;  /* the database has the outbox's tables already */
-  bool opening; /* opening the store is part of the trial */
-  bool apart;   /* another store has the error message */
+  operation *prepare; /* comes before it, and never fails; or NULL */
+  bool tables;        /* the database has the outbox's tables already */
+  bool opening;       /* opening the store is part of the trial */
+  bool apart;         /* another store has the error message */
   char template[80];
   char *before, *after; /* dumps */
 } trial;
@@ -296,6 +326,7 @@ static bool try_one(fixture *f, const trial *t, const trouble *trouble, int kind
   int code = outbox_open(&store, f->path, &options);
   if (!t->opening) {
     assert_int_equal(code, OUTBOX_OK);
+    if (t->prepare != NULL) assert_ok(store, t->prepare(store, f));
     trouble->arm(kind, n, for_ever);
   }
   bool opened = code == OUTBOX_OK;
@@ -342,8 +373,13 @@ static int try_operation(fixture *f, trial t, const trouble *trouble) {
   remove(t.template);
   make_template(f, t.template, t.tables);
   copy_file(t.template, f->path);
-  t.before = dump_file(f->path);
   assert_int_equal(outbox_open(&store, f->path, &options), OUTBOX_OK);
+  if (t.prepare != NULL) assert_ok(store, t.prepare(store, f));
+  outbox_close(store);
+  t.before = dump_file(f->path);
+  copy_file(t.template, f->path);
+  assert_int_equal(outbox_open(&store, f->path, &options), OUTBOX_OK);
+  if (t.prepare != NULL) assert_ok(store, t.prepare(store, f));
   assert_ok(store, t.run(store, f));
   outbox_close(store);
   t.after = dump_file(f->path);
@@ -383,6 +419,8 @@ int try_all(fixture *f, const trouble *trouble) {
       {.name = "look around", .run = look_around, .tables = true},
       {.name = "listen", .run = listen, .tables = true},
       {.name = "process a batch", .run = process_a_batch, .tables = true},
+      {.name = "take a batch", .run = take_a_batch, .tables = true},
+      {.name = "settle a batch", .run = settle_a_batch, .prepare = take_a_batch, .tables = true},
   };
   int tried = 0;
   for (size_t i = 0; i < LENGTH(TRIALS); i++)

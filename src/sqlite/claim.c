@@ -13,13 +13,6 @@
 #include "../interval.h"
 #include "operations.h"
 
-/*
-** How far in the future a lease may have been made and still be alive: busy_timeout and this, in
-** microseconds. A clock that is set back by less takes no live claim. It need not allow for a wait,
-** because a lease is judged with a clock that was read inside the lock.
-*/
-#define SKEW 5000000
-
 /* Read without a lock, because an idle processor must neither write nor keep a writer waiting. */
 static const char FIND_WORK_SQL[] = "SELECT EXISTS (SELECT 1 FROM @entries)"
                                     " OR EXISTS (SELECT 1 FROM @leases)"

@@ -133,6 +133,7 @@ int outbox_close(outbox_store *store) {
   if (store == NULL) return OUTBOX_OK;
   if (store->working) return store_fail_reentered(store); /* that call goes on using the store */
   heartbeat_close(store);
+  if (store->lane != NULL) store->free_lane(store->lane);
   if (store->attached) {
     attach_detach(store);
   } else if (store->pid == getpid() && store->db != NULL) {

@@ -8,6 +8,13 @@
 
 #pragma GCC visibility push(hidden)
 
+/*
+** How far in the future a claim may have been made and still be alive: busy_timeout and this, in
+** microseconds. A clock that is set back by less takes no live claim. It need not allow for a wait,
+** because a claim is judged with a clock that was read inside the lock.
+*/
+#define SKEW 5000000
+
 /* The next row of the reading under way: OUTBOX_ROW, OUTBOX_DONE, or an error. */
 int reading_next(outbox_store *store);
 

@@ -52,5 +52,15 @@ static const char VERSION_2[] =
     "UPDATE @delayed SET delayed_at = due_at - 3600000000 WHERE position IS NOT NULL;"
     "CREATE INDEX @delayed_delayed_at ON @@delayed (delayed_at) WHERE delayed_at IS NOT NULL;";
 
-const char *const schema_steps[] = {VERSION_1, VERSION_2};
+/*
+** Version 3. A claim is a box: namespaces, classes of keys (a bit mask), and an interval of seq.
+** Its number never comes twice: a processor that has lost its claim finds no other in its place.
+*/
+static const char VERSION_3[] =
+    "CREATE TABLE @claims (lease INTEGER PRIMARY KEY AUTOINCREMENT, processor_id TEXT NOT NULL,"
+    " namespaces TEXT NOT NULL, classes INTEGER NOT NULL, first_seq INTEGER NOT NULL,"
+    " last_seq INTEGER NOT NULL, deadline INTEGER NOT NULL, claimed_at INTEGER NOT NULL,"
+    " held TEXT);";
+
+const char *const schema_steps[] = {VERSION_1, VERSION_2, VERSION_3};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

@@ -27,7 +27,17 @@ SQLITE_EXTENSION_INIT3
 #pragma GCC visibility push(hidden)
 
 /* The statements that begin and end transactions, and one more that needs no table. */
-enum control { BEGIN, COMMIT, ROLLBACK, SAVEPOINT, RELEASE, ROLLBACK_TO, DATA_VERSION, CONTROLS };
+enum control {
+  BEGIN,
+  COMMIT,
+  ROLLBACK,
+  SAVEPOINT,
+  RELEASE,
+  ROLLBACK_TO,
+  DATA_VERSION,
+  BEGIN_READ,
+  CONTROLS
+};
 
 /* A prepared statement, known by the address of its SQL. */
 typedef struct statement {
@@ -78,6 +88,7 @@ typedef struct lock_wait {
 } lock_wait;
 
 typedef struct heartbeat heartbeat; /* see heartbeat.c */
+typedef struct lane lane;           /* see lane.h */
 typedef struct notice notice;       /* see attach.c */
 
 struct outbox_store {
@@ -100,7 +111,9 @@ struct outbox_store {
   batch batch;
   filter filter;
   doorbell doorbell;
-  heartbeat *heartbeat; /* NULL until it is first started */
+  heartbeat *heartbeat;          /* NULL until it is first started */
+  lane *lane;                    /* NULL before outbox_serve */
+  void (*free_lane)(lane *lane); /* a pointer, because the extension has no lanes */
   lock_wait lock_wait;
   sqlite3_stmt *reading; /* what outbox_next and outbox_next_lease step, else NULL */
   sqlite3_stmt *controls[CONTROLS];

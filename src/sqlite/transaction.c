@@ -9,6 +9,7 @@
 #include "transaction.h"
 
 static const char *const CONTROL_SQL[] = {[BEGIN] = "BEGIN IMMEDIATE",
+                                          [BEGIN_READ] = "BEGIN",
                                           [COMMIT] = "COMMIT",
                                           [ROLLBACK] = "ROLLBACK",
                                           [SAVEPOINT] = "SAVEPOINT outbox",

@@ -1,0 +1,306 @@
+/*
+** The one operation of a processor: settle, renew, read, hold.
+**
+** What keeps entries back is noted before the reading, what sets them free after the commit: the
+** snapshot of the reading still shows the retries that this call settles.
+*/
+#include <string.h>
+
+#include "../columns.h"
+#include "lane.h"
+
+#define MOST_LINES 100000 /* then all are forgotten, and main goes back to the lowest */
+
+static const char NEXT_DUE_SQL[] =
+    "SELECT due_at FROM @delayed WHERE due_at > ?1 ORDER BY due_at LIMIT 1";
+
+static const char PROMOTE_SQL[] =
+    "INSERT OR IGNORE INTO @entries (" MESSAGE_COLUMNS ", attempts, last_error)"
+    " SELECT CASE WHEN EXISTS (SELECT 1 FROM @entries WHERE id = d.id) THEN d.id || '~' || seq"
+    " ELSE d.id END, " MESSAGE_COLUMNS_BUT_ID ", attempts, last_error FROM @delayed AS d"
+    " WHERE seq = ?1 AND position IS NULL AND due_at <= ?2";
+
+static const char DELETE_SCHEDULED_SQL[] =
+    "DELETE FROM @delayed WHERE seq = ?1 AND position IS NULL AND due_at <= ?2";
+
+/* Retries that were delayed in the future are due now: the clock was set back since. */
+static const char FIND_AHEAD_SQL[] = "SELECT EXISTS (SELECT 1 FROM @delayed WHERE delayed_at > ?1)";
+
+static const char CORRECT_AHEAD_SQL[] =
+    "UPDATE @delayed SET due_at = min(due_at, ?2), delayed_at = ?2 WHERE delayed_at > ?1";
+
+/* An outbox_advance under way. */
+typedef struct step {
+  outbox_store *store;
+  lane *lane;
+  const outbox_want *want;
+  int64_t now;
+  bool leaves; /* gives everything back */
+  bool ahead;  /* a retry was delayed in the future */
+  bool mine;   /* there was a claim before */
+  bool more;
+  survey survey;
+  unsigned version; /* of the database, when it was read */
+  items found;
+  int64_t due_at; /* when the next entry falls due; 0: none */
+} step;
+
+static int64_t lower(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+static int64_t earlier(int64_t a, int64_t b) {
+  return a == 0 || (b != 0 && b < a) ? b : a;
+}
+
+static unsigned data_version(outbox_store *store) {
+  unsigned version = 0;
+  sqlite3_file_control(store->db, "main", SQLITE_FCNTL_DATA_VERSION, &version);
+  return version;
+}
+
+/* Forgets what was found: it is looked for again. */
+static void put_back(step *s) {
+  int64_t from = NEVER;
+  for (size_t i = 0; i < s->found.count; i++)
+    from = lower(from, s->found.items[i].entry.seq - 1);
+  lane_empty(&s->found);
+  lane_begin_anew(s->lane, from);
+}
+
+/* --- Reading --------------------------------------------------------------------------------- */
+
+static int64_t future(const step *s) {
+  return s->now + SKEW + s->store->lock_wait.timeout;
+}
+
+static int look(step *s) {
+  outbox_store *store = s->store;
+  int64_t ahead = 0;
+  bool found;
+  int code = doorbell_see(store);
+  if (code == OUTBOX_OK) code = lease_survey(store, s->now, false, &s->survey);
+  s->version = data_version(store);
+  uint64_t mask = s->mine ? s->lane->mask : UINT64_MAX;
+  if (code == OUTBOX_OK && !s->want->leave)
+    code = walk_read(store, s->want, mask, s->now, &s->found, &s->more);
+  if (code == OUTBOX_OK) code = sql_fetch(store, NEXT_DUE_SQL, &s->due_at, 1, &found, "i", s->now);
+  if (code == OUTBOX_OK) code = sql_fetch(store, FIND_AHEAD_SQL, &ahead, 1, &found, "i", future(s));
+  s->ahead = ahead != 0;
+  return code;
+}
+
+/* Reads without the write lock, all of one snapshot. */
+static int read_first(step *s) {
+  outbox_store *store = s->store;
+  int code = transaction_control(store, BEGIN_READ);
+  if (code != OUTBOX_OK) return code;
+  code = look(s);
+  if (code == OUTBOX_OK) code = transaction_control(store, COMMIT);
+  if (code == OUTBOX_OK || sqlite3_get_autocommit(store->db)) return code;
+  char message[sizeof store->message];
+  memcpy(message, store->message, sizeof message);
+  store->doomed = transaction_control(store, ROLLBACK) != OUTBOX_OK;
+  return store_fail(store, code, "%s", message);
+}
+
+/* --- Writing --------------------------------------------------------------------------------- */
+
+/* An idle claim is not renewed but given back, so that it keeps nobody waiting. */
+static bool is_idle(const step *s) {
+  lane *lane = s->lane;
+  if (s->found.count > 0 || lane->hand.count > 0 || lane->lines.live > 0 || lane->lap != NEVER ||
+      s->more || s->want->batch_size <= 0)
+    lane->busy_at = s->now;
+  else if (s->now < lane->busy_at)
+    lane->busy_at = s->now; /* the clock was set back */
+  return s->now - lane->busy_at >= lane->duration / 2;
+}
+
+static bool has_to_write(const step *s, size_t count) {
+  const lane *lane = s->lane;
+  uint64_t share = lease_share(lane, &s->survey);
+  if (count > 0 || s->survey.lapsed || s->ahead || lane->scheduled_count > 0) return true;
+  if (!s->mine) return s->found.count > 0 && !s->leaves && (share != 0 || s->want->join);
+  return s->found.count > 0 || s->leaves || share != lane->mask || !s->survey.own ||
+         lane->deadline - s->now < lane->duration / 2;
+}
+
+/* Scheduled entries that are due become ready. */
+static int promote(step *s) {
+  lane *lane = s->lane;
+  int code = OUTBOX_OK;
+  for (size_t i = 0; i < lane->scheduled_count && code == OUTBOX_OK; i++) {
+    code = sql_process(s->store, PROMOTE_SQL, "ii", lane->scheduled[i], s->now);
+    if (code == OUTBOX_OK && sqlite3_changes(s->store->db) > 0)
+      code = sql_process(s->store, DELETE_SCHEDULED_SQL, "ii", lane->scheduled[i], s->now);
+  }
+  s->more = s->more || lane->scheduled_count > 0;
+  if (code == OUTBOX_OK && s->ahead)
+    code = sql_process(s->store, CORRECT_AHEAD_SQL, "ii", future(s), s->now);
+  return code;
+}
+
+/* Asks the clock again, inside the write lock. Any call on the store fails meanwhile. */
+static int read_clock(step *s) {
+  s->store->working = true;
+  int code = store_now(s->store, &s->now);
+  s->store->working = false;
+  return code;
+}
+
+/* What the claim is after the commit. */
+typedef struct kept {
+  bool lost;
+  uint64_t mask;
+  int64_t lease, dropped;
+} kept;
+
+static int write_all(step *s, outbox_verdict *verdicts, size_t count, kept *kept) {
+  outbox_store *store = s->store;
+  lane *lane = s->lane;
+  int code = read_clock(s);
+  if (code == OUTBOX_OK) code = lease_survey(store, s->now, true, &s->survey);
+  if (code != OUTBOX_OK) return code;
+  kept->lost = s->mine && !s->survey.own;
+  kept->lease = lane->lease;
+  code = verdict_settle(store, verdicts, count, kept->lost, s->now);
+  if (code != OUTBOX_OK || kept->lost) return code;
+  kept->mask = s->leaves ? 0 : lease_share(lane, &s->survey);
+  /* What was charged just now must be handed out alone, so it is all read again. */
+  uint64_t usable = s->survey.lapsed ? 0 : kept->mask;
+  bool wanted = s->found.count > 0;
+  code = walk_verify(store, &s->found, usable, data_version(store) != s->version, &kept->dropped);
+  bool drop = s->leaves || (kept->mask == 0 && !s->mine && !s->want->join) ||
+              (!s->mine && !wanted && !s->want->join);
+  if (drop) kept->mask = 0;
+  if (code == OUTBOX_OK)
+    code = lease_write(store, kept->mask, s->now, &s->found, drop, &kept->lease);
+  return code == OUTBOX_OK ? promote(s) : code;
+}
+
+/* --- Memory follows -------------------------------------------------------------------------- */
+
+static void lose(step *s) {
+  lane *lane = s->lane;
+  lane_empty(&s->found);
+  lane_empty(&lane->hand);
+  lane->lease = 0;
+  lane->mask = 0;
+  lane->highest = INT64_MIN;
+  for (int i = 0; i < BOX_CLASSES; i++)
+    lane->floor[i] = INT64_MIN;
+  lane_begin_anew(lane, INT64_MIN);
+}
+
+static int64_t lowest_left(const lane *lane) {
+  int64_t first = NEVER;
+  for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;)
+    first = lower(first, line->first);
+  return lower(lane->main, first == NEVER ? NEVER : first - 1);
+}
+
+/* Goes back to where something of the classes that were gained may lie. */
+static void move(step *s, const kept *kept) {
+  lane *lane = s->lane;
+  uint64_t before = lane->mask, given = before & ~kept->mask, gained = kept->mask & ~before;
+  int64_t dropped = kept->dropped == NEVER ? NEVER : kept->dropped - 1, from = dropped;
+  int64_t left = given != 0 ? lower(lowest_left(lane), dropped) : NEVER;
+  for (int i = 0; i < BOX_CLASSES; i++) {
+    if (given >> i & 1) lane->floor[i] = left;
+    if (s->mine && ((gained >> i & 1) || kept->lease == 0)) from = lower(from, lane->floor[i]);
+  }
+  lane->lease = kept->lease;
+  lane->mask = kept->mask;
+  lane->deadline = clock_later(s->now, lane->duration);
+  if (from < lane->main) lane_begin_anew(lane, from);
+  if (gained == 0 && kept->dropped == NEVER) return;
+  s->more = true;
+  lane->due_at = lane->due_seq = INT64_MIN;
+}
+
+static void hold(step *s) {
+  lane *lane = s->lane;
+  lane_empty(&lane->hand);
+  lane->hand = s->found;
+  s->found = (items){0};
+  lane->highest = INT64_MIN;
+  for (size_t i = 0; i < lane->hand.count; i++)
+    if (lane->hand.items[i].entry.seq > lane->highest)
+      lane->highest = lane->hand.items[i].entry.seq;
+}
+
+static void report(const step *s, outbox_progress *progress) {
+  const lane *lane = s->lane;
+  progress->count = lane->hand.count;
+  progress->held = lane->lease != 0;
+  progress->overlapped = s->survey.overlapped && lane->mask == 0;
+  progress->more = s->more || lane->lap != NEVER;
+  progress->again_at = earlier(s->due_at, s->survey.lapses_at);
+  if (!lane->wants_lap) return;
+  if (lane->next_lap <= s->now)
+    progress->more = true;
+  else
+    progress->again_at = earlier(progress->again_at, lane->next_lap);
+}
+
+/* --- The operation --------------------------------------------------------------------------- */
+
+static int write_and_follow(step *s, outbox_verdict *verdicts, size_t count,
+                            outbox_progress *progress) {
+  lane *lane = s->lane;
+  kept kept = {.dropped = NEVER};
+  int code = outbox_begin(s->store);
+  if (code == OUTBOX_OK) code = transaction_end(s->store, write_all(s, verdicts, count, &kept));
+  if (code != OUTBOX_OK) {
+    put_back(s);
+    return code;
+  }
+  progress->lost = kept.lost;
+  if (kept.lost) {
+    lose(s);
+    s->more = true;
+    return OUTBOX_OK;
+  }
+  verdict_unblock(lane, verdicts, count);
+  hold(s);
+  move(s, &kept);
+  if (lane->lines.live > MOST_LINES) lane_begin_anew(lane, NEVER);
+  progress->refused = kept.mask == 0 && !s->leaves;
+  return OUTBOX_OK;
+}
+
+int outbox_advance(outbox_store *store, outbox_verdict *verdicts, size_t count,
+                   const outbox_want *want, outbox_progress *progress) {
+  lane *lane = store->lane;
+  step s = {.store = store, .lane = lane, .want = want};
+  *progress = (outbox_progress){0};
+  int code = transaction_enter(store);
+  if (code == OUTBOX_OK && (lane == NULL || !sqlite3_get_autocommit(store->db)))
+    code = store_fail(store, OUTBOX_MISUSE,
+                      lane == NULL ? "the store serves no processor" : "a transaction is open");
+  if (code == OUTBOX_OK && count < lane->hand.count)
+    code = store_fail(store, OUTBOX_MISUSE, "each entry in hand needs a verdict");
+  if (code == OUTBOX_OK) code = doorbell_check(store);
+  if (code == OUTBOX_OK) code = store_now(store, &s.now);
+  if (code == OUTBOX_OK && !lines_reserve(&lane->lines, lane->hand.count))
+    code = store_fail_nomem(store);
+  if (code != OUTBOX_OK) return code;
+  s.mine = lane->lease != 0;
+  verdict_block(lane, verdicts);
+  code = read_first(&s);
+  if (code == OUTBOX_OK) {
+    s.leaves = want->leave || is_idle(&s);
+    if (has_to_write(&s, count)) {
+      code = write_and_follow(&s, verdicts, count, progress);
+    } else if (s.found.count > 0) {
+      put_back(&s);
+      progress->refused = true;
+    }
+  } else {
+    put_back(&s);
+  }
+  lane_empty(&s.found);
+  if (code == OUTBOX_OK) report(&s, progress);
+  return code;
+}

@@ -1,0 +1,127 @@
+/*
+** The lane of a processor: what it serves, what it holds, how far it has read, and what it has left
+** behind. Memory only, but for its row in the table of claims.
+**
+** Three walks look for entries, each with a position of its own: `main` through the ready entries,
+** forward only; `lap` through them again, from the lowest place left behind up to main; and `due`
+** through the delayed ones. See walk.c.
+*/
+#ifndef OUTBOX_LANE_H
+#define OUTBOX_LANE_H
+
+#include "../box.h"
+#include "../heads.h"
+#include "../lines.h"
+#include "operations.h"
+
+#pragma GCC visibility push(hidden)
+
+/* An entry that is handed out, or is to be. */
+typedef struct item {
+  outbox_entry entry;   /* its seq is its place, also while it is delayed */
+  uint64_t space, line; /* hashes, see ../box.h; a line of 0: it holds nobody back */
+  bool delayed;
+  bool stays;  /* in hand, but it is to be handed out again */
+  void *bytes; /* of the entry */
+} item;
+
+typedef struct items {
+  item *items;
+  size_t count, room;
+  int64_t bytes;
+} items;
+
+#define MANY 256 /* delayed entries that a reading remembers */
+
+typedef struct lane {
+  outbox_bytes processor_id, namespaces; /* in one allocation, with this */
+  enum outbox_ordering ordering;
+  int64_t duration;
+  int64_t lease, deadline;    /* its row; 0: there is none */
+  uint64_t mask;              /* the classes that it holds */
+  int64_t floor[BOX_CLASSES]; /* the lowest place where something of a class may lie */
+  int64_t main, lap;          /* read up to here; NEVER: no lap is on */
+  int64_t due_at, due_seq;
+  int64_t next_lap, lap_began; /* not before this time; rows looked at by then */
+  int64_t busy_at;             /* when there was something to do last */
+  int64_t checked_at;          /* when the heads of held lines were last looked for */
+  int64_t looked;              /* rows, by all walks */
+  bool main_has_turn, wants_lap, skipped;
+  uint64_t random;
+  lines lines;
+  items hand;
+  int64_t highest;               /* place in hand; INT64_MIN: nothing is */
+  outbox_suspect suspects[MANY]; /* that the last reading has met */
+  void *suspect_bytes[MANY];
+  size_t suspect_count;
+  int64_t scheduled[MANY]; /* the same for scheduled entries that are due: their seqs */
+  size_t scheduled_count;
+} lane;
+
+/* What the claims in the table say. */
+typedef struct survey {
+  int64_t lapses_at;    /* when the first of the others' lapses; 0: there is none */
+  bool own;             /* this processor's is there */
+  bool lapsed;          /* there is one that has lapsed */
+  bool overlapped;      /* another set, or an interval, with a part of this one is alive */
+  int members;          /* processors of the same set, alive, with this one */
+  uint64_t mask, taken; /* its own classes; those of the other members */
+} survey;
+
+/* --- lease.c --------------------------------------------------------------------------------- */
+
+/*
+** Looks at the claims. With `reap`, inside the write lock, charges what was in hand of those that
+** have lapsed, and removes them.
+*/
+int lease_survey(outbox_store *store, int64_t now, bool reap, survey *survey);
+
+/* The classes that the processor should hold, by a survey. */
+uint64_t lease_share(const lane *lane, const survey *survey);
+
+/* Writes the processor's row, with what it has in hand; with no classes and `drop`, removes it. */
+int lease_write(outbox_store *store, uint64_t mask, int64_t now, const items *hand, bool drop,
+                int64_t *lease);
+
+/* --- walk.c ---------------------------------------------------------------------------------- */
+
+/* Reads what is wanted, without the write lock. *more: it may have ended early. */
+int walk_read(outbox_store *store, const outbox_want *want, uint64_t mask, int64_t now,
+              items *found, bool *more);
+
+/*
+** Inside the write lock: drops what is not ours any more or, where others have committed since, has
+** changed. *dropped becomes the lowest place of these; NEVER: there is none.
+*/
+int walk_verify(outbox_store *store, items *found, uint64_t mask, bool changed, int64_t *dropped);
+
+/* --- verdict.c ------------------------------------------------------------------------------- */
+
+/* Before anything is read: notes what these verdicts keep back. There must be room for lines. */
+void verdict_block(lane *lane, const outbox_verdict *verdicts);
+
+/* Writes them, inside the write lock. Where the claim is lost, only what was delivered. */
+int verdict_settle(outbox_store *store, outbox_verdict *verdicts, size_t count, bool lost,
+                   int64_t now);
+
+/* After the commit: what was kept back may go on. */
+void verdict_unblock(lane *lane, const outbox_verdict *verdicts, size_t count);
+
+/* --- lane.c ---------------------------------------------------------------------------------- */
+
+bool lane_has(const lane *lane, int64_t place);   /* in hand */
+bool lane_keeps(const lane *lane, uint64_t line); /* an entry in hand of this line stays */
+int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, bool delayed, uint64_t space,
+             uint64_t line);
+void lane_empty(items *list);
+uint64_t lane_random(lane *lane);
+
+/* Goes back to the place `from`, or to the lowest left behind. Parked namespaces stay known. */
+void lane_begin_anew(lane *lane, int64_t from);
+
+/* What kept a line back is gone. */
+void lane_release(lane *lane, line *line);
+
+#pragma GCC visibility pop
+
+#endif

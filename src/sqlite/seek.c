@@ -1,0 +1,134 @@
+/*
+** Reading what is asked for by name: an entry by its place, or entries of one namespace that is
+** parked, the oldest or known heads. Several of a key in one batch only where they are the oldest.
+*/
+#include "walk.h"
+
+static int64_t lower(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+/* Hands out one entry by its place, if it is the first of its key. */
+int seek_place(reading *r, int64_t place) {
+  for (int delayed = 0; delayed < 2; delayed++) {
+    sqlite3_stmt *row;
+    item item = {.delayed = delayed != 0};
+    bool held = false;
+    int64_t head;
+    int code = sql_query(r->store, delayed ? take_delayed_sql : take_ready_sql, &row, "i", place);
+    if (code == OUTBOX_OK) code = sql_step(r->store, row);
+    if (code == OUTBOX_DONE) continue;
+    if (code != OUTBOX_ROW) return code;
+    code = OUTBOX_OK;
+    if (take_is_ours(r, row, &item) && !lane_has(r->lane, place)) {
+      line *line = lines_find(&r->lane->lines, item.line);
+      held = (line != NULL && (line->first < place || line->blocked)) ||
+             lane_keeps(r->lane, item.line);
+      if (!held) code = take_is_held(r, &item, &held, &head);
+      if (code == OUTBOX_OK && !held) code = take_row(r, row, &item);
+    }
+    sql_reset(r->store, row);
+    return code;
+  }
+  return OUTBOX_OK;
+}
+
+/* Walks through a parked namespace, from the first of it that was left behind. */
+static int read_oldest(reading *r, line *space, bool *more) {
+  lane *lane = r->lane;
+  int64_t looked = 0, first = NEVER, at = space->first - 1;
+  sqlite3_stmt *row;
+  int code = sql_query(r->store, take_walk_sql, &row, "iii", at, lane->main, (int64_t)LOOK);
+  if (code != OUTBOX_OK) return code;
+  while (!take_is_enough(r) && (code = sql_step(r->store, row)) == OUTBOX_ROW) {
+    item item = {.delayed = false};
+    bool held = false, taken = false;
+    int failed = OUTBOX_OK;
+    looked++;
+    at = sqlite3_column_int64(row, 0);
+    if (!take_is_ours(r, row, &item) || item.space != space->hash) continue;
+    /* What is in hand may come again, so it counts as left behind. */
+    held = lines_find(&lane->lines, item.line) != NULL || lane_has(lane, at) ||
+           lane_keeps(lane, item.line);
+    int64_t head;
+    if (!held) failed = take_is_held(r, &item, &held, &head);
+    if (failed == OUTBOX_OK && !held) failed = take_place(r, &item, &taken);
+    if (failed != OUTBOX_OK) {
+      sql_reset(r->store, row);
+      return failed;
+    }
+    if (!taken) first = lower(first, at);
+  }
+  if (code == OUTBOX_ROW || code == OUTBOX_OK) sql_reset(r->store, row);
+  lane->looked += looked;
+  if (code != OUTBOX_DONE && code != OUTBOX_ROW && code != OUTBOX_OK) return code;
+  bool end = code == OUTBOX_DONE && looked < LOOK;
+  if (!end) first = lower(first, at + 1); /* the rest was not looked at */
+  space->first = first;
+  if (!end && r->found->count == 0) *more = true;
+  return OUTBOX_OK;
+}
+
+/* Goes on with the walk that meets the heads of a parked namespace. */
+static int meet_heads(reading *r, const line *space, heads *heads) {
+  lane *lane = r->lane;
+  int64_t since = r->now - heads->walked_at, looked = 0;
+  int64_t most = since > 0 ? since / 10 * 1000 / ROW_NS : 0;
+  most = most > 200 * LOOK ? 200 * LOOK : most < LOOK ? LOOK : most;
+  sqlite3_stmt *row;
+  heads->walked_at = r->now;
+  int code = sql_query(r->store, take_walk_sql, &row, "iii", heads->at, lane->main, most);
+  if (code != OUTBOX_OK) return code;
+  while ((code = sql_step(r->store, row)) == OUTBOX_ROW) {
+    item item = {.delayed = false};
+    bool held = false;
+    int64_t head;
+    looked++;
+    heads->at = sqlite3_column_int64(row, 0);
+    if (!take_is_ours(r, row, &item) || item.space != space->hash) continue;
+    if (heads_met(heads, item.line) || lane_has(lane, heads->at)) continue;
+    line *line = lines_find(&lane->lines, item.line);
+    held = line != NULL;
+    int failed = OUTBOX_OK;
+    if (!held) failed = take_is_held(r, &item, &held, &head);
+    if (failed != OUTBOX_OK) {
+      sql_reset(r->store, row);
+      return failed;
+    }
+    if (!held) heads_add(heads, heads->at, lane_random(lane));
+  }
+  lane->looked += looked;
+  return code == OUTBOX_DONE ? OUTBOX_OK : code;
+}
+
+/* Takes known heads of a parked namespace, until there are enough or none is left. */
+static int read_heads(reading *r, line *space) {
+  lane *lane = r->lane;
+  bool newest = r->want->where == OUTBOX_NEWEST;
+  if (space->heads == NULL) {
+    space->heads = heads_make(lane->lines.reallocate);
+    if (space->heads == NULL) return store_fail_nomem(r->store);
+    heads_begin(space->heads, space->first - 1);
+    space->heads->walked_at = r->now;
+  }
+  heads *heads = space->heads;
+  if (space->first - 1 < heads->from) heads_begin(heads, space->first - 1); /* one lies before */
+  int code = heads->at < lane->main && (newest || heads->count == 0) ? meet_heads(r, space, heads)
+                                                                     : OUTBOX_OK;
+  for (int round = 0; round < 2 && code == OUTBOX_OK; round++) {
+    int64_t place;
+    while (code == OUTBOX_OK && !take_is_enough(r) &&
+           (place = heads_take(heads, newest, lane_random(lane))) != NEVER)
+      code = seek_place(r, place);
+    if (r->found->count > 0 || round > 0 || code != OUTBOX_OK) break;
+    if (heads->at >= lane->main) heads_begin(heads, space->first - 1);
+    code = meet_heads(r, space, heads);
+  }
+  return code;
+}
+
+int seek_space(reading *r, bool *more) {
+  line *space = lines_find(&r->lane->lines, box_space(r->want->namespace));
+  if (space == NULL || space->state != LINE_PARKED || space->first == NEVER) return OUTBOX_OK;
+  return r->want->where == OUTBOX_OLDEST ? read_oldest(r, space, more) : read_heads(r, space);
+}
