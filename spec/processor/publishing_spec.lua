@@ -143,6 +143,21 @@ describe("a processor", function()
       end)
     end
 
+    it("and passes on the value that it returned or raised", function()
+      local failures = { [7] = "x" }
+      for _, case in ipairs({ { 42 }, { false }, { failures }, { nil, "gone", "gone" } }) do
+        publish("a")
+        local cause
+        processor({ publisher = function()
+          return case[1], case[2]
+        end, on_error = function(problem)
+          cause = problem.cause
+        end }):pump()
+        assert.equal(case[3] or case[1], cause)
+        store:delete_entries("a")
+      end
+    end)
+
     it("and charges a failure whose fields raise", function()
       publish("a", "b")
       local reasons = {}

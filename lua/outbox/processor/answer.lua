@@ -61,7 +61,7 @@ local function refusal(ok, result, reason)
   if not ok then
     return new_error(result == nil and "the publisher raised nil" or text(result), result)
   elseif reason == nil then
-    return new_error("the publisher returned false")
+    return new_error("the publisher returned false", false)
   end
   return new_error(text(reason), reason)
 end
@@ -78,14 +78,15 @@ function M.ask(publish, messages, namespace)
   elseif not ok or not result then
     return nil, refusal(ok, result, reason)
   elseif type(result) ~= "table" then
-    return nil, M.new_error(("a %s, not true, nothing or a table of failures"):format(type(result)))
+    return nil, M.new_error(("a %s, not true, nothing or a table of failures"):format(type(result)),
+      result)
   end
   local is_read, failures, wrong, fault = pcall(read_failures, result, count)
   if not is_read then
     return nil, new_error("the failures that the publisher returned raised: " .. text(failures),
       failures)
   elseif wrong then
-    return nil, M.new_error(wrong)
+    return nil, M.new_error(wrong, result)
   end
   return failures, nil, fault and new_error(fault, result)
 end
