@@ -532,8 +532,8 @@ int outbox_release_claim(outbox_store *store, outbox_bytes processor_id);
 
 /*
 ** Begins the work of a processor. From now on outbox_advance does it; the operations above are for
-** processing by hand, on another store. Fails with MISUSE on an attached store, or where the store
-** serves a processor already.
+** processing by hand, on another store. A later call replaces the processor. Fails with MISUSE on
+** an attached store, and where the one before still has a claim.
 */
 int outbox_serve(outbox_store *store, const outbox_service *service);
 

@@ -233,6 +233,36 @@ static void an_idle_claim_is_given_back(void **state) {
   assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_claims"), 0);
 }
 
+static void what_is_due_at_once_is_asked_for_at_once(void **state) {
+  fixture *f = *state;
+  const outbox_want want = {.batch_size = 10}, nothing = {.batch_size = 0};
+  outbox_progress progress;
+  outbox_verdict now = {.outcome = OUTBOX_RETRY, .at = f->now, .error = text("no")};
+  publish(f->store, "1");
+  serve(f->store, "p", NULL, true, OUTBOX_ORDERING_KEY);
+  advance(f, f->store, OUTBOX_AGAIN, &want);
+  assert_ok(f->store, outbox_advance(f->store, &now, 1, &want, &progress));
+  assert_true(progress.more);
+  advance(f, f->store, OUTBOX_AGAIN, &want);
+  assert_string_equal(in_hand(f->store), "1");
+  assert_false(advance(f, f->store, OUTBOX_AGAIN, &nothing).more); /* nothing is wanted */
+  assert_true(advance(f, f->store, OUTBOX_AGAIN, &want).count == 1);
+}
+
+static void processors_may_follow_one_another_on_a_store(void **state) {
+  fixture *f = *state;
+  outbox_service service = {.processor_id = text("q"), .except = true, .duration = SECOND};
+  const outbox_want want = {.batch_size = 10}, leave = {.leave = true};
+  publish(f->store, "1");
+  serve(f->store, "p", NULL, true, OUTBOX_ORDERING_KEY);
+  advance(f, f->store, OUTBOX_AGAIN, &want);
+  assert_code(f->store, outbox_serve(f->store, &service), OUTBOX_MISUSE);
+  advance(f, f->store, OUTBOX_AGAIN, &leave);
+  assert_ok(f->store, outbox_serve(f->store, &service));
+  advance(f, f->store, OUTBOX_AGAIN, &want);
+  assert_string_equal(in_hand(f->store), "1");
+}
+
 int test_advance(void) {
   const struct CMUnitTest tests[] = {
       TEST_WITHOUT_STORE(a_set_of_namespaces_is_written_in_one_way),
@@ -244,6 +274,8 @@ int test_advance(void) {
       TEST(a_parked_namespace_is_left_behind_and_recovers_in_order),
       TEST(a_scheduled_entry_becomes_ready_when_it_is_due),
       TEST(an_idle_claim_is_given_back),
+      TEST(what_is_due_at_once_is_asked_for_at_once),
+      TEST(processors_may_follow_one_another_on_a_store),
   };
   return cmocka_run_group_tests_name("advance", tests, NULL, NULL);
 }

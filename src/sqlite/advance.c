@@ -237,7 +237,7 @@ static void report(const step *s, outbox_progress *progress) {
   progress->overlapped = s->survey.overlapped && lane->mask == 0;
   progress->more = s->more || lane->lap != NEVER;
   progress->again_at = earlier(s->due_at, s->survey.lapses_at);
-  if (!lane->wants_lap) return;
+  if (!lane->wants_lap || s->want->batch_size <= 0) return;
   if (lane->next_lap <= s->now)
     progress->more = true;
   else
@@ -262,6 +262,9 @@ static int write_and_follow(step *s, outbox_verdict *verdicts, size_t count,
     s->more = true;
     return OUTBOX_OK;
   }
+  for (size_t i = 0; i < count; i++) /* what is due at once was not seen by the reading */
+    s->more |= (verdicts[i].outcome == OUTBOX_RETRY || verdicts[i].outcome == OUTBOX_PUT_OFF) &&
+               verdicts[i].at <= s->now;
   verdict_unblock(lane, verdicts, count);
   hold(s);
   move(s, &kept);

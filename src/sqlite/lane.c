@@ -95,10 +95,11 @@ static void free_lane(lane *lane) {
 
 int outbox_serve(outbox_store *store, const outbox_service *service) {
   int code = transaction_enter(store);
-  if (code == OUTBOX_OK && (store->attached || store->lane != NULL))
+  bool busy = store->lane != NULL && (store->lane->lease != 0 || store->lane->hand.count > 0);
+  if (code == OUTBOX_OK && (store->attached || busy))
     code = store_fail(store, OUTBOX_MISUSE,
                       store->attached ? "a processor needs a store of its own"
-                                      : "the store serves a processor already");
+                                      : "another processor is at work on this store");
   if (code != OUTBOX_OK) return code;
   size_t count = service->namespace_count;
   outbox_bytes *names = sqlite3_malloc64((count + 1) * sizeof *names);
@@ -124,6 +125,7 @@ int outbox_serve(outbox_store *store, const outbox_service *service) {
       lane->floor[i] = INT64_MIN;
     sqlite3_randomness(sizeof lane->random, &lane->random);
     lane->random |= 1;
+    if (store->lane != NULL) store->free_lane(store->lane);
     store->lane = lane;
     store->free_lane = free_lane;
   }
