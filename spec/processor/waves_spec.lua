@@ -64,6 +64,15 @@ describe("the messages of a key", function()
     assert.same({ "1 3", "2" }, calls())
   end)
 
+  it("may be long, and hold any bytes", function()
+    local long = ("x"):rep(10000)
+    for i, key in ipairs({ long .. "\0a", long .. "\0b", long .. "\0a", "\0", "", "\0" }) do
+      store:publish({ id = tostring(i), key = key })
+    end
+    processor({}):pump()
+    assert.same({ "1 2 4 5", "3 6" }, calls())
+  end)
+
   it("are not handed out behind a failed one", function()
     publish("a1 a2 a3 b1 b2")
     publisher:fail("a1", "no", 1)

@@ -255,29 +255,30 @@ local function leave_out(self, outcome, wave, waiting)
   return free
 end
 
--- The calls of a batch, each in one or more waves.
+-- The calls of a batch, each in one or more waves. Returns how many were made.
 local function make_calls(self, outcome)
-  local strict, batch, called = self.ordering == "strict", outcome.batch, false
+  local strict, batch, made = self.ordering == "strict", outcome.batch, 0
   for _, call in ipairs(batch.calls) do
-    local waves, waiting = not self.ordered and split(self.line_of, batch, call) or { call }, {}
+    local waves, waiting = not self.ordered and split(self.ordering, batch, call) or { call }, {}
     for _, wave in ipairs(waves) do
       local free = leave_out(self, outcome, wave, waiting)
       if free[1] then
-        if called and not self.may_go_on() then
+        if made > 0 and not self.may_go_on() then
           outcome.rewind = true
-          return
+          return made
         end
-        called = true
+        made = made + 1
         local whole, raised = make_call(self, outcome, free, waiting)
         if strict and not whole then
           outcome.rewind = true
-          return
+          return made
         elseif raised then
           break
         end
       end
     end
   end
+  return made
 end
 
 -- Whether a batch is one entry with which processors have died too often.
@@ -300,8 +301,9 @@ function Delivery:deliver(batch)
     outcome.deferred[1] = { id = first, seq = seq, delay = deferred }
     outcome.rewind, outcome.idle = true, true
   else
-    make_calls(self, outcome)
-    table.sort(outcome.delivered) -- neighbours are deleted together
+    if make_calls(self, outcome) > 1 then
+      table.sort(outcome.delivered) -- neighbours are deleted together
+    end
   end
   outcome.seconds = self.now() - start
   return outcome

@@ -2,29 +2,44 @@
 -- line together with all that wait in no line, then the second ones, and so on. A publisher that
 -- fails one message and sends the later ones must not get both. Otherwise a receiver that drops
 -- what it has seen by id ends with the older state: it sees 2, then 1, and drops 2.
---
--- `line_of(batch, i)` is the line in which an entry waits, nil or false for none. Returns nil where
--- the call is one wave.
-return function(line_of, batch, call)
-  local depths, depth_of, deepest = {}, {}, 1
+
+local core = require("outbox.core")
+
+-- Whether a key comes twice. This is asked before every call, and most calls are of a whole batch.
+local function any_repeats(batch, call)
+  local keys = batch.keys
+  if #call == #batch.ids then
+    return core.repeats(keys, #call)
+  end
+  local seen = {}
   for j = 1, #call do
-    local line, depth = line_of(batch, call[j]), 1
+    local key = keys[call[j]]
+    if key then
+      if seen[key] then
+        return true
+      end
+      seen[key] = true
+    end
+  end
+  return false
+end
+
+--- Returns the waves of a call, or nil where it is one. In the order "key" a line is a key, in
+-- "strict" all are one line, in "none" there is none.
+return function(ordering, batch, call)
+  local strict, keys = ordering == "strict", batch.keys
+  if ordering == "none" or #call < 2 or not strict and not any_repeats(batch, call) then
+    return nil
+  end
+  local depths, waves = {}, {}
+  for j = 1, #call do
+    local line, depth = strict or keys[call[j]], 1
     if line then
       depth = (depths[line] or 0) + 1
       depths[line] = depth
-      deepest = depth > deepest and depth or deepest
     end
-    depth_of[j] = depth
-  end
-  if deepest == 1 then
-    return nil
-  end
-  local waves = {}
-  for depth = 1, deepest do
-    waves[depth] = { namespace = call.namespace }
-  end
-  for j = 1, #call do
-    local wave = waves[depth_of[j]]
+    local wave = waves[depth] or { namespace = call.namespace }
+    waves[depth] = wave
     wave[#wave + 1] = call[j]
   end
   return waves
