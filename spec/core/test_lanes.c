@@ -343,7 +343,7 @@ static void run_schedule(fixture *f, unsigned seed, enum sets sets, bool operate
   free(w);
 }
 
-static void processors_in_any_schedule_keep_the_order_and_leave_nothing(void **state) {
+static void whatever_the_schedule_the_order_is_kept_and_nothing_is_left(void **state) {
   unsigned seed = random_seed(), rounds = is_long() ? 60 : 1;
   for (unsigned i = 0; i < rounds; i++) {
     run_schedule(*state, seed + i, SAME, false);
@@ -355,7 +355,7 @@ static void processors_in_any_schedule_keep_the_order_and_leave_nothing(void **s
 
 int test_lanes(void) {
   const struct CMUnitTest tests[] = {
-      TEST(processors_in_any_schedule_keep_the_order_and_leave_nothing),
+      TEST(whatever_the_schedule_the_order_is_kept_and_nothing_is_left),
   };
   return cmocka_run_group_tests_name("lanes", tests, NULL, NULL);
 }
