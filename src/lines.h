@@ -14,6 +14,11 @@
 
 #define NEVER INT64_MAX /* no place */
 
+/* The lower of two places. */
+static inline int64_t lines_lower(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
 enum line_state {
   LINE_GONE,   /* forgotten */
   LINE_PARKED, /* a namespace that is handed out only where it is asked for */

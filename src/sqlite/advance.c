@@ -45,10 +45,6 @@ typedef struct step {
   int64_t due_at; /* when the next entry falls due; 0: none */
 } step;
 
-static int64_t lower(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 static int64_t earlier(int64_t a, int64_t b) {
   return a == 0 || (b != 0 && b < a) ? b : a;
 }
@@ -63,7 +59,7 @@ static unsigned data_version(outbox_store *store) {
 static void put_back(step *s) {
   int64_t from = NEVER;
   for (size_t i = 0; i < s->found.count; i++)
-    from = lower(from, s->found.items[i].entry.seq - 1);
+    from = lines_lower(from, s->found.items[i].entry.seq - 1);
   lane_empty(&s->found);
   lane_begin_anew(s->lane, from);
 }
@@ -141,14 +137,6 @@ static int promote(step *s) {
   return code;
 }
 
-/* Asks the clock again, inside the write lock. Any call on the store fails meanwhile. */
-static int read_clock(step *s) {
-  s->store->working = true;
-  int code = store_now(s->store, &s->now);
-  s->store->working = false;
-  return code;
-}
-
 /* What the claim is after the commit. */
 typedef struct kept {
   bool lost;
@@ -159,7 +147,7 @@ typedef struct kept {
 static int write_all(step *s, outbox_verdict *verdicts, size_t count, kept *kept) {
   outbox_store *store = s->store;
   lane *lane = s->lane;
-  int code = read_clock(s);
+  int code = store_now_inside(store, &s->now);
   if (code == OUTBOX_OK) code = lease_survey(store, s->now, true, &s->survey);
   if (code != OUTBOX_OK) return code;
   kept->lost = s->mine && !s->survey.own;
@@ -196,8 +184,8 @@ static void lose(step *s) {
 static int64_t lowest_left(const lane *lane) {
   int64_t first = NEVER;
   for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;)
-    first = lower(first, line->first);
-  return lower(lane->main, first == NEVER ? NEVER : first - 1);
+    first = lines_lower(first, line->first);
+  return lines_lower(lane->main, first == NEVER ? NEVER : first - 1);
 }
 
 /* Goes back to where something of the classes that were gained may lie. */
@@ -205,10 +193,11 @@ static void move(step *s, const kept *kept) {
   lane *lane = s->lane;
   uint64_t before = lane->mask, given = before & ~kept->mask, gained = kept->mask & ~before;
   int64_t dropped = kept->dropped == NEVER ? NEVER : kept->dropped - 1, from = dropped;
-  int64_t left = given != 0 ? lower(lowest_left(lane), dropped) : NEVER;
+  int64_t left = given != 0 ? lines_lower(lowest_left(lane), dropped) : NEVER;
   for (int i = 0; i < BOX_CLASSES; i++) {
     if (given >> i & 1) lane->floor[i] = left;
-    if (s->mine && ((gained >> i & 1) || kept->lease == 0)) from = lower(from, lane->floor[i]);
+    if (s->mine && ((gained >> i & 1) || kept->lease == 0))
+      from = lines_lower(from, lane->floor[i]);
   }
   lane->lease = kept->lease;
   lane->mask = kept->mask;

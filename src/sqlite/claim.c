@@ -322,17 +322,6 @@ static int look_first(claim *c, bool exclusive, bool *idle, outbox_claimed *clai
               : sql_fetch(c->store, FIND_DUE_SQL, &claimed->again_at, 1, &found, "i", c->now);
 }
 
-/*
-** Asks the clock again, inside the write lock. Any call on the store fails meanwhile. In a
-** transaction of the application's that has no lock yet, look_first has fixed what can be seen.
-*/
-static int read_clock(claim *c) {
-  c->store->working = true;
-  int code = store_now(c->store, &c->now);
-  c->store->working = false;
-  return code;
-}
-
 int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
                          int64_t limit, bool exclusive, outbox_claimed *claimed) {
   claim c = {.store = store,
@@ -355,7 +344,8 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
 
   code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
-  code = read_clock(&c);
+  /* In a transaction that has no lock yet, look_first has fixed what can be seen. */
+  code = store_now_inside(store, &c.now);
   if (code == OUTBOX_OK) code = for_each_lease(&c, load_lease);
   if (code == OUTBOX_OK) code = exclusive ? claim_all(&c, &refused) : claim_share(&c);
   if (code == OUTBOX_OK) code = sql_fetch(store, FIND_DUE_SQL, &due_at, 1, &found, "i", c.now);

@@ -135,10 +135,6 @@ int outbox_serve(outbox_store *store, const outbox_service *service) {
 
 /* --- What is left behind --------------------------------------------------------------------- */
 
-static int64_t lower(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 void lane_release(lane *lane, line *line) {
   line->blocked = false;
   if (line->first > lane->main) { /* the main walk comes by */
@@ -156,8 +152,9 @@ void lane_release(lane *lane, line *line) {
 void lane_begin_anew(lane *lane, int64_t from) {
   lines *lines = &lane->lines;
   for (line *line = NULL; (line = lines_next(lines, line)) != NULL;)
-    if (line->state != LINE_PARKED && line->first != NEVER) from = lower(from, line->first - 1);
-  lane->main = lower(lane->main, from);
+    if (line->state != LINE_PARKED && line->first != NEVER)
+      from = lines_lower(from, line->first - 1);
+  lane->main = lines_lower(lane->main, from);
   lane->lap = NEVER;
   lane->due_at = lane->due_seq = INT64_MIN;
   for (line *line = NULL; (line = lines_next(lines, line)) != NULL;) {

@@ -4,10 +4,6 @@
 */
 #include "walk.h"
 
-static int64_t lower(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 /* Hands out one entry by its place, if it is the first of its key. */
 int seek_place(reading *r, int64_t place) {
   for (int delayed = 0; delayed < 2; delayed++) {
@@ -57,13 +53,13 @@ static int read_oldest(reading *r, line *space, bool *more) {
       sql_reset(r->store, row);
       return failed;
     }
-    if (!taken) first = lower(first, at);
+    if (!taken) first = lines_lower(first, at);
   }
   if (code == OUTBOX_ROW || code == OUTBOX_OK) sql_reset(r->store, row);
   lane->looked += looked;
   if (code != OUTBOX_DONE && code != OUTBOX_ROW && code != OUTBOX_OK) return code;
   bool end = code == OUTBOX_DONE && looked < LOOK;
-  if (!end) first = lower(first, at + 1); /* the rest was not looked at */
+  if (!end) first = lines_lower(first, at + 1); /* the rest was not looked at */
   space->first = first;
   if (!end && r->found->count == 0) *more = true;
   return OUTBOX_OK;

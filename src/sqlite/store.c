@@ -15,6 +15,13 @@ int store_now(outbox_store *store, int64_t *now) {
   return OUTBOX_OK;
 }
 
+int store_now_inside(outbox_store *store, int64_t *now) {
+  store->working = true;
+  int code = store_now(store, now);
+  store->working = false;
+  return code;
+}
+
 #define PATIENT_FOR 50000 /* microseconds in which a connection asks for a lock once per ms */
 
 /*

@@ -128,6 +128,9 @@ int store_make(outbox_store **store, const outbox_options *options);
 /* Asks the store's clock. Fails with CALLBACK. */
 int store_now(outbox_store *store, int64_t *now);
 
+/* The same inside the write lock. Any call on the store fails meanwhile. */
+int store_now_inside(outbox_store *store, int64_t *now);
+
 /* Has a connection wait for locks. *wait must live as long as the connection. */
 void store_wait_for_locks(sqlite3 *db, lock_wait *wait);
 

@@ -46,10 +46,6 @@ static const char BURY_DELAYED_SQL[] =
                                           ", attempts + ?3, coalesce(?4, last_error), ?6 FROM "
                                           "@delayed WHERE position = ?1 AND id = ?2";
 
-static int64_t lower(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 /* --- Writing --------------------------------------------------------------------------------- */
 
 /* Deletes a run of places without gaps at once, if all of it is there. *length: how many, or 0. */
@@ -165,7 +161,7 @@ void verdict_block(lane *lane, const outbox_verdict *verdicts) {
     bool parked = line != NULL && line->state == LINE_PARKED;
     if (!parked)
       line = lines_add(&lane->lines, item->line != 0 ? item->line : item->space, LINE_HELD);
-    line->first = lower(line->first, item->entry.seq);
+    line->first = lines_lower(line->first, item->entry.seq);
     if (parked) continue;
     line->joined = false;
     line->blocked = true;

@@ -28,10 +28,6 @@ static const char IS_READY_SQL[] = "SELECT 1 FROM @entries WHERE seq = ?1 AND id
 
 static const char IS_DELAYED_SQL[] = "SELECT 1 FROM @delayed WHERE position = ?1 AND id = ?2";
 
-static int64_t lower(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 /* --- Lines ----------------------------------------------------------------------------------- */
 
 static void start_lap(lane *lane, int64_t from) {
@@ -69,7 +65,7 @@ static void consider_lap(lane *lane, int64_t now) {
   lane->wants_lap = false;
   for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;) {
     waits |= line->state == LINE_LAGGING && !line->joined;
-    if (line->state == LINE_LAGGING || line->joined) from = lower(from, line->first);
+    if (line->state == LINE_LAGGING || line->joined) from = lines_lower(from, line->first);
   }
   if (!waits || from == NEVER) return;
   start_lap(lane, from);
@@ -87,11 +83,11 @@ static int judge(reading *r, const item *item, bool lap, bool *take) {
   if (lane_has(r->lane, seq)) return OUTBOX_OK;
   line *space = lines_find(lines, item->space), *line = lines_find(lines, item->line);
   if (space != NULL && !(lap && space->state != LINE_PARKED && space->joined)) {
-    space->first = lower(space->first, seq);
+    space->first = lines_lower(space->first, seq);
     return OUTBOX_OK;
   }
   if (line != NULL && !(lap && line->joined && line->next == NEVER)) {
-    line->first = lower(line->first, seq);
+    line->first = lines_lower(line->first, seq);
     return OUTBOX_OK;
   }
   int code = take_is_held(r, item, &held, &head);
@@ -104,7 +100,7 @@ static int judge(reading *r, const item *item, bool lap, bool *take) {
     line->first = seq;
   }
   line->head = head;
-  if (lap) line->next = lower(line->next, seq);
+  if (lap) line->next = lines_lower(line->next, seq);
   return OUTBOX_OK;
 }
 
@@ -190,7 +186,7 @@ static int judge_due(reading *r, const item *item, bool *may) {
   bool held = false;
   *may = false;
   if (space != NULL && space->state == LINE_PARKED) {
-    space->first = lower(space->first, place);
+    space->first = lines_lower(space->first, place);
     return OUTBOX_OK;
   }
   if (line != NULL && (line->first < place || line->blocked)) {
@@ -312,7 +308,7 @@ int walk_verify(outbox_store *store, items *found, uint64_t mask, bool changed, 
       found->items[kept++] = item;
       continue;
     }
-    *dropped = lower(*dropped, item.entry.seq);
+    *dropped = lines_lower(*dropped, item.entry.seq);
     if (item.delayed) lane->due_at = lane->due_seq = INT64_MIN;
     sqlite3_free(item.bytes);
   }
