@@ -58,6 +58,7 @@ return {
   uuid_v4 = core.uuid_v4,
   blob = core.blob,
   LAPSED = core.LAPSED,
+  OVERTIME = core.OVERTIME,
   processor = require("outbox.processor"),
   publisher = require("outbox.publisher"),
   inbox = require("outbox.inbox"),

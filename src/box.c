@@ -40,8 +40,7 @@ int box_class(uint64_t line, int64_t seq) {
 
 /* --- Sets of namespaces ---------------------------------------------------------------------- */
 
-/* Takes the next name off the text of a set, without its sign. False at the end. */
-static bool next_name(outbox_bytes *rest, outbox_bytes *name) {
+bool outbox_next_namespace(outbox_bytes *rest, outbox_bytes *name) {
   const char *text = rest->data, *end = text + rest->size;
   size_t size = 0;
   if (text == end) return false;
@@ -65,7 +64,7 @@ bool box_serves(outbox_bytes set, outbox_bytes namespace) {
   if (set.size == 0) return true;
   outbox_bytes rest = names_of(set), name;
   bool named = false;
-  while (!named && next_name(&rest, &name))
+  while (!named && outbox_next_namespace(&rest, &name))
     named = bytes_equal(name, namespace);
   return named == (sign(set) == '+');
 }
@@ -74,7 +73,7 @@ bool box_overlaps(outbox_bytes a, outbox_bytes b) {
   if (sign(a) != '+' && sign(b) != '+') return true; /* there are names that neither leaves out */
   if (sign(a) != '+') return box_overlaps(b, a);
   outbox_bytes rest = names_of(a), name;
-  while (next_name(&rest, &name))
+  while (outbox_next_namespace(&rest, &name))
     if (box_serves(b, name)) return true;
   return false;
 }

@@ -1,7 +1,7 @@
 /*
 ** Which entries a processor serves: a set of namespaces, and classes of their keys. Processors of
-** the same set share its 64 classes, so that each key is one processor's; see share() in
-** sqlite/lease.c.
+** the same set share its 64 classes, so that each key is one processor's; see share_quota() in
+** sqlite/share.c.
 **
 ** A set is a text, so that equal sets are equal bytes: "" is all namespaces, "+1:a5:b,c,d" these
 ** two, "-1:a" all but this one. A name stands after its length, because it may hold any bytes, and

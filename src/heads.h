@@ -16,7 +16,6 @@ enum { HEADS_MOST = 256, HEADS_TAIL = 128, HEADS_FEW = 1024 };
 
 typedef struct heads {
   int64_t from, at;           /* after which place this round began, and how far it has come */
-  int64_t walked_at;          /* when it went on last */
   int64_t places[HEADS_MOST]; /* the sample, then the last that were met */
   size_t count, tail;         /* of all; of the last ones */
   uint64_t passed;            /* how many have left the tail in this round */

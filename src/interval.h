@@ -10,10 +10,11 @@
 
 #pragma GCC visibility push(hidden)
 
-/* The places from `first` to `last`, both included. The engine decides what `kind` means. */
+/* The places from `first` to `last`, both included. The engine says what `kind` and `id` mean. */
 typedef struct interval {
   int64_t first, last;
   int kind;
+  int64_t id;
 } interval;
 
 /* Empty if all fields but `reallocate` are zero. `reallocate` works as realloc does. */

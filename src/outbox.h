@@ -20,7 +20,7 @@
 **
 ** The table that an entry lies in is its state. <prefix>entries holds the ready entries in the
 ** order of commits (`seq`), <prefix>delayed the entries that wait for their time, and <prefix>dead
-** the dead letters. A claim does not mark these rows. It is an interval of seq in <prefix>leases,
+** the dead letters. A claim does not mark these rows. It is an interval of seq in <prefix>claims,
 ** and costs the same whether it covers ten entries or a million. Any SQL may publish:
 **
 **     INSERT INTO outbox_entries (namespace, key, payload) VALUES (...)
@@ -132,21 +132,28 @@ typedef struct outbox_identity {
 
 #define OUTBOX_ANY_SEQ INT64_MIN
 
-/* A claim: the entries from first_seq to last_seq belong to processor_id until the deadline. */
+/*
+** A row of the table of claims: until the deadline, entries of these namespaces and classes, from
+** first_seq to last_seq, belong to processor_id. A processor has one row, for any seq (INT64_MIN to
+** INT64_MAX). A claim by hand has a row for each interval, of all namespaces and classes.
+*/
 typedef struct outbox_lease {
-  int64_t first_seq, last_seq; /* both included; last_seq INT64_MAX: future entries too */
+  int64_t lease; /* its number; none comes twice */
   outbox_bytes processor_id;
-  int64_t deadline;   /* the last moment at which the lease is alive */
-  int64_t claimed_at; /* when it was made or renewed; far in the future: it has lapsed */
-  outbox_bytes batch; /* the entries in hand, as ranges of seq: "1-20,25-25"; no value: none */
+  bool except;                 /* of all namespaces but those named */
+  outbox_bytes namespaces;     /* outbox_next_namespace gives their names */
+  uint64_t classes;            /* of the keys, one bit each; none: it stands by */
+  int64_t first_seq, last_seq; /* both included */
+  int64_t deadline;            /* the last moment at which the claim is alive */
+  int64_t claimed_at;          /* when it was made or renewed; far in the future: it has lapsed */
+  outbox_bytes held; /* the places in hand, each relative to the last one before: "17+3,2" is 17 to
+                     ** 20, and 22; after "!", their call took too long; no value: none */
 } outbox_lease;
 
 /* What outbox_claim_entries has done. */
 typedef struct outbox_claimed {
-  bool any;              /* the processor has claimed entries, new ones or its own */
-  bool refused;          /* an exclusive claim, while another processor has a live lease */
-  int64_t restored_from; /* the lowest place to which a retry came back; INT64_MAX: none did */
-  int64_t again_at;      /* when the next entry falls due or another's lease lapses; 0: never */
+  bool any;         /* the processor has claimed entries, new ones or its own */
+  int64_t again_at; /* when the next entry falls due or another's claim lapses; 0: never */
 } outbox_claimed;
 
 /* Which entries are held back while an earlier one waits for its retry. */
@@ -155,15 +162,6 @@ enum outbox_ordering {
   OUTBOX_ORDERING_KEY,   /* later entries of the same namespace and key */
   OUTBOX_ORDERING_STRICT /* all later entries */
 };
-
-/* Which of the claimed entries to read. */
-typedef struct outbox_selection {
-  enum outbox_ordering ordering;
-  int64_t after;              /* only entries whose seq is above */
-  int64_t batch_bytes;        /* at most so many, but at least one entry; 0: no bound */
-  const outbox_bytes *except; /* leave out these namespaces; must live as long as the reading */
-  size_t except_count;
-} outbox_selection;
 
 /* --- What a processor says and asks for, see outbox_advance ---------------------------------- */
 
@@ -197,7 +195,7 @@ typedef struct outbox_verdict {
 /* Where to look for the next batch. */
 enum outbox_where {
   OUTBOX_ANYWHERE, /* the oldest of all namespaces that are not parked */
-  OUTBOX_OLDEST,   /* the oldest of one namespace, which is parked */
+  OUTBOX_OLDEST,   /* the oldest of one namespace, which is parked, and its retries that are due */
   OUTBOX_NEWEST,   /* of the known heads of that namespace, which are the first of their keys, */
   OUTBOX_RANDOM,   /* the last, or any */
   OUTBOX_PLACE     /* this entry alone, if it may be handed out; it may be delayed still */
@@ -209,8 +207,10 @@ typedef struct outbox_want {
   enum outbox_where where;
   outbox_bytes namespace; /* OLDEST, NEWEST, RANDOM */
   int64_t place;          /* PLACE */
-  bool join;              /* claim a share even if there is nothing to be had yet */
-  bool leave;             /* give everything back */
+  const int64_t *avoid;   /* NEWEST, RANDOM: not these places */
+  size_t avoid_count;
+  bool join;  /* claim a share even if there is nothing to be had yet */
+  bool leave; /* give everything back */
 } outbox_want;
 
 /* What outbox_advance has done. */
@@ -219,8 +219,10 @@ typedef struct outbox_progress {
   bool lost;        /* another processor has taken over: failures were ignored */
   bool refused;     /* others hold all that there is */
   bool overlapped;  /* because they serve another set of namespaces that has some of these */
-  bool held;        /* there is a claim */
   bool more;        /* call again at once */
+  bool uniform;     /* the batch is of one namespace, and none of it was tried before */
+  bool repeats;     /* two of the batch may have to be handed out one after the other */
+  int64_t deadline; /* of the claim; 0: there is none */
   int64_t again_at; /* when an entry falls due, or a lap may begin; 0: never */
 } outbox_progress;
 
@@ -236,6 +238,12 @@ typedef struct outbox_suspect {
 
 /* The last_error of an entry that was in hand when its processor died. */
 #define OUTBOX_LAPSED "its processor died, or lost its claim, while delivering it"
+
+/*
+** The same where its call took so long that the heartbeat gave up: nobody knows whether the entry
+** or its destination is to blame, so it is a suspect, not charged.
+*/
+#define OUTBOX_OVERTIME "its delivery took too long"
 
 typedef struct outbox_counts {
   int64_t ready, delayed, dead; /* entries */
@@ -463,19 +471,20 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count);
 /* --- Processing ------------------------------------------------------------------------------ */
 
 /*
-** Claims for a processor, until `deadline`, everything that can be claimed: entries that nobody has
-** claimed, its own, whose claim is renewed, and those of a claim whose deadline is before now.
-** First moves delayed entries that are due back among the ready ones, at most 1,000 a call: a retry
-** to its old place, a scheduled message to the end.
+** Claims by hand, until `deadline`, everything that can be claimed: entries that nobody has
+** claimed, the processor's own, whose claim is renewed, and those of a claim whose deadline is
+** before now. First moves scheduled entries that are due to the end of the ready ones, at most
+** 1,000 a call. Retries that are due are claimed where they lie. While a processor of outbox_serve
+** holds a share, nothing new is claimed; while a claim by hand is alive, such processors stand by.
 **
-** With a `limit` above 0, claims at most that many entries, its own first, then the oldest. With
-** `exclusive`, claims all or nothing: nothing while another processor holds a live lease, else
-** everything and also what is published until the deadline. The two exclude each other (MISUSE).
+** With a `limit` above 0, claims at most that many entries, its own first, then the oldest. Entries
+** that wait for a retry of their key count, too. Where all of its own wait for retries that it has
+** not claimed, it gives them back first.
 **
-** Where a lapsed lease, or one of the processor's own, names entries in hand, their delivery was
-** cut off. Each is charged an attempt, with OUTBOX_LAPSED as last_error. A lease that was made in
-** the future, by more than busy_timeout and a few seconds, counts as lapsed: the clock was set
-** back.
+** Where a lapsed claim, or one of the processor's own, names entries in hand, their delivery was
+** cut off. Each is charged an attempt, with OUTBOX_LAPSED as last_error; after overtime it becomes
+** a suspect, with OUTBOX_OVERTIME. A claim that was made in the future, by more than busy_timeout
+** and a few seconds, counts as lapsed: the clock was set back.
 **
 ** A call that finds nothing to claim and nothing to tidy writes nothing.
 **
@@ -484,30 +493,30 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count);
 ** by outbox_wait and outbox_count_entries.
 */
 int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
-                         int64_t limit, bool exclusive, outbox_claimed *claimed);
+                         int64_t limit, outbox_claimed *claimed);
 
 /*
-** Starts reading, in the order of seq, at most `batch_size` entries that the processor has claimed
-** and whose claim has not expired. Reading takes nothing: the same call again gives the same.
-** `selection` NULL means all entries. With a selection a reading may end early, after it has looked
-** at 10,000 entries; outbox_read_to() gives the `after` to go on with. The bytes of an entry are
-** those of its id, namespace, key, payload and headers.
+** Starts reading at most `batch_size` entries that the processor has claimed by hand and whose
+** claim has not expired, in the order of their places: ready ones, and retries that are due. Leaves
+** out those that wait for a retry of their namespace and key with an earlier place, unless that one
+** is due and in the same interval. Reading takes nothing: the same call again gives the same.
+**
+** With a `batch_bytes` above 0, ends before the entry that would exceed it, but gives at least one.
+** The bytes of an entry are those of its id, namespace, key, payload and headers.
 */
 int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size,
-                               const outbox_selection *selection);
-
-/* The seq of the last entry that was looked at, given or not; `after` where there was none. */
-int64_t outbox_read_to(const outbox_store *store);
+                               int64_t batch_bytes);
 
 /*
-** Writes into the processor's leases that the entries that were read last are in hand, so that they
+** Writes into the processor's claim that the entries that were read last are in hand, so that they
 ** are charged if it dies. Best done in one transaction with their reading.
 */
 int outbox_hold_batch(outbox_store *store, outbox_bytes processor_id);
 
 /*
-** Moves the deadline of the processor's claim, even of one that has expired, and notes that nothing
-** is in hand any more. *renewed is false when the claim is lost: another processor has taken over.
+** Moves the deadline of the processor's claim by hand, even of one that has expired, and notes that
+** nothing is in hand any more. *renewed is false when the claim is lost: another processor has
+** taken over.
 */
 int outbox_renew_claim(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
                        bool *renewed);
@@ -515,11 +524,11 @@ int outbox_renew_claim(outbox_store *store, outbox_bytes processor_id, int64_t d
 /*
 ** Starts the heartbeat: from now on it moves the deadline of the processor's claim every
 ** `interval` microseconds by the time that has passed, until outbox_stop_heartbeat, or for
-** `max_duration` microseconds. Use it while a call of the publisher blocks, because nothing else
-** can renew the claim then. A thread with a connection of its own does this. The first call starts
-** the thread; after that, starting and stopping cost next to nothing. Other operations may go on
-** meanwhile. Does nothing for a database in memory. Fails with ERROR when no thread can be
-** started.
+** `max_duration` microseconds. Then it marks what is in hand as overtime: whoever takes over makes
+** suspects of these entries. Use it while a call of the publisher blocks, because nothing else can
+** renew the claim then. A thread with a connection of its own does this. The first call starts the
+** thread; after that, starting and stopping cost next to nothing. Other operations may go on
+** meanwhile. Does nothing for a database in memory. Fails with ERROR when no thread can be started.
 */
 int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64_t interval,
                            int64_t max_duration);
@@ -527,7 +536,7 @@ int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64
 /* Stops the heartbeat, if it beats. When this returns, the deadline moves no more. */
 void outbox_stop_heartbeat(outbox_store *store);
 
-/* Gives the processor's claim back, with nothing in hand, so that others need not wait for it. */
+/* Gives the processor's claim by hand back, with nothing in hand, so that others need not wait. */
 int outbox_release_claim(outbox_store *store, outbox_bytes processor_id);
 
 /*
@@ -584,20 +593,20 @@ int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, s
                           int64_t *deleted);
 
 /*
-** Counts a failed attempt and delays a ready entry until `due_at`. Then it comes back to its old
-** place. If the clock is set back meanwhile, by more than busy_timeout and a few seconds, it falls
-** due at once. *found: whether it was there. If not, nothing is changed, because another processor
-** may have it. Without an `error` nothing is counted, and an entry that is delayed already gets the
-** new time. If plain SQL has published an id twice and the other entry is delayed already, "~" and
-** its seq are added to this entry's id. The same happens when an entry is buried, and when a claim
-** brings it back.
+** Counts a failed attempt and delays an entry until `due_at`, ready or delayed. It keeps its place.
+** If the clock is set back meanwhile, by more than busy_timeout and a few seconds, it falls due at
+** once. *found: whether it was there. If not, nothing is changed, because another processor may
+** have it. Without an `error` nothing is counted. If plain SQL has published an id twice and the
+** other entry is delayed already, "~" and its place are added to this entry's id. The same happens
+** when an entry is buried.
 */
 int outbox_retry_entry(outbox_store *store, outbox_identity entry, int64_t due_at,
                        outbox_bytes error, bool *found);
 
 /*
-** Counts a failed attempt and makes a dead letter of a ready entry. *found as above. Without an
-** `error` nothing is counted: the attempts before were enough.
+** Counts a failed attempt and makes a dead letter of an entry, ready or delayed. *found as above.
+** Without an `error` nothing is counted: the attempts before were enough. A scheduled message,
+** which is meant by its id alone, gets a place first.
 */
 int outbox_bury_entry(outbox_store *store, outbox_identity entry, outbox_bytes error, bool *found);
 
@@ -666,11 +675,14 @@ int outbox_purge_entries(outbox_store *store, const outbox_bytes *ids, size_t co
 */
 int outbox_count_entries(outbox_store *store, outbox_counts *counts);
 
-/* Starts reading all leases, live and lapsed, in the order of seq; outbox_next_lease gives them. */
+/* Starts reading all claims, live and lapsed, in the order of seq; outbox_next_lease gives them. */
 int outbox_leases(outbox_store *store);
 
-/* The next lease: OUTBOX_ROW and *lease, OUTBOX_DONE, or an error. Ends as outbox_next does. */
+/* The next claim: OUTBOX_ROW and *lease, OUTBOX_DONE, or an error. Ends as outbox_next does. */
 int outbox_next_lease(outbox_store *store, outbox_lease *lease);
+
+/* Takes the next name off the namespaces of a claim. False at the end. */
+bool outbox_next_namespace(outbox_bytes *namespaces, outbox_bytes *name);
 
 /* Ends the reading under way, if there is one; the database need no longer keep its snapshot. */
 void outbox_finish(outbox_store *store);

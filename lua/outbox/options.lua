@@ -61,13 +61,39 @@ end
 --- Checks a number of entries.
 M.count = M.integer(100000)
 
+--- Checks an array of names that has at least one.
+function M.names(value)
+  if type(value) ~= "table" or value[1] == nil then
+    return false
+  end
+  local count = 0
+  for _, name in pairs(value) do
+    if type(name) ~= "string" then
+      return false
+    end
+    count = count + 1
+  end
+  for i = 1, count do
+    if value[i] == nil then
+      return false
+    end
+  end
+  return true
+end
+
 --- Checks the publisher of a processor.
 function M.publisher(value)
   return type(value) == "function" or type(value) == "table" and type(value.publish) == "function"
     and (value.batch_size == nil or M.count(value.batch_size))
-    and (value.ordered == nil or M.boolean(value.ordered)),
+    and (value.ordered == nil or M.boolean(value.ordered))
+    and (value.namespaces == nil or M.names(value.namespaces)),
     "a function or a table with a function 'publish'; its batch_size, if any, a positive integer, "
-    .. "its ordered, if any, true or false"
+    .. "its ordered, if any, true or false, its namespaces, if any, an array of names"
+end
+
+--- The namespaces that a publisher serves, an array; nil: all.
+function M.namespaces(publisher)
+  return type(publisher) == "table" and publisher.namespaces or nil
 end
 
 --- Whether a publisher keeps the order of the messages of a key itself.
@@ -85,11 +111,14 @@ M.RETENTION = 365 * 86400
 
 --- Returns the options that are `given`, completed with the defaults of the `known` options. Adds a
 -- text to the list `wrong` for each option that is unknown, missing or not allowed; it names the
--- option with `prefix` before its name.
-function M.check(known, given, prefix, wrong)
+-- option with `prefix` before its name. `gone` says of options of older versions what replaces
+-- them.
+function M.check(known, given, prefix, wrong, gone)
   local options = {}
   for name in pairs(given) do
-    if not known[name] then
+    if gone and gone[name] then
+      wrong[#wrong + 1] = ("there is no option '%s' any more: %s"):format(name, gone[name])
+    elseif not known[name] then
       wrong[#wrong + 1] = ("unknown option '%s%s'"):format(prefix, errors.text(name))
     end
   end

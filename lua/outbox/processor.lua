@@ -34,6 +34,10 @@ Processor.__name = "outbox.processor"
 -- `wake`, cuts a pause short, unless the pause is there because the database failed.
 local function rest(self)
   local paused = self.agenda:paused_for()
+  if paused == 0 and self.rung then
+    self.rung = false
+    self.work:wake()
+  end
   if paused > 0 and self.failures > 0 then
     return paused
   elseif self.work:is_pending() or self.work.stopping then
@@ -55,7 +59,8 @@ local function attempt(self, fn, object)
   elseif type(trouble) ~= "table" or trouble.code == nil or FATAL[trouble.code] then
     error(trouble, 0)
   end
-  self.failures, self.work.woken = self.failures + 1, true
+  self.failures = self.failures + 1
+  self.work:wake()
   self.agenda:pause(retry.backoff(DATABASE_BACKOFF, self.failures))
   self.hooks:report(trouble)
   return false
@@ -80,7 +85,9 @@ end
 
 local function look(self)
   local rung, again = self.store:wait(0)
-  self.work.woken = self.work.woken or rung
+  if rung then
+    self.work:wake()
+  end
   self.look_again = again
 end
 
@@ -88,7 +95,8 @@ local function listen(self)
   if rest(self) == 0 then
     return
   elseif self.agenda:paused_for() > 0 then
-    pcall(self.store.wait, self.store, 0) -- so that the descriptor does not stay readable meanwhile
+    local ok, rung = pcall(self.store.wait, self.store, 0) -- else the descriptor stays readable
+    self.rung = self.rung or ok and rung
   else
     attempt(self, look, self)
   end
@@ -102,7 +110,6 @@ local function step(self)
     local is_waiting = self.failures > 0 and self.agenda:paused_for() > 0
     return is_waiting or finish(self)
   end
-  work:until_probe()
   listen(self)
   if rest(self) == 0 then
     self.agenda:resume()
@@ -189,7 +196,9 @@ local function sleep(self, seconds)
     core.clock.sleep(seconds)
   else
     attempt(self, function()
-      self.work.woken = self.store:wait(seconds) or self.work.woken
+      if self.store:wait(seconds) then
+        self.work:wake()
+      end
     end)
   end
 end
@@ -237,8 +246,8 @@ function Processor:pump()
   local busy <close> = enter(self) -- luacheck: no unused
   local work, counters = self.work, self.hooks.counters
   local before = counters.delivered
-  work:until_probe()
-  work.woken, self.failures = true, 0
+  work:wake()
+  self.failures = 0
   self.agenda:resume()
   repeat
     work:cycle()
@@ -260,7 +269,7 @@ end
 -- sleep of `run`.
 -- @function processor:wake
 function Processor:wake()
-  self.work.woken = true
+  self.work:wake()
 end
 
 --- What the processor has done, as a copy: the numbers of entries that were `delivered`, `retried`,
@@ -306,7 +315,8 @@ end
 --- Makes a processor. One error says all that is wrong with the options.
 --
 -- The publisher is a function `(messages, namespace)`, or a table with it as a method `publish`
--- and, optionally, the `batch_size` that suits it and `ordered = true`. It gets entries of one
+-- and, optionally, the `batch_size` that suits it, `ordered = true`, and the `namespaces` that it
+-- serves. It gets entries of one
 -- namespace, in order, and at most one of a key, unless it is `ordered`: then it gets all, and
 -- after a failed one must send nothing more of that key. It returns nothing or true when all were
 -- delivered, or a table `{[i] = reason}` of those that failed (false: it was delivered). A reason
@@ -334,9 +344,9 @@ end
 -- others take over if it dies, default 2 s; `publish_timeout`, for how long at most the claim is
 -- kept while one batch is being published, default 60 s; `process_interval`, the longest sleep,
 -- default 10 s; `ordering`, which entries are held back by an entry that is to be retried: "key"
--- (the default: later ones of its namespace and key), "none" or "strict" (all later ones); `limit`,
--- with "none" only: how many entries to claim at a time, so that several processors share a
--- backlog, default ten batches; `retry`: a function, or a table with `base` (default 1 s), `factor`
+-- (the default: later ones of its namespace and key), "none" or "strict" (all later ones);
+-- `namespaces`, an array of those to serve, or `{ except = array }`, default what the publisher
+-- serves, or all; `retry`: a function, or a table with `base` (default 1 s), `factor`
 -- (2), `cap` (300 s) and `max_attempts` (10); hooks: `on_delivered(entry)`, `on_retry(entry,
 -- reason, delay)`, `on_dead(entry, reason)`, `on_batch{size, delivered, retried, dead, seconds}`,
 -- `on_error(problem)`, whose default writes to stderr
@@ -362,6 +372,7 @@ local function new(given)
     -- The fields above stay as they are, these change.
     busy = false, -- whether a step, `run` or `pump` is under way
     failures = 0, -- of the database, in a row
+    rung = false, -- whether somebody has committed while it paused
     look_again = nil, -- seconds after which to listen again, as the store's `wait` said
   }, Processor)
 end

@@ -63,7 +63,8 @@ end
 -- The options of a destination are described in its module, `outbox.publishers.file` for instance.
 -- The module of a URL's scheme is `outbox.publishers.<scheme>`, so another rock can add a
 -- destination. A table of routes has, for each namespace, a URL or a publisher of any kind; `"*"`
--- is for all other namespaces. `close` closes all publishers of the table.
+-- is for all other namespaces. Without it, a processor leaves the messages of other namespaces to
+-- other processors. `close` closes all publishers of the table.
 -- @function outbox.publisher
 -- @tparam string|table destination
 -- @tparam[opt] table options of the destination; not for a table of routes

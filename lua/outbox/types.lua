@@ -22,15 +22,18 @@
 ---@field last_error? string why the last one failed
 ---@field died_at? number seconds since the epoch; dead letters only
 ---@field due_at? number seconds since the epoch; delayed ones only, when listed
----@field seq integer place in the order of commits; of a delayed one, among the delayed
+---@field seq integer place in the order of commits; of a delayed one that is listed, its own
 
 ---@class outbox.lease
+---@field lease integer its number; none has it again
 ---@field processor_id string
+---@field namespaces? string[]|{ except: string[] } nil: all
+---@field classes integer its share of the keys, of 64; 0: it stands by
+---@field first_seq integer of a processor math.mininteger
+---@field last_seq integer of a processor math.maxinteger
 ---@field deadline number seconds since the epoch
----@field first_seq integer
----@field last_seq integer math.maxinteger: future entries too
 ---@field claimed_at number seconds since the epoch
----@field batch? string the entries in hand, as ranges of seq; nil: none
+---@field held? string the places of the entries in hand; nil: none
 
 ---@class outbox.stats
 ---@field ready integer
@@ -75,7 +78,6 @@
 
 ---@class outbox.claim
 ---@field limit? integer at most this many entries
----@field exclusive? boolean all or nothing
 
 ---@class outbox.page
 ---@field namespace? string
@@ -85,18 +87,14 @@
 
 ---@alias outbox.claimed boolean
 ---@alias outbox.claim_entries
----| fun(self, id: string, by: number, o?: outbox.claim): outbox.claimed, number?, integer?, boolean
+---| fun(self, id: string, by: number, o?: outbox.claim): outbox.claimed, number?
 
 ---@class outbox.selection
----@field ordering? "none"|"key"|"strict" default "none"
----@field after? integer where an earlier reading ended
----@field except? string[] namespaces to leave out
 ---@field hold? boolean note in the claim that these entries are in hand
 ---@field batch_bytes? integer default any number
----@field remember? boolean so that settlements by id mean these entries, default true
 
 ---@alias outbox.get_claimed_entries
----| fun(self, id: string, size: integer, options?: outbox.selection): outbox.entry[], integer?
+---| fun(self, id: string, size: integer, options?: outbox.selection): outbox.entry[]
 
 ---@alias outbox.retry_entry
 ---| fun(self, entry: string|outbox.entry, due_at: number, error?: string): boolean
@@ -110,7 +108,6 @@
 ---@field claim_entries outbox.claim_entries
 ---@field get_claimed_entries outbox.get_claimed_entries
 ---@field delete_entries fun(self: outbox.store, ...: string|outbox.entry): integer
----@field delete_batch fun(self: outbox.store, ids: string[], seqs: integer[]): integer
 ---@field retry_entry outbox.retry_entry
 ---@field bury_entry fun(self: outbox.store, entry: string|outbox.entry, error?: string): boolean
 ---@field renew_claim fun(self: outbox.store, processor_id: string, deadline: number): boolean
@@ -138,6 +135,12 @@
 
 ---@alias outbox.failures nil|boolean|table<integer, outbox.failure|any>
 ---@alias outbox.publish fun(messages: outbox.entry[], namespace: string): outbox.failures, any
+
+---@class outbox.publisher_table
+---@field publish function
+---@field batch_size? integer
+---@field ordered? boolean
+---@field namespaces? string[]
 
 ---@class outbox.publisher made by outbox.publisher
 ---@field publish fun(self: outbox.publisher, messages: outbox.entry[], namespace: string): ...
@@ -182,7 +185,7 @@
 
 ---@class outbox.processor_options
 ---@field store outbox.store
----@field publisher outbox.publish|{ publish: function, batch_size?: integer, ordered?: boolean }
+---@field publisher outbox.publish|outbox.publisher_table
 ---@field processor_id? string
 ---@field batch_size? integer default the publisher's, or 20
 ---@field batch_bytes? integer default 8 MiB
@@ -190,7 +193,7 @@
 ---@field publish_timeout? number seconds, default 60
 ---@field process_interval? number seconds, default 10
 ---@field ordering? "key"|"none"|"strict" default "key"
----@field limit? integer with ordering "none", default ten batches
+---@field namespaces? string[]|{ except: string[] } to serve, default the publisher's, or all
 ---@field retry? outbox.retry|fun(entry: outbox.entry, attempts: integer): number?
 ---@field on_delivered? fun(entry: outbox.entry)
 ---@field on_retry? fun(entry: outbox.entry, reason: string, delay: number)
@@ -240,6 +243,7 @@
 ---@class outbox
 ---@field _VERSION string
 ---@field LAPSED string last_error of an entry that was in hand when its processor died
+---@field OVERTIME string the same, after its call took longer than the heartbeat lasts
 ---@field processor fun(options: outbox.processor_options): outbox.processor
 ---@field publisher fun(to: outbox.destination, o?: outbox.publisher_options): outbox.publisher
 ---@field inbox fun(options: outbox.inbox_options): outbox.inbox

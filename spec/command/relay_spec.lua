@@ -114,6 +114,13 @@ describe("outbox relay", function()
     assert.equal("another", store:stats().leases[1].processor_id)
   end)
 
+  it("leaves the namespaces alone that it has no route for", function()
+    store:publish({ namespace = "a" }, { namespace = "b" })
+    assert.equal(0, select(2, run(("relay %s --to a=file:%s --once"):format(path, destination))))
+    assert.outbox(store).has_entry({ namespace = "b", attempts = 0 })
+    assert.outbox(store).has_entries(1)
+  end)
+
   it("delivers what is published later, and stops at a signal", function()
     for signal, number in pairs({ SIGTERM = 15, SIGINT = 2, SIGHUP = 1 }) do
       local pid, pipe = start_relay(("--to file:%s --process-interval 3600 --verbose 2>&1")
@@ -295,7 +302,7 @@ describe("outbox relay", function()
     refuse("unknown option 'color'\n$", "--to stdout: --option color=red")
     refuse("^outbox: batch_size must be an integer from 1 to 100000\n$",
       "--to stdout: --batch-size 1000000")
-    refuse('limit needs ordering = "none"', "--to stdout: --limit 10")
+    refuse("no option %-%-limit any more: processors .- share", "--to stdout: --limit 10")
     refuse("retry.factor must be a number, at least 1", "--to stdout: --retry-factor 0.5")
     refuse("%-%-option comes after the %-%-to that it belongs to", "--option a=b --to stdout:")
     refuse("unknown option 'headers'", "--to stdout: --option headers.a=b")

@@ -219,13 +219,7 @@ bool claim(outbox_store *store, const char *processor, int64_t deadline) {
 
 bool claim_some(outbox_store *store, const char *processor, int64_t deadline, int64_t limit) {
   outbox_claimed claimed;
-  assert_ok(store, outbox_claim_entries(store, text(processor), deadline, limit, false, &claimed));
-  return claimed.any;
-}
-
-bool claim_all(outbox_store *store, const char *processor, int64_t deadline) {
-  outbox_claimed claimed;
-  assert_ok(store, outbox_claim_entries(store, text(processor), deadline, 0, true, &claimed));
+  assert_ok(store, outbox_claim_entries(store, text(processor), deadline, limit, &claimed));
   return claimed.any;
 }
 
@@ -261,7 +255,7 @@ size_t read_identities(outbox_store *store, outbox_identity *entries, size_t siz
 }
 
 const char *claimed_ids(outbox_store *store, const char *processor) {
-  assert_ok(store, outbox_get_claimed_entries(store, text(processor), 10000, NULL));
+  assert_ok(store, outbox_get_claimed_entries(store, text(processor), 10000, 0));
   return read_ids(store);
 }
 
@@ -273,12 +267,13 @@ const char *leases(outbox_store *store) {
   list[0] = '\0';
   assert_ok(store, outbox_leases(store));
   while ((code = outbox_next_lease(store, &lease)) == OUTBOX_ROW) {
-    char last[24] = "open";
-    if (lease.last_seq != INT64_MAX) snprintf(last, sizeof last, "%lld", (long long)lease.last_seq);
-    length +=
-        (size_t)snprintf(list + length, sizeof list - length, "%s%.*s:%lld-%s",
-                         length > 0 ? " " : "", (int)lease.processor_id.size,
-                         (const char *)lease.processor_id.data, (long long)lease.first_seq, last);
+    char places[48] = "lane";
+    if (lease.first_seq > INT64_MIN || lease.last_seq < INT64_MAX)
+      snprintf(places, sizeof places, "%lld-%lld", (long long)lease.first_seq,
+               (long long)lease.last_seq);
+    length += (size_t)snprintf(list + length, sizeof list - length, "%s%.*s:%s",
+                               length > 0 ? " " : "", (int)lease.processor_id.size,
+                               (const char *)lease.processor_id.data, places);
     assert_true(length < sizeof list);
   }
   assert_code(store, code, OUTBOX_DONE);

@@ -40,6 +40,7 @@ int test_attach(void);
 int test_memory(void);
 int test_faults(void);
 int test_power(void);
+int test_boxes(void);
 int test_advance(void);
 int test_lanes(void);
 
@@ -127,7 +128,6 @@ void publish_at(outbox_store *store, const char *id, int64_t deliver_at);
 /* Each claims entries and returns whether the processor holds any now. */
 bool claim(outbox_store *store, const char *processor, int64_t deadline);
 bool claim_some(outbox_store *store, const char *processor, int64_t deadline, int64_t limit);
-bool claim_all(outbox_store *store, const char *processor, int64_t deadline); /* exclusively */
 
 /* Reads all remaining rows of the store's reading and returns their ids as "a b c". The result is
 ** valid until the next call. */
@@ -136,8 +136,8 @@ const char *read_ids(outbox_store *store);
 /* Reads what the processor has claimed and returns the ids in the same way. */
 const char *claimed_ids(outbox_store *store, const char *processor);
 
-/* The leases as "processor:first-last", separated by spaces. The result is valid until the next
-** call. */
+/* The claims as "processor:first-last", or "processor:lane", separated by spaces. The result is
+** valid until the next call. */
 const char *leases(outbox_store *store);
 
 /* Reads as read_ids does. Returns the number of entries; the ids are valid until the next call. */

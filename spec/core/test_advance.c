@@ -225,11 +225,11 @@ static void an_idle_claim_is_given_back(void **state) {
   publish(f->store, "1");
   serve(f->store, "p", NULL, true, OUTBOX_ORDERING_KEY);
   advance(f, f->store, OUTBOX_AGAIN, &want);
-  assert_true(advance(f, f->store, OUTBOX_DELIVERED, &want).held);
+  assert_true(advance(f, f->store, OUTBOX_DELIVERED, &want).deadline != 0);
   f->now += SECOND / 2;
-  assert_true(advance(f, f->store, OUTBOX_AGAIN, &want).held);
+  assert_true(advance(f, f->store, OUTBOX_AGAIN, &want).deadline != 0);
   f->now += SECOND;
-  assert_false(advance(f, f->store, OUTBOX_AGAIN, &want).held);
+  assert_true(advance(f, f->store, OUTBOX_AGAIN, &want).deadline == 0);
   assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_claims"), 0);
 }
 
@@ -247,6 +247,48 @@ static void what_is_due_at_once_is_asked_for_at_once(void **state) {
   assert_string_equal(in_hand(f->store), "1");
   assert_false(advance(f, f->store, OUTBOX_AGAIN, &nothing).more); /* nothing is wanted */
   assert_true(advance(f, f->store, OUTBOX_AGAIN, &want).count == 1);
+}
+
+static int count_thousand(void *thousands) {
+  ++*(int *)thousands;
+  return 0;
+}
+
+static void what_waits_behind_a_failed_entry_is_not_read_again(void **state) {
+  fixture *f = *state;
+  int thousands = 0;
+  const outbox_want want = {.batch_size = 1}, nothing = {0};
+  execute(f->db, "INSERT INTO outbox_entries (id, key) VALUES ('head', 'stuck')");
+  execute(f->db, "WITH n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 30000)"
+                 " INSERT INTO outbox_entries (key) SELECT 'stuck' FROM n");
+  publish(f->store, "b");
+  serve(f->store, "p", NULL, true, OUTBOX_ORDERING_KEY);
+  advance(f, f->store, OUTBOX_AGAIN, &want);
+  assert_string_equal(in_hand(f->store), "head");
+  advance(f, f->store, OUTBOX_RETRY, &nothing);
+  while (outbox_batch(f->store, 0) == NULL)
+    advance(f, f->store, OUTBOX_AGAIN, &want);
+  assert_string_equal(in_hand(f->store), "b");
+  publish(f->store, "c");
+  sqlite3_progress_handler(outbox_connection(f->store), 1000, count_thousand, &thousands);
+  advance(f, f->store, OUTBOX_DELIVERED, &want);
+  assert_string_equal(in_hand(f->store), "c");
+  assert_true(thousands < 10); /* steps of SQLite; 30,000 rows take some 300 thousand */
+}
+
+static void a_retry_waits_for_what_is_ready_before_it(void **state) {
+  fixture *f = *state;
+  bool found;
+  const outbox_want want = {.batch_size = 10};
+  execute(f->db, "INSERT INTO outbox_entries (id, key) VALUES ('1', 'k'), ('2', 'k'), ('3', 'l')");
+  assert_ok(f->store, outbox_retry_entry(f->store, (outbox_identity){text("2"), OUTBOX_ANY_SEQ},
+                                         f->now, text("no"), &found));
+  serve(f->store, "p", NULL, true, OUTBOX_ORDERING_KEY);
+  advance(f, f->store, OUTBOX_AGAIN, &want);
+  assert_string_equal(in_hand(f->store), "1 3");
+  assert_true(advance(f, f->store, OUTBOX_DELIVERED, &want).more || outbox_batch(f->store, 0));
+  if (outbox_batch(f->store, 0) == NULL) advance(f, f->store, OUTBOX_DELIVERED, &want);
+  assert_string_equal(in_hand(f->store), "2");
 }
 
 static void processors_may_follow_one_another_on_a_store(void **state) {
@@ -275,6 +317,8 @@ int test_advance(void) {
       TEST(a_scheduled_entry_becomes_ready_when_it_is_due),
       TEST(an_idle_claim_is_given_back),
       TEST(what_is_due_at_once_is_asked_for_at_once),
+      TEST(what_waits_behind_a_failed_entry_is_not_read_again),
+      TEST(a_retry_waits_for_what_is_ready_before_it),
       TEST(processors_may_follow_one_another_on_a_store),
   };
   return cmocka_run_group_tests_name("advance", tests, NULL, NULL);

@@ -175,15 +175,15 @@ static void a_clock_that_fails_fails_whatever_asks_it_and_nothing_is_written(voi
   assert_code(f->store, outbox_publish(f->store, &one, 1), OUTBOX_CALLBACK);
   assert_code(
       f->store,
-      outbox_claim_entries(f->store, text("p"), NOW + 1, 0, false, &(outbox_claimed){.any = false}),
+      outbox_claim_entries(f->store, text("p"), NOW + 1, 0, &(outbox_claimed){.any = false}),
       OUTBOX_CALLBACK);
-  assert_code(f->store, outbox_get_claimed_entries(f->store, text("p"), 1, NULL), OUTBOX_CALLBACK);
+  assert_code(f->store, outbox_get_claimed_entries(f->store, text("p"), 1, 0), OUTBOX_CALLBACK);
   assert_code(f->store, outbox_bury_entry(f->store, any(text("a")), text("e"), &flag),
               OUTBOX_CALLBACK);
   assert_code(f->store, outbox_count_entries(f->store, &counts), OUTBOX_CALLBACK);
   f->clock_fails = false;
   assert_string_equal(ids_in(f->db, "entries"), "a");
-  assert_int_equal(number(f->db, "SELECT deadline FROM outbox_leases"), NOW);
+  assert_int_equal(number(f->db, "SELECT deadline FROM outbox_claims"), NOW);
 }
 
 /* --- Ids by SQL ------------------------------------------------------------------------------ */
@@ -196,7 +196,7 @@ static void plain_sql_gets_v7_ids_with_the_time_and_created_at_in_microseconds(v
                               " VALUES ('n', 'k', 'p'), ('n', 'k', 'q')");
   assert_int_equal(outbox_system_clock(NULL, &now), 0);
   claim(f->store, "p", NOW);
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 10, NULL));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 10, 0));
   char previous[OUTBOX_ID_SIZE] = "";
   for (int i = 0; i < 2; i++) {
     outbox_entry entry;

@@ -1,10 +1,7 @@
 /*
-** Claims with a limit, by which several processors share the backlog, and exclusive claims, by
-** which one processor has all of it.
+** Claims with a limit, by which several processors share the backlog.
 */
 #include "support.h"
-
-/* --- Limits ---------------------------------------------------------------------------------- */
 
 static void a_limit_claims_the_oldest_and_leaves_the_rest(void **state) {
   fixture *f = *state;
@@ -116,108 +113,8 @@ static void leases_stay_few_however_often_processors_take_turns(void **state) {
       assert_true(retry(f->store, ids, f->now + 20));
     }
     assert_in_range(delete_ids(f->store, rest), LIMIT - 1, LIMIT);
-    assert_in_range(number(f->db, "SELECT count(*) FROM outbox_leases"), 1, 2 * PROCESSORS);
+    assert_in_range(number(f->db, "SELECT count(*) FROM outbox_claims"), 1, 2 * PROCESSORS);
   }
-}
-
-/* --- Exclusive claims ------------------------------------------------------------------------ */
-
-static void an_exclusive_claim_gets_nothing_while_another_lease_lives(void **state) {
-  fixture *f = *state;
-  publish(f->store, "a b c");
-  assert_true(claim_some(f->store, "p", NOW + SECOND, 1));
-  assert_false(claim_all(f->store, "q", NOW + 2 * SECOND));
-  assert_string_equal(claimed_ids(f->store, "q"), "");
-  assert_string_equal(leases(f->store), "p:1-1");
-  f->now = NOW + SECOND + 1;
-  assert_true(claim_all(f->store, "q", NOW + 2 * SECOND));
-  assert_string_equal(claimed_ids(f->store, "q"), "a b c");
-}
-
-static void an_exclusive_claim_that_gets_nothing_changes_nothing(void **state) {
-  fixture *f = *state;
-  publish(f->store, "a b c");
-  assert_true(claim_some(f->store, "p", NOW, 1));
-  assert_true(claim_some(f->store, "q", NOW, 1));
-  claim_all(f->store, "p", NOW + SECOND);
-  assert_string_equal(leases(f->store), "p:1-1 q:2-2");
-  assert_int_equal(number(f->db, "SELECT max(deadline) FROM outbox_leases"), NOW);
-}
-
-static void an_exclusive_claim_covers_what_is_published_later(void **state) {
-  fixture *f = *state;
-  publish(f->store, "a");
-  assert_true(claim_all(f->store, "p", NOW + SECOND));
-  publish(f->store, "b");
-  assert_string_equal(claimed_ids(f->store, "p"), "a b");
-  assert_false(claim(f->store, "q", NOW + SECOND));
-  assert_false(claim_some(f->store, "q", NOW + SECOND, 1));
-  assert_false(claim_all(f->store, "q", NOW + SECOND));
-  /* The claim stays while the outbox is empty, and it covers the next entry too. */
-  assert_int_equal(delete_ids(f->store, "a b"), 2);
-  assert_false(claim(f->store, "q", NOW + SECOND));
-  publish(f->store, "c");
-  assert_false(claim(f->store, "q", NOW + SECOND));
-  assert_string_equal(claimed_ids(f->store, "p"), "c");
-}
-
-static void an_exclusive_claim_covers_a_retry_that_comes_back(void **state) {
-  fixture *f = *state;
-  publish(f->store, "a b");
-  assert_true(claim_all(f->store, "p", NOW + 2 * SECOND));
-  assert_true(retry(f->store, "a", NOW + SECOND));
-  f->now = NOW + SECOND;
-  assert_false(claim_all(f->store, "q", NOW + 2 * SECOND));
-  assert_string_equal(claimed_ids(f->store, "p"), "b");
-  assert_true(claim_all(f->store, "p", NOW + 2 * SECOND));
-  assert_string_equal(claimed_ids(f->store, "p"), "a b");
-}
-
-static void an_exclusive_claim_is_dropped_when_nothing_is_left(void **state) {
-  fixture *f = *state;
-  publish(f->store, "a");
-  assert_true(claim_all(f->store, "p", NOW + SECOND));
-  assert_int_equal(delete_ids(f->store, "a"), 1);
-  assert_false(claim_all(f->store, "p", NOW + SECOND));
-  assert_string_equal(leases(f->store), "");
-  sqlite3 *watcher = connect_plainly(f);
-  int64_t before = number(watcher, "PRAGMA data_version");
-  assert_false(claim_all(f->store, "p", NOW + SECOND));
-  assert_int_equal(number(watcher, "PRAGMA data_version"), before);
-  publish(f->store, "b");
-  assert_true(claim_all(f->store, "q", NOW + SECOND));
-}
-
-static void an_exclusive_claim_is_renewed_and_replaced_by_a_plain_one(void **state) {
-  fixture *f = *state;
-  publish(f->store, "a b c");
-  assert_true(claim(f->store, "p", NOW + SECOND));
-  assert_true(claim_all(f->store, "p", NOW + SECOND));
-  assert_true(claim_all(f->store, "p", NOW + 2 * SECOND));
-  assert_string_equal(leases(f->store), "p:1-open");
-  assert_true(claim_some(f->store, "p", NOW + 2 * SECOND, 2));
-  assert_string_equal(leases(f->store), "p:1-2");
-  assert_true(claim_all(f->store, "p", NOW + 2 * SECOND));
-  assert_true(claim(f->store, "p", NOW + 2 * SECOND));
-  assert_string_equal(leases(f->store), "p:1-3");
-}
-
-static void an_exclusive_claim_passes_over_live_leases_without_entries(void **state) {
-  fixture *f = *state;
-  publish(f->store, "a b");
-  assert_true(claim_some(f->store, "p", NOW, 1));
-  assert_int_equal(delete_ids(f->store, "a"), 1);
-  assert_true(claim_all(f->store, "q", NOW));
-  assert_string_equal(leases(f->store), "q:1-open");
-}
-
-static void an_exclusive_claim_with_a_limit_is_misuse(void **state) {
-  fixture *f = *state;
-  outbox_claimed claimed = {.any = true};
-  publish(f->store, "a");
-  assert_code(f->store, outbox_claim_entries(f->store, text("p"), NOW, 1, true, &claimed),
-              OUTBOX_MISUSE);
-  assert_string_equal(leases(f->store), "");
 }
 
 int test_limits(void) {
@@ -231,14 +128,6 @@ int test_limits(void) {
       TEST(a_limit_of_nothing_or_less_is_none),
       TEST(a_limit_counts_entries_not_the_room_between_them),
       TEST(leases_stay_few_however_often_processors_take_turns),
-      TEST(an_exclusive_claim_gets_nothing_while_another_lease_lives),
-      TEST(an_exclusive_claim_that_gets_nothing_changes_nothing),
-      TEST(an_exclusive_claim_covers_what_is_published_later),
-      TEST(an_exclusive_claim_covers_a_retry_that_comes_back),
-      TEST(an_exclusive_claim_is_dropped_when_nothing_is_left),
-      TEST(an_exclusive_claim_is_renewed_and_replaced_by_a_plain_one),
-      TEST(an_exclusive_claim_passes_over_live_leases_without_entries),
-      TEST(an_exclusive_claim_with_a_limit_is_misuse),
   };
   return cmocka_run_group_tests_name("limits", tests, NULL, NULL);
 }

@@ -248,7 +248,7 @@ static void closing_ends_a_reading(void **state) {
   outbox_entry entry;
   publish(f->store, "a b");
   claim(f->store, "p", NOW);
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2, NULL));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2, 0));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   close_store(f, f->store);
   /* The whole log can be checkpointed only when no reader is left. */

@@ -86,8 +86,8 @@ static void process(work *w) {
   char ids[400], *first;
   w->f->now += SECOND / 2;
   assert_ok(w->store, outbox_begin(w->store));
-  if (claim_all(w->store, "p", w->f->now + SECOND)) {
-    assert_ok(w->store, outbox_get_claimed_entries(w->store, text("p"), 3, NULL));
+  if (claim(w->store, "p", w->f->now + SECOND)) {
+    assert_ok(w->store, outbox_get_claimed_entries(w->store, text("p"), 3, 0));
     snprintf(ids, sizeof ids, "%s", read_ids(w->store));
     assert_ok(w->store, outbox_hold_batch(w->store, text("p")));
     if ((first = strtok(ids, " ")) != NULL) {

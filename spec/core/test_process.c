@@ -41,8 +41,8 @@ static int try_everything(fixture *f) {
       outbox_rollback(s),
       outbox_check_transaction(s),
       outbox_publish(s, &one, 1),
-      outbox_claim_entries(s, a, NOW, 0, false, &(outbox_claimed){.any = false}),
-      outbox_get_claimed_entries(s, a, 1, NULL),
+      outbox_claim_entries(s, a, NOW, 0, &(outbox_claimed){.any = false}),
+      outbox_get_claimed_entries(s, a, 1, 0),
       outbox_hold_batch(s, a),
       outbox_renew_claim(s, a, NOW, &flag),
       outbox_start_heartbeat(s, a, SECOND, SECOND),
@@ -75,7 +75,7 @@ static void a_child_is_refused_and_the_parent_goes_on(void **state) {
   publish(f->store, "a b c");
   assert_true(claim(f->store, "p", NOW));
   watch(f->db);
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 3, NULL));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 3, 0));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   assert_true(touched); /* proves that watch works */
   touched = false;
@@ -270,8 +270,8 @@ static int deliver_all(fixture *f) {
     outbox_entry entry;
     char ids[3][OUTBOX_ID_SIZE];
     size_t count = 0;
-    code = outbox_claim_entries(store, text(processor), INT64_MAX, 3, false, &claimed);
-    if (code == OUTBOX_OK) code = outbox_get_claimed_entries(store, text(processor), 3, NULL);
+    code = outbox_claim_entries(store, text(processor), INT64_MAX, 3, &claimed);
+    if (code == OUTBOX_OK) code = outbox_get_claimed_entries(store, text(processor), 3, 0);
     while (code == OUTBOX_OK && outbox_next(store, &entry) == OUTBOX_ROW)
       snprintf(ids[count++], sizeof *ids, "%.*s", (int)entry.id.size, (const char *)entry.id.data);
     for (size_t i = 0; i < count && code == OUTBOX_OK; i++) {

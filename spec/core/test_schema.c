@@ -15,10 +15,9 @@ static void every_operation_before_the_migration_is_refused(void **state) {
   bool flag;
   assert_code(store, outbox_publish(store, &one, 1), OUTBOX_SCHEMA);
   assert_non_null(strstr(outbox_error_message(store), "migrate"));
-  assert_code(store,
-              outbox_claim_entries(store, id, NOW, 0, false, &(outbox_claimed){.any = false}),
+  assert_code(store, outbox_claim_entries(store, id, NOW, 0, &(outbox_claimed){.any = false}),
               OUTBOX_SCHEMA);
-  assert_code(store, outbox_get_claimed_entries(store, id, 1, NULL), OUTBOX_SCHEMA);
+  assert_code(store, outbox_get_claimed_entries(store, id, 1, 0), OUTBOX_SCHEMA);
   assert_code(store, delete_any(store, &id, 1, &count), OUTBOX_SCHEMA);
   assert_code(store, outbox_retry_entry(store, any(id), NOW, id, &flag), OUTBOX_SCHEMA);
   assert_code(store, outbox_bury_entry(store, any(id), id, &flag), OUTBOX_SCHEMA);

@@ -9,7 +9,7 @@
 ** `expected`. */
 static void read_batch(fixture *f, int64_t size, const char *expected) {
   assert_true(claim(f->store, "p", NOW));
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), size, NULL));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), size, 0));
   assert_string_equal(read_ids(f->store), expected);
 }
 
@@ -94,11 +94,10 @@ static void a_batch_with_a_gap_is_deleted_without_what_fills_the_gap(void **stat
   publish(f->store, "a b c d");
   assert_true(retry(f->store, "b", NOW + 1));
   read_batch(f, 3, "a c d");
-  f->now = NOW + 1;
-  assert_true(claim(f->store, "p", f->now));
-  assert_string_equal(ids_in(f->db, "entries"), "a b c d");
+  execute(f->db, "INSERT INTO outbox_entries (seq, id) VALUES (2, 'new')");
   assert_int_equal(delete_ids(f->store, "a c d"), 3);
-  assert_string_equal(ids_in(f->db, "entries"), "b");
+  assert_string_equal(ids_in(f->db, "entries"), "new");
+  assert_string_equal(ids_in(f->db, "delayed"), "b");
 }
 
 static void a_batch_is_deleted_wherever_its_entries_have_gone(void **state) {
@@ -137,7 +136,7 @@ static void a_batch_read_in_part_is_the_part_that_was_read(void **state) {
   outbox_entry entry;
   publish(f->store, "a b c d");
   assert_true(claim(f->store, "p", NOW));
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 4, NULL));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 4, 0));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   assert_int_equal(delete_ids(f->store, "a b"), 2);
@@ -194,8 +193,10 @@ static void a_batch_read_partly_in_a_transaction_rolled_back_takes_nothing_with_
   fixture *f = *state;
   outbox_entry entry;
   publish(f->store, "a");
-  assert_true(claim_all(f->store, "p", NOW));
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 10, NULL));
+  execute(f->db,
+          "INSERT INTO outbox_claims (processor_id, namespaces, classes, first_seq, last_seq,"
+          " deadline, claimed_at) VALUES ('p', '', -1, 1, 9, 9e18, 0)");
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 10, 0));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   execute(f->db, "BEGIN IMMEDIATE; INSERT INTO outbox_entries (id) VALUES ('undone')");
   while (outbox_next(f->store, &entry) == OUTBOX_ROW)
@@ -237,18 +238,65 @@ static void a_burial_counts_an_attempt_and_keeps_place_and_error(void **state) {
   assert_int_equal(entry.died_at, NOW + SECOND);
 }
 
-static void only_a_ready_entry_can_be_retried_or_buried(void **state) {
-  static const char *const OTHERS[] = {"unknown", "delayed", "dead"};
+static void what_is_not_there_cannot_be_retried_or_buried(void **state) {
   fixture *f = *state;
-  publish(f->store, "delayed dead");
-  assert_true(retry(f->store, "delayed", NOW + 1));
+  publish(f->store, "dead");
   assert_true(bury(f->store, "dead"));
-  for (size_t i = 0; i < sizeof OTHERS / sizeof *OTHERS; i++) {
-    assert_false(retry(f->store, OTHERS[i], NOW + 5));
-    assert_false(bury(f->store, OTHERS[i]));
-  }
-  assert_int_equal(number(f->db, "SELECT attempts FROM outbox_delayed"), 1);
+  assert_false(retry(f->store, "unknown", NOW + 5));
+  assert_false(bury(f->store, "unknown"));
+  assert_false(retry(f->store, "dead", NOW + 5));
+  assert_false(bury(f->store, "dead"));
   assert_int_equal(number(f->db, "SELECT attempts FROM outbox_dead"), 1);
+}
+
+/* It keeps its place. So it is known by this place, too. */
+static void a_retry_is_retried_and_buried_where_it_lies(void **state) {
+  fixture *f = *state;
+  outbox_entry entry;
+  bool found;
+  publish(f->store, "a b");
+  assert_true(retry(f->store, "b", NOW + 1));
+  assert_true(retry(f->store, "b", NOW + 2));
+  assert_string_equal(string(f->db, "SELECT attempts || ' ' || (due_at - created_at) || ' ' ||"
+                                    " position FROM outbox_delayed"),
+                      "2 2 2");
+  outbox_identity other = {text("b"), 1}, known = {text("b"), 2};
+  assert_ok(f->store, outbox_retry_entry(f->store, other, NOW + 3, text("no"), &found));
+  assert_false(found);
+  assert_ok(f->store, outbox_retry_entry(f->store, known, NOW + 3, text("no"), &found));
+  assert_true(found);
+  assert_ok(f->store, outbox_bury_entry(f->store, known, text("enough"), &found));
+  assert_true(found);
+  assert_string_equal(ids_in(f->db, "delayed"), "");
+  assert_ok(f->store, outbox_dead_entries(f->store, (outbox_bytes){0}, 0, 1));
+  assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
+  assert_true(same_bytes(entry.id, text("b")));
+  assert_true(same_bytes(entry.last_error, text("enough")));
+  assert_int_equal(entry.seq, 2);
+  assert_int_equal(entry.attempts, 4);
+}
+
+static void a_scheduled_message_is_put_off_by_its_id_and_gets_no_place(void **state) {
+  fixture *f = *state;
+  bool found;
+  publish_at(f->store, "a", NOW + 1);
+  assert_ok(f->store,
+            outbox_retry_entry(f->store, any(text("a")), NOW + 5, (outbox_bytes){0}, &found));
+  assert_true(found);
+  assert_string_equal(string(f->db, "SELECT attempts || ' ' || (due_at - created_at) || ' ' ||"
+                                    " ifnull(position, 'none') || ' ' || ifnull(delayed_at, 'none')"
+                                    " FROM outbox_delayed"),
+                      "0 5 none none");
+}
+
+static void a_scheduled_message_that_is_buried_gets_a_place_first(void **state) {
+  fixture *f = *state;
+  publish(f->store, "before");
+  publish_at(f->store, "a", NOW + SECOND);
+  assert_true(bury(f->store, "a"));
+  assert_string_equal(ids_in(f->db, "delayed"), "");
+  assert_string_equal(ids_in(f->db, "entries"), "before");
+  assert_string_equal(string(f->db, "SELECT id || seq || attempts FROM outbox_dead"), "a21");
 }
 
 static void an_error_may_be_missing(void **state) {
@@ -284,7 +332,10 @@ int test_settle(void) {
       TEST(a_batch_read_partly_in_a_transaction_rolled_back_takes_nothing_with_it),
       TEST(a_retry_counts_an_attempt_and_keeps_the_error),
       TEST(a_burial_counts_an_attempt_and_keeps_place_and_error),
-      TEST(only_a_ready_entry_can_be_retried_or_buried),
+      TEST(what_is_not_there_cannot_be_retried_or_buried),
+      TEST(a_retry_is_retried_and_buried_where_it_lies),
+      TEST(a_scheduled_message_is_put_off_by_its_id_and_gets_no_place),
+      TEST(a_scheduled_message_that_is_buried_gets_a_place_first),
       TEST(an_error_may_be_missing),
   };
   return cmocka_run_group_tests_name("settle", tests, NULL, NULL);

@@ -103,8 +103,7 @@ static void what_follows_a_transaction_ended_by_sql_is_not_committed_alone(void 
   assert_code(f->store, outbox_publish(f->store, &one, 1), OUTBOX_MISUSE);
   assert_code(f->store, outbox_publish(f->store, two, 2), OUTBOX_MISUSE);
   assert_code(f->store, outbox_begin(f->store), OUTBOX_MISUSE);
-  assert_code(f->store,
-              outbox_claim_entries(f->store, id, NOW, 0, false, &(outbox_claimed){.any = false}),
+  assert_code(f->store, outbox_claim_entries(f->store, id, NOW, 0, &(outbox_claimed){.any = false}),
               OUTBOX_MISUSE);
   assert_code(f->store, delete_any(f->store, &id, 1, &count), OUTBOX_MISUSE);
   assert_code(f->store, outbox_retry_entry(f->store, any(id), NOW, id, &flag), OUTBOX_MISUSE);
@@ -214,8 +213,7 @@ static void every_write_is_busy_while_another_connection_writes(void **state) {
   assert_code(f->store, outbox_begin(f->store), OUTBOX_BUSY);
   assert_code(f->store, outbox_publish(f->store, &one, 1), OUTBOX_BUSY);
   assert_code(f->store, outbox_publish(f->store, two, 2), OUTBOX_BUSY);
-  assert_code(f->store,
-              outbox_claim_entries(f->store, id, NOW, 0, false, &(outbox_claimed){.any = false}),
+  assert_code(f->store, outbox_claim_entries(f->store, id, NOW, 0, &(outbox_claimed){.any = false}),
               OUTBOX_BUSY);
   assert_code(f->store, delete_any(f->store, &id, 1, &count), OUTBOX_BUSY);
   assert_code(f->store, outbox_retry_entry(f->store, any(id), NOW, id, &flag), OUTBOX_BUSY);
@@ -245,7 +243,6 @@ static void a_claim_of_an_empty_outbox_does_not_wait_for_a_writer(void **state) 
   fixture *f = *state;
   execute(connect_plainly(f), "BEGIN IMMEDIATE");
   assert_false(claim(f->store, "p", NOW));
-  assert_false(claim_all(f->store, "p", NOW));
 }
 
 int test_transactions(void) {

@@ -7,7 +7,7 @@
 static outbox_entry read_one(fixture *f) {
   outbox_entry entry;
   assert_true(claim(f->store, "p", NOW));
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2, NULL));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), 2, 0));
   assert_code(f->store, outbox_next(f->store, &entry), OUTBOX_ROW);
   return entry;
 }
@@ -85,13 +85,13 @@ static void processors_that_differ_behind_a_nul_are_different(void **state) {
   const outbox_bytes a = {"p\0a", 3}, b = {"p\0b", 3};
   outbox_claimed claimed;
   publish(f->store, "x");
-  assert_ok(f->store, outbox_claim_entries(f->store, a, NOW, 0, false, &claimed));
+  assert_ok(f->store, outbox_claim_entries(f->store, a, NOW, 0, &claimed));
   assert_true(claimed.any);
-  assert_ok(f->store, outbox_claim_entries(f->store, b, NOW, 0, false, &claimed));
+  assert_ok(f->store, outbox_claim_entries(f->store, b, NOW, 0, &claimed));
   assert_false(claimed.any);
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, b, 1, NULL));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, b, 1, 0));
   assert_string_equal(read_ids(f->store), "");
-  assert_ok(f->store, outbox_get_claimed_entries(f->store, a, 1, NULL));
+  assert_ok(f->store, outbox_get_claimed_entries(f->store, a, 1, 0));
   assert_string_equal(read_ids(f->store), "x");
 }
 

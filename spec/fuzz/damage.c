@@ -100,6 +100,7 @@ static size_t read_all(outbox_store *store, int code, char ids[][40], size_t roo
 
 static void read_leases(outbox_store *store) {
   outbox_lease lease;
+  outbox_bytes name;
   int code = outbox_leases(store);
   if (!check(store, "outbox_leases", code)) return;
   for (int rows = 0; rows < MAX_ROWS && code != OUTBOX_DONE; rows++) {
@@ -108,6 +109,8 @@ static void read_leases(outbox_store *store) {
       check(store, "outbox_next_lease", code);
       return;
     }
+    for (int names = 0; code == OUTBOX_ROW && names < MAX_ROWS; names++)
+      if (!outbox_next_namespace(&lease.namespaces, &name)) break;
   }
   outbox_finish(store);
 }
@@ -134,22 +137,15 @@ static void publish(outbox_store *store) {
   TRY(outbox_publish(store, messages, 20));
 }
 
-static void process(outbox_store *store, const char *name, int64_t limit, bool exclusive) {
+static void process(outbox_store *store, const char *name, int64_t limit) {
   char names[8][40];
   outbox_bytes ids[8], processor = text(name);
   outbox_claimed claimed;
   int64_t deleted;
   bool done;
-  TRY(outbox_claim_entries(store, processor, NOW + SECOND, limit, exclusive, &claimed));
-  for (int ordering = OUTBOX_ORDERING_NONE; ordering <= OUTBOX_ORDERING_STRICT; ordering++) {
-    const outbox_bytes except = text("");
-    const outbox_selection selection = {.ordering = (enum outbox_ordering)ordering,
-                                        .after = INT64_MIN,
-                                        .except = &except,
-                                        .except_count = ordering == OUTBOX_ORDERING_KEY};
-    read_all(store, outbox_get_claimed_entries(store, processor, 10, &selection), NULL, 0);
-  }
-  size_t count = read_all(store, outbox_get_claimed_entries(store, processor, 8, NULL), names, 8);
+  TRY(outbox_claim_entries(store, processor, NOW + SECOND, limit, &claimed));
+  read_all(store, outbox_get_claimed_entries(store, processor, 10, 1000), NULL, 0);
+  size_t count = read_all(store, outbox_get_claimed_entries(store, processor, 8, 0), names, 8);
   for (size_t i = 0; i < count; i++)
     ids[i] = text(names[i]);
   TRY(outbox_hold_batch(store, processor));
@@ -166,8 +162,8 @@ static void operate(outbox_store *store, bool waits) {
   int64_t found, look_again;
   bool done;
   look(store);
-  process(store, "p", 3, false);
-  process(store, "q", 0, false);
+  process(store, "p", 3);
+  process(store, "q", 0);
   publish(store);
   TRY(outbox_requeue_entries(store, ids, 4, &found));
   TRY(outbox_begin(store));
@@ -179,7 +175,7 @@ static void operate(outbox_store *store, bool waits) {
   if (waits) TRY(outbox_wait(store, 0, &done, &look_again));
   TRY(outbox_release_claim(store, text("p")));
   TRY(outbox_release_claim(store, text("q")));
-  process(store, "r", 0, true);
+  process(store, "r", 0);
   TRY(outbox_migrate(store));
   look(store);
 }
@@ -228,8 +224,8 @@ static void make_images(void) {
   publish_one(store, "late", "orders", "7", NOW + 100 * SECOND);
   now = NOW - 10 * SECOND;
   publish_one(store, "due", "orders", "7", NOW - SECOND);
-  TRY(outbox_claim_entries(store, text("q"), NOW - SECOND, 2, false, &claimed));
-  read_all(store, outbox_get_claimed_entries(store, text("q"), 10, NULL), NULL, 0);
+  TRY(outbox_claim_entries(store, text("q"), NOW - SECOND, 2, &claimed));
+  read_all(store, outbox_get_claimed_entries(store, text("q"), 10, 0), NULL, 0);
   TRY(outbox_hold_batch(store, text("q")));
   now = NOW;
   TRY(outbox_bury_entry(store, any(text("dead")), text("hopeless"), &done));
@@ -239,8 +235,8 @@ static void make_images(void) {
   read_file(path, &whole);
 
   store = open_store();
-  TRY(outbox_claim_entries(store, text("p"), NOW + SECOND, 0, true, &claimed));
-  read_all(store, outbox_get_claimed_entries(store, text("p"), 2, NULL), NULL, 0);
+  TRY(outbox_claim_entries(store, text("p"), NOW + SECOND, 0, &claimed));
+  read_all(store, outbox_get_claimed_entries(store, text("p"), 2, 0), NULL, 0);
   TRY(outbox_hold_batch(store, text("p")));
   publish(store);
   read_file(path, &logged);

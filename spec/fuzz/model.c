@@ -44,12 +44,34 @@ size_t model_list(enum place place, unsigned list[IDS]) {
   return count;
 }
 
-bool model_is_held_back(unsigned id, enum outbox_ordering ordering) {
-  for (unsigned other = 0; other < IDS && ordering != OUTBOX_ORDERING_NONE; other++) {
+int64_t place_of(unsigned id) {
+  const entry *e = &current->entries[id];
+  return e->place == READY ? e->seq : e->place == DELAYED ? e->position : NONE;
+}
+
+static bool is_readable(unsigned id) {
+  const entry *e = &current->entries[id];
+  return e->place == READY || (e->place == DELAYED && e->position != NONE && e->due_at <= now);
+}
+
+size_t model_list_readable(unsigned list[IDS]) {
+  size_t count = 0;
+  for (unsigned id = 0; id < IDS; id++) {
+    if (!is_readable(id)) continue;
+    size_t i = count++;
+    for (; i > 0 && place_of(list[i - 1]) > place_of(id); i--)
+      list[i] = list[i - 1];
+    list[i] = id;
+  }
+  return count;
+}
+
+bool model_is_held_back(unsigned id, int64_t first) {
+  for (unsigned other = 0; other < IDS; other++) {
     const entry *e = &current->entries[other];
-    if (e->place != DELAYED || e->position == NONE || e->position >= current->entries[id].seq)
-      continue;
-    if (ordering == OUTBOX_ORDERING_STRICT || have_same_key(id, other)) return true;
+    if (e->place != DELAYED || e->position == NONE || e->position >= place_of(id)) continue;
+    bool comes_first = e->due_at <= now && e->position >= first;
+    if (have_same_key(id, other) && !comes_first) return true;
   }
   return false;
 }
@@ -58,7 +80,7 @@ static void add(unsigned id) {
   entry *e = &current->entries[id];
   e->place = READY;
   e->seq = ++current->last_seq;
-  e->owner = current->exclusive; /* an exclusive claim covers future entries too */
+  e->owner = NOBODY;
 }
 
 static void delay(unsigned id, int64_t due_at, int64_t position) {
@@ -93,7 +115,7 @@ bool model_delete_at(unsigned id, int64_t seq) {
 
 bool model_retry(unsigned id, int64_t due_at, bool failed) {
   entry *e = &current->entries[id];
-  if (e->place != READY && (e->place != DELAYED || failed)) return false;
+  if (e->place != READY && e->place != DELAYED) return false;
   e->attempts += failed;
   if (e->place == READY)
     delay(id, due_at, e->seq);
@@ -105,7 +127,8 @@ bool model_retry(unsigned id, int64_t due_at, bool failed) {
 
 bool model_bury(unsigned id, bool failed) {
   entry *e = &current->entries[id];
-  if (e->place != READY) return false;
+  if (e->place != READY && e->place != DELAYED) return false;
+  if (e->place == DELAYED) e->seq = e->position != NONE ? e->position : ++current->last_seq;
   e->place = DEAD;
   e->attempts += failed;
   return true;
@@ -127,62 +150,26 @@ bool model_requeue(unsigned id) {
 
 /* --- Claims ---------------------------------------------------------------------------------- */
 
-int lease_owner(int64_t seq) {
+const lease *lease_at(int64_t place) {
   for (size_t i = 0; i < lease_count; i++)
-    if (leases[i].first <= seq && seq <= leases[i].last) return leases[i].owner;
-  return NOBODY;
+    if (leases[i].first <= place && place <= leases[i].last) return &leases[i];
+  return NULL;
+}
+
+int lease_owner(int64_t place) {
+  const lease *lease = lease_at(place);
+  return lease != NULL ? lease->owner : NOBODY;
+}
+
+bool has_leases(int owner) {
+  for (size_t i = 0; i < lease_count; i++)
+    if (leases[i].owner == owner) return true;
+  return false;
 }
 
 static bool has_lapsed(int owner) {
   const processor *p = &current->processors[owner];
   return p->deadline < now || p->claimed_at > now + MAX_SKEW;
-}
-
-/* Whether a live claim of another processor than `owner` covers something that `holder` holds. */
-static bool is_held_by_another(int holder, int owner) {
-  return holder != NOBODY && holder != owner && !has_lapsed(holder);
-}
-
-/* Whether a delayed entry is due: its time has come, or it was delayed in the future. */
-static bool is_due(const entry *e) {
-  return e->due_at <= now || (e->position != NONE && e->delayed_at > now + MAX_SKEW);
-}
-
-/* Makes due entries ready again. Lowers *from to the first seq to which an entry returns. */
-static void restore_due(int64_t *from) {
-  unsigned list[IDS];
-  size_t count = model_list(DELAYED, list);
-  for (size_t i = 0; i < count; i++) {
-    entry *e = &current->entries[list[i]];
-    if (!is_due(e)) continue;
-    if (e->position == NONE) {
-      add(list[i]);
-      continue;
-    }
-    e->place = READY;
-    e->seq = e->position;
-    e->owner = lease_owner(e->seq); /* the place may have been claimed meanwhile */
-    if (e->seq < *from) *from = e->seq;
-  }
-}
-
-/* Whether an exclusive claim is refused because another processor holds an entry, or holds the
-** place to which a due one returns. */
-static bool is_refused(int owner) {
-  if (is_held_by_another(current->exclusive, owner)) return true;
-  for (unsigned id = 0; id < IDS; id++) {
-    const entry *e = &current->entries[id];
-    if (e->place == READY && is_held_by_another(e->owner, owner)) return true;
-    if (e->place == DELAYED && e->position != NONE && is_due(e) &&
-        is_held_by_another(lease_owner(e->position), owner))
-      return true;
-  }
-  return false;
-}
-
-/* Whether a claim by `owner` takes away what `holder` holds. */
-static bool is_replaced(int holder, int owner) {
-  return holder != NOBODY && (holder == owner || has_lapsed(holder));
 }
 
 static bool contains(const seqs *list, int64_t seq) {
@@ -191,74 +178,166 @@ static bool contains(const seqs *list, int64_t seq) {
   return false;
 }
 
-/* Counts a failed attempt for each entry whose delivery was interrupted. */
+/* Counts a failed attempt for each entry whose delivery was interrupted, or suspects it. */
 static void charge(int owner) {
-  for (unsigned id = 0; id < IDS; id++) {
-    entry *e = &current->entries[id];
-    if (e->place == READY && is_replaced(e->owner, owner) &&
-        contains(&current->processors[e->owner].in_hand, e->seq))
+  unsigned list[IDS];
+  size_t count = model_list_readable(list); /* what is not due was settled before */
+  processor *p = &current->processors[owner];
+  for (size_t i = 0; i < count; i++) {
+    entry *e = &current->entries[list[i]];
+    if (!contains(&p->in_hand, place_of(list[i]))) continue;
+    if (!p->overtime)
       e->attempts++;
+    else if (e->place == READY)
+      delay(list[i], now, e->seq);
+    else
+      e->due_at = now;
+  }
+  p->in_hand.count = 0;
+  p->overtime = false;
+}
+
+/* Nobody owns what a processor has claimed any more. */
+static void give_back(int owner) {
+  for (unsigned id = 0; id < IDS; id++)
+    if (current->entries[id].owner == owner) current->entries[id].owner = NOBODY;
+}
+
+/* Makes scheduled entries ready that are due; retries that were delayed in the future are due. */
+static void fall_due(void) {
+  unsigned list[IDS];
+  size_t count = model_list(DELAYED, list);
+  for (size_t i = 0; i < count; i++) {
+    entry *e = &current->entries[list[i]];
+    if (e->position == NONE && e->due_at <= now) add(list[i]);
+    if (e->place != DELAYED || e->position == NONE || e->delayed_at <= now + MAX_SKEW) continue;
+    if (e->due_at > now) e->due_at = now;
+    e->delayed_at = now;
   }
 }
 
-/* Gives the processor up to `limit` entries (0: all) that it holds already or that nobody holds,
-** its own ones first. Returns how many. */
-static int take_entries(int owner, int64_t deadline, unsigned limit, bool exclusive) {
+/* A claim in the making. */
+typedef struct claim {
+  int owner;
+  bool limited, any;
+  unsigned remaining;
+} claim;
+
+/* Takes the entries of an interval: all if any can be read or, with a limit, up to the last that it
+** allows. Returns the place of the last, or NONE: there is nothing. */
+static int64_t take_interval(claim *c, int64_t first, int64_t last) {
   unsigned list[IDS];
-  size_t count = model_list(READY, list);
-  int taken = 0;
-  bool takes[IDS] = {false};
-  unsigned remaining = limit > 0 ? limit : IDS;
-  for (int own = 1; own >= 0; own--)
-    for (size_t i = 0; i < count && remaining > 0; i++) {
-      const entry *e = &current->entries[list[i]];
-      bool free = own ? e->owner == owner
-                      : e->owner == NOBODY || (e->owner != owner && has_lapsed(e->owner));
-      if (!free) continue;
-      takes[list[i]] = true;
-      remaining--;
-      taken++;
-    }
-  if (is_replaced(current->exclusive, owner)) current->exclusive = NOBODY;
-  for (size_t i = 0; i < count; i++) {
-    entry *e = &current->entries[list[i]];
-    if (takes[list[i]])
-      e->owner = owner;
-    else if (is_replaced(e->owner, owner))
-      e->owner = NOBODY;
+  size_t count = model_list_readable(list), taken = 0;
+  int64_t end = last;
+  for (size_t i = 0; i < count && taken < c->remaining; i++) {
+    int64_t place = place_of(list[i]);
+    if (place < first || place > last) continue;
+    taken++;
+    if (c->limited) end = place;
   }
-  model_renew(owner, deadline);
-  if (exclusive && count > 0) current->exclusive = owner;
-  return taken;
+  if (taken == 0) return NONE;
+  for (unsigned id = 0; id < IDS; id++)
+    if (place_of(id) != NONE && place_of(id) >= first && place_of(id) <= end)
+      current->entries[id].owner = c->owner;
+  if (c->limited) c->remaining -= (unsigned)taken;
+  c->any = true;
+  return end;
+}
+
+/* Whether the processor can read any of what it has. */
+static bool can_read(int owner) {
+  unsigned list[IDS];
+  size_t count = model_list_readable(list);
+  for (size_t i = 0; i < count; i++) {
+    if (current->entries[list[i]].owner != owner) continue;
+    if (!model_is_held_back(list[i], lease_at(place_of(list[i]))->first)) return true;
+  }
+  return false;
+}
+
+/* With a limit, the processor's own intervals come first, unless none of it can be read. `kept` are
+** the intervals between which there are gaps. Returns how many. */
+static size_t keep(claim *c, lease kept[IDS + 1]) {
+  unsigned limit = c->remaining;
+  size_t count = 0;
+  for (size_t i = 0; i < lease_count; i++) {
+    lease lease = leases[i];
+    if (lease.owner == c->owner && c->limited)
+      lease.last = take_interval(c, lease.first, lease.last);
+    bool keeps =
+        lease.owner == c->owner ? c->limited && lease.last != NONE : !has_lapsed(lease.owner);
+    if (keeps) kept[count++] = lease;
+  }
+  if (!c->limited || c->remaining > 0 || can_read(c->owner)) return count;
+  give_back(c->owner);
+  c->remaining = limit;
+  c->any = false;
+  size_t others = 0;
+  for (size_t i = 0; i < count; i++)
+    if (kept[i].owner != c->owner) kept[others++] = kept[i];
+  return others;
+}
+
+static void claim_gaps(claim *c) {
+  lease kept[IDS + 1];
+  int64_t from = INT64_MIN;
+  size_t count = keep(c, kept);
+  for (size_t i = 0; i < count; i++) {
+    if (from < kept[i].first) take_interval(c, from, kept[i].first - 1);
+    from = kept[i].last + 1;
+  }
+  take_interval(c, from, INT64_MAX - 1);
 }
 
 static int64_t earlier(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-outbox_claimed model_claim(int owner, int64_t deadline, unsigned limit, bool exclusive) {
-  outbox_claimed claimed = {.restored_from = NONE};
-  int64_t again_at = NONE;
-  claimed.refused = exclusive && is_refused(owner);
-  /* A standby waits for the end of the exclusive claim alone. */
-  bool stands_by = claimed.refused && is_held_by_another(current->exclusive, owner);
+/* Whether there is anything for a claim to do. */
+static bool is_idle(int owner, bool *work) {
+  bool tidy = has_leases(owner), ahead = false;
+  *work = false;
   for (size_t i = 0; i < lease_count; i++)
-    if (is_held_by_another(leases[i].owner, owner) && (!stands_by || leases[i].last == INT64_MAX))
-      again_at = earlier(again_at, current->processors[leases[i].owner].deadline + 1);
-  if (!claimed.refused) {
-    charge(owner);
-    restore_due(&claimed.restored_from);
-    claimed.any = take_entries(owner, deadline, limit, exclusive) > 0;
+    tidy |= has_lapsed(leases[i].owner);
+  for (unsigned id = 0; id < IDS; id++) {
+    const entry *e = &current->entries[id];
+    *work |= e->place == READY || (e->place == DELAYED && e->due_at <= now);
+    ahead |= e->place == DELAYED && e->position != NONE && e->delayed_at > now + MAX_SKEW;
   }
-  for (unsigned id = 0; id < IDS && !stands_by; id++)
+  return !tidy && !*work && !ahead;
+}
+
+outbox_claimed model_claim(int owner, int64_t deadline, unsigned limit) {
+  claim c = {owner, limit > 0, false, limit > 0 ? limit : IDS};
+  int64_t again_at = NONE;
+  bool work, charged[PROCESSORS] = {false};
+  bool idle = is_idle(owner, &work);
+  for (size_t i = 0; i < lease_count && !idle; i++) {
+    int other = leases[i].owner;
+    if (other != owner && !has_lapsed(other))
+      again_at = earlier(again_at, current->processors[other].deadline + 1);
+    else if (!charged[other])
+      charge(other), give_back(other), charged[other] = true;
+  }
+  for (unsigned id = 0; id < IDS; id++)
     if (current->entries[id].place == DELAYED && current->entries[id].due_at > now)
       again_at = earlier(again_at, current->entries[id].due_at);
-  claimed.again_at = again_at == NONE ? 0 : again_at;
-  return claimed;
+  if (!idle) {
+    fall_due();
+    claim_gaps(&c);
+    model_renew(owner, deadline);
+  }
+  return (outbox_claimed){.any = c.any, .again_at = again_at == NONE ? 0 : again_at};
 }
 
 void model_hold(int owner, const seqs *batch) {
+  if (!has_leases(owner)) return;
   current->processors[owner].in_hand = *batch;
+  current->processors[owner].overtime = false;
+}
+
+void model_exceed(int owner) {
+  current->processors[owner].overtime = current->processors[owner].in_hand.count > 0;
 }
 
 void model_renew(int owner, int64_t deadline) {
@@ -266,9 +345,7 @@ void model_renew(int owner, int64_t deadline) {
 }
 
 void model_release(int owner) {
-  for (unsigned id = 0; id < IDS; id++)
-    if (current->entries[id].owner == owner) current->entries[id].owner = NOBODY;
-  if (current->exclusive == owner) current->exclusive = NOBODY;
+  give_back(owner);
   current->processors[owner] = (processor){0};
 }
 
@@ -294,7 +371,7 @@ void model_roll_back(void) {
 
 void model_reset(void) {
   current = models;
-  *current = (model){.exclusive = NOBODY};
+  memset(current, 0, sizeof *current);
   for (unsigned id = 0; id < IDS; id++)
     current->entries[id].owner = NOBODY;
   lease_count = 0;

@@ -91,7 +91,8 @@ static int contents(lua_State *L) {
       " FROM outbox_delayed UNION ALL"
       " SELECT 3, seq, id, namespace, key, payload, headers, attempts, last_error, died_at, 0"
       " FROM outbox_dead UNION ALL"
-      " SELECT 4, first_seq, last_seq, processor_id, batch, 0, 0, 0, 0, 0, 0 FROM outbox_leases";
+      " SELECT 4, first_seq, last_seq, processor_id, held, namespaces, classes, 0, 0, 0, 0"
+      " FROM outbox_claims";
   sqlite3 *db = connection(L);
   sqlite3_stmt *row;
   uint64_t sum = 0;
@@ -114,13 +115,14 @@ static void expect_none(sqlite3 *db, const char *what, const char *sql) {
   sqlite3_finalize(row);
 }
 
-/* check(store): fails if leases overlap or the database is damaged. */
+/* check(store): fails if claims overlap or the database is damaged. */
 static int check(lua_State *L) {
   sqlite3 *db = connection(L);
   if (db == NULL) return 0;
-  expect_none(db, "leases overlap",
-              "SELECT a.first_seq FROM outbox_leases AS a JOIN outbox_leases AS b"
-              " ON b.first_seq > a.first_seq AND b.first_seq <= a.last_seq");
+  expect_none(db, "claims overlap",
+              "SELECT a.lease FROM outbox_claims AS a JOIN outbox_claims AS b ON a.lease < b.lease"
+              " WHERE a.first_seq <= b.last_seq AND b.first_seq <= a.last_seq"
+              " AND (a.classes & b.classes) <> 0");
   expect_none(db, "integrity",
               "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'");
   return 0;

@@ -56,7 +56,7 @@ describe("the floors of the house", function()
     local _, ok = check_with("src/sqlite/list.c",
       "void over(void); void over(void) { outbox_leases(NULL); }")
     assert.is_true(ok) -- a neighbour's public face may be called
-    assert_refused("a circle: ", "src/sqlite/claim.c",
+    assert_refused("a circle: ", "src/sqlite/keep.c",
       "void back(void); void back(void) { outbox_find_entries(NULL, (outbox_bytes){NULL, 0}); }")
   end)
 

@@ -73,13 +73,20 @@ describe("a publisher that raises", function()
         p:pump()
         clock.advance(100)
       until #publisher.messages == 9999
-      p:pump()
-      assert.outbox(store).has_entries(1)
-      assert.is_true(#publisher.calls < 10000 / 100 + 100 + 10)
-      for i = 1, 20 do -- each delivery shows that the destination is up
-        store:publish({ id = "after " .. i })
+      local attempts = store:find_entries("1")[1].attempts
+      for _ = 1, 20 do
         clock.advance(1000)
         p:pump()
+      end
+      assert.outbox(store).has_entry({ id = "1", attempts = attempts }) -- there was no witness
+      -- Alone, those that were with it; then half a batch, and each time one more; then the rest.
+      assert.is_true(#publisher.calls < 100 + 2 * 50 + 10000 / 100, #publisher.calls)
+      for i = 1, 20 do
+        for witness = 1, 3 do -- one before it, and two after it
+          store:publish({ id = ("after %d, %d"):format(i, witness) })
+          p:pump()
+        end
+        clock.advance(1000)
       end
       assert.outbox(store).has_dead_entry({ id = "1", attempts = 10 })
     end)
@@ -122,6 +129,17 @@ describe("a publisher that raises", function()
     run({})
     assert.equal(100, #publisher.messages)
     assert.is_true(clock.now() < up_at + 62)
+  end)
+
+  it("leaves nothing behind that would stop a later processor in strict order", function()
+    fill(2)
+    publisher:raise("down", 2)
+    local p = processor({ batch_size = 1 })
+    p:pump()
+    assert.outbox(store).has_entry({ attempts = 0, last_error = "down" })
+    clock.advance(60)
+    processor({ ordering = "strict" }):pump()
+    assert.same({ "1", "2" }, support.pluck(publisher.messages, "id"))
   end)
 
   it("for one namespace does not hold up the others, however many messages it has", function()

@@ -103,7 +103,7 @@ describe("a processor", function()
       orderin = "key", retry = { base = -1, cup = 1 }, limit = 5, on_error = "x" })
     for _, part in ipairs({ "store is missing", "publisher must be a function or a table",
       "batch_size must be an integer", "unknown option 'orderin'", "retry.base must be",
-      "unknown option 'retry.cup'", 'limit needs ordering = "none"', "on_error must be" }) do
+      "unknown option 'retry.cup'", "no option 'limit' any more", "on_error must be" }) do
       assert.matches(part, message, 1, true)
     end
     for _, size in ipairs({ 0, 1.5, 100001, "20" }) do

@@ -101,7 +101,7 @@ describe("the messages of a key", function()
     assert.outbox(store).has_entries(4)
     clock.advance(60)
     p:pump()
-    assert.same({ "a1", "b1", "a2", "b2" }, support.pluck(publisher.messages, "id"))
+    assert.same({ "b1", "a1", "a2", "b2" }, support.pluck(publisher.messages, "id"))
   end)
 
   it("leave a receiver that drops what it has seen with the newest state", function()

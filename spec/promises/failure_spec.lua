@@ -148,8 +148,10 @@ describe("a damaged database", function()
       file:write(("\xff"):rep(200))
     end
     file:close()
-    local again <close> = outbox.open(path)
-    assert.equal("corrupt", support.raised(again.publish, again, {}).code)
+    assert.equal("corrupt", support.raised(function()
+      local again <close> = outbox.open(path)
+      again:publish({})
+    end).code)
   end)
 end)
 

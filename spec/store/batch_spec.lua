@@ -23,8 +23,8 @@ describe("a batch", function()
   end
 
   local function get(processor, size, options)
-    local entries, after = store:get_claimed_entries(processor, size, options)
-    return table.concat(support.pluck(entries, "id"), " "), after
+    local entries = store:get_claimed_entries(processor, size, options)
+    return table.concat(support.pluck(entries, "id"), " ")
   end
 
   local function attempts()
@@ -35,14 +35,14 @@ describe("a batch", function()
     return table.concat(list, " ")
   end
 
-  it("is stored in its claim as ranges of seq", function()
+  it("is stored in its claim by its places", function()
     publish("a", "b", "c", "d")
     store:delete_entries("b")
     store:claim_entries("p", 1010)
     get("p", 3, { hold = true })
-    assert.equal("1-1,3-4", store:stats().leases[1].batch)
+    assert.equal("1,2+1", store:stats().leases[1].held)
     assert.is_true(store:renew_claim("p", 1020))
-    assert.is_nil(store:stats().leases[1].batch)
+    assert.is_nil(store:stats().leases[1].held)
     assert.equal(1020, store:stats().leases[1].deadline)
   end)
 
@@ -88,9 +88,9 @@ describe("a batch", function()
 
     it("is not charged when the stored batch is malformed", function()
       publish("a")
-      for _, nonsense in ipairs({ "", "x", "1", "1-", "9-1", "-", "2-x,1-1" }) do
+      for _, nonsense in ipairs({ "", "x", "x+1", "9-1", "-", "2-x,1-1", "!", "!x" }) do
         store:claim_entries("p", clock.time + 1)
-        support.sql(store, "UPDATE outbox_leases SET batch = ?", nonsense)
+        support.sql(store, "UPDATE outbox_claims SET held = ?", nonsense)
         clock.advance(2)
         store:claim_entries("q", clock.time)
         assert.equal("a0", attempts(), nonsense)
@@ -99,74 +99,66 @@ describe("a batch", function()
     end)
   end)
 
-  describe("may be read", function()
+  describe("is read", function()
     before_each(function()
       publish("a", "b", "a2", "c")
-      store:claim_entries("p", 1010, { exclusive = true })
+      store:claim_entries("p", 1010)
     end)
 
-    it("from the place where another reading ended", function()
-      local ids, after = get("p", 2, {})
-      assert.equal("a b", ids)
-      ids, after = get("p", 5, { after = after })
-      assert.equal("a2 c", ids)
-      assert.same({ "", after }, { get("p", 5, { after = after }) })
-    end)
-
-    it("without some namespaces", function()
-      assert.same({ "b c", 4 }, { get("p", 5, { except = { "a" } }) })
-      assert.same({ "", 4 }, { get("p", 5, { except = { "a", "b", "c" } }) })
-    end)
-
-    it("without some namespaces, even if the clock changes their list", function()
-      local except, now = { ("x"):rep(1000) }, clock.now
-      store:publish({ id = "d", namespace = except[1] })
-      clock.now = function()
-        except[1] = nil
-        collectgarbage()
-        for i = 2, 100 do -- reuse its memory
-          except[i] = ("y"):rep(1000)
-        end
-        return now()
-      end
-      assert.same({ "a b a2 c", 5 }, { get("p", 9, { except = except }) })
-    end)
-
-    it("but not without an impossible number of namespaces", function()
-      -- Its length is that of the last power of two, because of all the holes.
-      local powers = {}
-      for i = 0, 60 do
-        powers[#powers + 1] = ("[1 << %d] = 'a'"):format(i)
-      end
-      local vast = load("return {" .. table.concat(powers, ", ") .. "}")()
-      assert.equal(1 << 60, #vast)
-      assert.matches("an array of strings", support.raised(get, "p", 1, { except = vast }), 1, true)
-    end)
-
-    it("in the order that `ordering` asks for while a retry waits", function()
+    it("without what waits for a retry of its key, and with the retry when it is due", function()
       store:retry_entry("a", 1005, "no")
-      publish("a3")
-      assert.equal("b a2 c a3", (get("p", 9, { ordering = "none" })))
-      assert.equal("b c", (get("p", 9, { ordering = "key" })))
-      assert.equal("", (get("p", 9, { ordering = "strict" })))
-      store:retry_entry("c", 1003, "no")
+      store:publish({ id = "a3", namespace = "a" }) -- it has no key, and waits for nobody
+      store:claim_entries("p", 1010)
+      assert.equal("b c a3", get("p", 9))
       clock.time = 1005
-      store:claim_entries("p", 1010, { exclusive = true })
-      assert.equal("a b a2 c a3", (get("p", 9, { ordering = "strict" })))
+      assert.equal("a b a2 c a3", get("p", 9))
+      assert.equal("a b", get("p", 2))
+      local entry = store:get_claimed_entries("p", 1)[1]
+      assert.same({ "a", 1, 1, "no" }, { entry.id, entry.seq, entry.attempts, entry.last_error })
+      assert.equal(5, store:delete_entries("a", "b", "a2", "c", "a3"))
+    end)
+
+    it("and settled where a retry lies", function()
+      store:retry_entry("a", 1001, "no")
+      clock.time = 1001
+      assert.equal("a", get("p", 1, { hold = true }))
+      assert.equal("1", store:stats().leases[1].held)
+      assert.is_true(store:retry_entry("a", 1002, "again"))
+      assert.equal("b c", get("p", 9))
+      clock.time = 1002
+      assert.equal("a", get("p", 1))
+      assert.is_true(store:bury_entry("a", "enough"))
+      local dead = store:dead_entries()[1]
+      assert.same({ "a", 1, 3, "enough" }, { dead.id, dead.seq, dead.attempts, dead.last_error })
+      assert.equal("b a2 c", get("p", 9))
     end)
 
     it("with options, which are checked", function()
       for message, options in pairs({
-        ['ordering must be one of "none", "key", "strict"'] = { ordering = "keys" },
-        ["after must be an integer"] = { after = 1.5 },
-        ["except must be an array"] = { except = "a" },
-        ["an array of strings"] = { except = { 1 } },
+        ["batch_bytes must be an integer, at least 1"] = { batch_bytes = 0 },
         ["hold must be a boolean"] = { hold = 1 },
-        ["unknown option 'holds'"] = { holds = true },
+        ["unknown option 'ordering'"] = { ordering = "key" },
       }) do
         assert.matches(message, support.raised(get, "p", 1, options), 1, true)
       end
     end)
+  end)
+
+  it("whose call outlives the heartbeat is not charged to the next processor", function()
+    publish("a", "b")
+    store:claim_entries("p", 1010)
+    get("p", 1, { hold = true })
+    store:start_heartbeat("p", 0.001, 0.002)
+    local deadline = outbox.clock.now() + 60
+    repeat
+      assert.is_true(outbox.clock.now() < deadline)
+    until store:stats().leases[1].held == "!1"
+    clock.time = 1020
+    assert.is_true(store:claim_entries("q", 1030))
+    assert.equal("a b", get("q", 9))
+    local suspect = store:delayed_entries()[1]
+    assert.same({ "a", 0, outbox.OVERTIME },
+      { suspect.id, suspect.attempts, suspect.last_error })
   end)
 
   it("whose claim is lost cannot be renewed, unless the claim has only expired", function()

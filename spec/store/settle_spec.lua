@@ -151,18 +151,21 @@ describe("an entry", function()
       assert.same({ "a" }, ids(ready()))
       clock.time = 2000
       assert.same({ "a", "b", "c", "d" }, ids(ready()))
-      assert.same({ "scheduled" }, ids(store:delayed_entries()))
+      assert.same({ "scheduled", "b", "c", "d" }, ids(store:delayed_entries()))
       local _, again_at = store:claim_entries("p", clock.time + 10)
       assert.equal(1e9 + 700, again_at)
     end)
 
-    it("is not changed unless it is ready", function()
+    it("is retried and buried where it lies", function()
       publish("a")
       store:retry_entry("a", 1005, "no")
-      assert.is_false(store:retry_entry("a", 1001, "no"))
-      assert.is_false(store:bury_entry("a"))
+      assert.is_true(store:retry_entry("a", 1001, "again"))
+      assert.same({ 1001, 2, "again" }, { store:stats().due_at,
+        store:delayed_entries()[1].attempts, store:delayed_entries()[1].last_error })
+      assert.is_true(store:bury_entry("a"))
+      assert.same({ "a", 1, 2 }, { store:dead_entries()[1].id, store:dead_entries()[1].seq,
+        store:dead_entries()[1].attempts })
       assert.is_false(store:retry_entry("unknown", 1005))
-      assert.equal(1005, store:stats().due_at)
     end)
   end)
 
@@ -314,6 +317,28 @@ describe("an entry", function()
 end)
 
 describe("store:stats", function()
+  it("shows what each lease covers", function()
+    local clock = support.clock(1000)
+    local store <close>, path = support.store({ clock = clock })
+    store:publish({ namespace = "a" }, { namespace = "b,c" }, { namespace = "d" })
+    local sets = { { "a", "a" }, { "b,c", "" }, { except = { "b,c", "a", "" } } }
+    for i, namespaces in ipairs(sets) do
+      local lane <close> = outbox.open(path, { clock = clock })
+      lane:serve({ processor_id = "lane" .. i, namespaces = namespaces.except or namespaces,
+        except = namespaces.except ~= nil, duration = 2, ordering = "key" })
+      assert.equal(1, lane:advance(nil, { batch_size = 1 }).count)
+    end
+    local leases = store:stats().leases
+    assert.same({ { "a" }, { "", "b,c" }, { except = { "", "a", "b,c" } } },
+      { leases[1].namespaces, leases[2].namespaces, leases[3].namespaces })
+    for i, lease in ipairs(leases) do
+      assert.same({ i, "lane" .. i, 64, math.mininteger, math.maxinteger, tostring(i) }, {
+        lease.lease, lease.processor_id, lease.classes, lease.first_seq, lease.last_seq,
+        lease.held })
+    end
+    support.remove()
+  end)
+
   it("counts the entries, and measures how long the first has waited", function()
     local clock = support.clock(1000)
     local store <close> = support.store({ clock = clock })
@@ -338,8 +363,10 @@ describe("store:stats", function()
       due_at = 1100,
       oldest_age = 5.5,
       leases = {
-        { processor_id = "p", claimed_at = 1010, deadline = 1020, first_seq = 2, last_seq = 2 },
-        { processor_id = "q", claimed_at = 1010, deadline = 1030.5, first_seq = 3, last_seq = 3 },
+        { lease = 1, processor_id = "p", classes = 64, claimed_at = 1010, deadline = 1020,
+          first_seq = 2, last_seq = 2 },
+        { lease = 2, processor_id = "q", classes = 64, claimed_at = 1010, deadline = 1030.5,
+          first_seq = 3, last_seq = 4 },
       },
     }, store:stats())
     support.remove()

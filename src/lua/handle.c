@@ -4,6 +4,7 @@
 ** A store knows its open transactions, and a transaction its open iterators. When one of them
 ** ends, it ends everything inside it, so the order of the garbage collector does not matter.
 */
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "shim.h"
@@ -120,5 +121,8 @@ int shim_close(shim_store *self) {
   if (self->opened != NULL && self->opened->pid == getpid()) self->opened->count--;
   self->opened = NULL;
   self->store = NULL;
+  free(self->verdicts);
+  self->verdicts = NULL;
+  self->verdict_room = 0;
   return OUTBOX_OK;
 }

@@ -84,9 +84,13 @@ entries were ready before. `oldest_age`: seconds since the first ready entry was
 without one. `due_at`: when the next delayed entry falls due, seconds since the Unix epoch, nil
 without one. `last_seq`: the highest `seq` that a ready entry ever had. From one call to the next,
 its growth is the number of entries that became ready. That number minus the growth of `ready` and
-`retries` is the number of entries that were delivered or died. `leases`: an array of tables with
-`processor_id`, `deadline` and `claimed_at` (seconds since the Unix epoch), `first_seq`,
-`last_seq`, and `batch`, the places of the entries in hand ("1-20,25-25"), nil without one
+`retries` is the number of entries that were delivered or died. `leases`: an array of tables, one
+for each processor, and for a claim by hand one for each interval, with `lease` (a number that none
+has again), `processor_id`, `namespaces` (an array, or a table with an array `except`; nil: all),
+`classes` (how many of 64: the share of the keys; 0 while it stands by), `first_seq` and `last_seq`
+(of a processor the smallest and the largest integer), `deadline` and `claimed_at` (seconds since
+the Unix epoch), and `held`, the places of the entries in hand, each relative to the last one before
+("17+3,2" is 17 to 20, and 22; after "!", their delivery took too long), nil without one
 @raise what the clock raises
 */
 static int store_stats(lua_State *L) {

@@ -15,6 +15,8 @@ typedef struct reading {
   int code;
   bool listed;   /* each entry comes with its time */
   bool remember; /* the table at MEMORY gets the place of each entry */
+  bool in_hand;  /* they are in hand; that table gets the times of their creation */
+  size_t given;
 } reading;
 
 /* The names of an entry's fields lie at the bottom of the stack, because that saves time. */
@@ -74,6 +76,15 @@ static void decode_headers(lua_State *L) {
   lua_settop(L, ENTRIES);
 }
 
+static int next_entry(reading *reading, outbox_entry *entry) {
+  if (!reading->in_hand) return outbox_next(reading->store, entry);
+  const outbox_entry *next = outbox_batch(reading->store, reading->given);
+  if (next == NULL) return OUTBOX_DONE;
+  reading->given++;
+  *entry = *next;
+  return OUTBOX_ROW;
+}
+
 static int read_entries(lua_State *L) {
   reading *reading = lua_touserdata(L, 1);
   bool headers = false;
@@ -81,8 +92,7 @@ static int read_entries(lua_State *L) {
   for (int name = ENTRY_ID; name < ENTRIES; name++)
     lua_pushstring(L, ENTRY_NAMES[name - ENTRY_ID]);
   lua_newtable(L);
-  for (lua_Integer i = 1; (reading->code = outbox_next(reading->store, &entry)) == OUTBOX_ROW;
-       i++) {
+  for (lua_Integer i = 1; (reading->code = next_entry(reading, &entry)) == OUTBOX_ROW; i++) {
     lua_createtable(L, 0, MOST_FIELDS);
     set_entry_id(L, reading, &entry);
     set_entry_bytes(L, ENTRY_NAMESPACE, entry.namespace);
@@ -92,6 +102,10 @@ static int read_entries(lua_State *L) {
     headers |= entry.headers.data != NULL;
     lua_pushvalue(L, ENTRY_CREATED_AT);
     shim_push_seconds(L, entry.created_at);
+    if (reading->in_hand) {
+      lua_pushvalue(L, -1);
+      lua_rawseti(L, MEMORY, i);
+    }
     lua_rawset(L, -3);
     lua_pushvalue(L, ENTRY_ATTEMPTS);
     lua_pushinteger(L, entry.attempts);
@@ -117,9 +131,9 @@ static int read_entries(lua_State *L) {
 ** store, that is done afterwards.
 */
 static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
-                         bool listed) {
+                         struct reading reading) {
   shim_check(L, self->store, code);
-  reading reading = {.store = self->store, .listed = listed, .remember = lua_istable(L, -1)};
+  reading.store = self->store;
   self->reading = true;
   lua_pushcfunction(L, read);
   lua_insert(L, -2);
@@ -138,17 +152,72 @@ static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction
 
 int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed) {
   lua_pushnil(L);
-  push_reading(L, self, code, read_entries, listed);
+  push_reading(L, self, code, read_entries, (reading){.listed = listed});
   return 1;
 }
 
 size_t shim_push_batch(lua_State *L, shim_store *self, int code, int memory) {
-  if (memory == 0)
-    lua_pushnil(L);
-  else
-    lua_pushvalue(L, memory);
-  push_reading(L, self, code, read_entries, false);
+  lua_pushvalue(L, memory);
+  push_reading(L, self, code, read_entries, (reading){.remember = true});
   return lua_rawlen(L, -1);
+}
+
+void shim_push_hand(lua_State *L, shim_store *self) {
+  push_reading(L, self, OUTBOX_OK, read_entries, (reading){.in_hand = true});
+}
+
+static void set_name(lua_State *L, int array, lua_Integer i, outbox_bytes bytes) {
+  if (bytes.data == NULL) return;
+  lua_pushlstring(L, bytes.data, bytes.size);
+  lua_rawseti(L, array, i);
+}
+
+static int read_names(lua_State *L) {
+  static const char *const NAMES[] = {"ids", "seqs", "keys"};
+  enum { RESULT = 3, IDS, SEQS, KEYS };
+  reading *reading = lua_touserdata(L, 1);
+  outbox_entry entry;
+  lua_newtable(L);
+  for (int array = IDS; array <= KEYS; array++) {
+    lua_newtable(L);
+    lua_pushvalue(L, -1);
+    lua_setfield(L, RESULT, NAMES[array - IDS]);
+  }
+  for (lua_Integer i = 1; (reading->code = next_entry(reading, &entry)) == OUTBOX_ROW; i++) {
+    set_name(L, IDS, i, entry.id);
+    lua_pushinteger(L, entry.seq);
+    lua_rawseti(L, SEQS, i);
+    set_name(L, KEYS, i, entry.key);
+  }
+  lua_settop(L, RESULT);
+  return 1;
+}
+
+void shim_push_names(lua_State *L, shim_store *self) {
+  lua_pushnil(L);
+  push_reading(L, self, OUTBOX_OK, read_names, (reading){.in_hand = true});
+}
+
+/* Sets the namespaces: an array, or one in `except`; none where it is all. */
+static void set_namespaces(lua_State *L, outbox_lease *lease) {
+  outbox_bytes name;
+  if (lease->except && lease->namespaces.size == 0) return;
+  lua_newtable(L);
+  for (lua_Integer i = 1; outbox_next_namespace(&lease->namespaces, &name); i++) {
+    lua_pushlstring(L, name.data, name.size);
+    lua_rawseti(L, -2, i);
+  }
+  if (lease->except) {
+    lua_createtable(L, 0, 1);
+    lua_insert(L, -2);
+    lua_setfield(L, -2, "except");
+  }
+  lua_setfield(L, -2, "namespaces");
+}
+
+static void set_integer(lua_State *L, const char *field, int64_t integer) {
+  lua_pushinteger(L, integer);
+  lua_setfield(L, -2, field);
 }
 
 static int read_leases(lua_State *L) {
@@ -157,15 +226,19 @@ static int read_leases(lua_State *L) {
   lua_newtable(L);
   for (lua_Integer i = 1; (reading->code = outbox_next_lease(reading->store, &lease)) == OUTBOX_ROW;
        i++) {
-    lua_createtable(L, 0, 6);
+    int classes = 0;
+    for (uint64_t mask = lease.classes; mask != 0; mask &= mask - 1)
+      classes++;
+    lua_createtable(L, 0, 9);
+    set_integer(L, "lease", lease.lease);
     set_bytes(L, "processor_id", lease.processor_id);
+    set_namespaces(L, &lease);
+    set_integer(L, "classes", classes);
+    set_integer(L, "first_seq", lease.first_seq);
+    set_integer(L, "last_seq", lease.last_seq);
     shim_set_seconds(L, "deadline", lease.deadline);
     shim_set_seconds(L, "claimed_at", lease.claimed_at);
-    set_bytes(L, "batch", lease.batch);
-    lua_pushinteger(L, lease.first_seq);
-    lua_setfield(L, -2, "first_seq");
-    lua_pushinteger(L, lease.last_seq);
-    lua_setfield(L, -2, "last_seq");
+    set_bytes(L, "held", lease.held);
     lua_rawseti(L, -2, i);
   }
   return 1;
@@ -173,5 +246,5 @@ static int read_leases(lua_State *L) {
 
 void shim_push_leases(lua_State *L, shim_store *self, int code) {
   lua_pushnil(L);
-  push_reading(L, self, code, read_leases, false);
+  push_reading(L, self, code, read_leases, (reading){.listed = false});
 }

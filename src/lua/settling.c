@@ -4,8 +4,6 @@ Methods of a store that settle entries: delivered, to be retried, dead, or put b
 */
 #include "shim.h"
 
-#define MAX_BATCH 100000 /* entries */
-
 /* --- After a delivery ------------------------------------------------------------------------ */
 
 /***
@@ -38,41 +36,9 @@ static int store_delete_entries(lua_State *L) {
 }
 
 /***
-Deletes the entries of a batch that was read with `remember = false`: the same as `delete_entries`,
-for a processor.
-@function store:delete_batch
-@tparam {string,...} ids
-@tparam {integer,...} seqs
-@treturn integer how many entries it deleted
-@raise `busy`, `full`
-@local
-*/
-static int store_delete_batch(lua_State *L) {
-  int64_t deleted;
-  shim_store *self = shim_check_store(L, 1);
-  luaL_checktype(L, 2, LUA_TTABLE);
-  luaL_checktype(L, 3, LUA_TTABLE);
-  size_t count = lua_rawlen(L, 2);
-  luaL_argcheck(L, count <= MAX_BATCH, 2, "at most 100000 ids are wanted");
-  outbox_identity *entries = lua_newuserdatauv(L, count * sizeof *entries, 0);
-  for (size_t i = 0; i < count; i++) {
-    bool known = lua_rawgeti(L, 2, (lua_Integer)i + 1) == LUA_TSTRING &&
-                 lua_rawgeti(L, 3, (lua_Integer)i + 1) == LUA_TNUMBER;
-    luaL_argcheck(L, known, 2, "ids and seqs are wanted");
-    entries[i].seq = lua_tointeger(L, -1);
-    entries[i].id.data = lua_tolstring(L, -2, &entries[i].id.size); /* the array holds it */
-    lua_pop(L, 2);
-  }
-  shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_delete_entries(self->store, entries, count, &deleted));
-  lua_pushinteger(L, deleted);
-  return 1;
-}
-
-/***
-Counts a failed attempt and delays a ready entry. When it falls due it comes back to its old place.
-Without an error, no attempt is counted, and an entry that is delayed already gets the new time. If
-the clock is set back by more than 10 s afterwards, the entry falls due at once.
+Counts a failed attempt and delays an entry, ready or delayed. It keeps its place. Without an error,
+no attempt is counted. If the clock is set back by more than 10 s afterwards, the entry falls due at
+once.
 @function store:retry_entry
 @tparam string|outbox.entry entry its id, or the entry as it was read; see `delete_entries`
 @tparam number due_at seconds since the Unix epoch
@@ -94,8 +60,9 @@ static int store_retry_entry(lua_State *L) {
 }
 
 /***
-Counts a failed attempt and makes a dead letter of a ready entry. Without an error, no attempt is
-counted, because the attempts before were enough.
+Counts a failed attempt and makes a dead letter of an entry, ready or delayed. Without an error, no
+attempt is counted, because the attempts before were enough. A scheduled message is meant only by
+its id, and gets its `seq` now.
 @function store:bury_entry
 @tparam string|outbox.entry entry its id, or the entry as it was read; see `delete_entries`
 @tparam[opt] string error why the delivery failed; it becomes the entry's `last_error`
@@ -165,13 +132,10 @@ static int store_purge_entries(lua_State *L) {
 
 /* --- The methods ----------------------------------------------------------------------------- */
 
-static const luaL_Reg METHODS[] = {{"delete_entries", store_delete_entries},
-                                   {"delete_batch", store_delete_batch},
-                                   {"retry_entry", store_retry_entry},
-                                   {"bury_entry", store_bury_entry},
-                                   {"requeue_entries", store_requeue_entries},
-                                   {"purge_entries", store_purge_entries},
-                                   {NULL, NULL}};
+static const luaL_Reg METHODS[] = {
+    {"delete_entries", store_delete_entries}, {"retry_entry", store_retry_entry},
+    {"bury_entry", store_bury_entry},         {"requeue_entries", store_requeue_entries},
+    {"purge_entries", store_purge_entries},   {NULL, NULL}};
 
 void shim_add_settling(lua_State *L) {
   luaL_setfuncs(L, METHODS, 0);

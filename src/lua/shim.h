@@ -125,6 +125,8 @@ typedef struct shim_store {
   lua_State *owner;            /* the coroutine that opened the transaction */
   shim_opened *opened;         /* the counter that counts it; NULL while it is not counted */
   shim_transaction *innermost; /* of the open transactions; NULL without one */
+  outbox_verdict *verdicts;    /* room for those of one call, kept for the next */
+  size_t verdict_room;
 } shim_store;
 
 /* User values: the store, and the coroutine that began it, so that no other gets its address. */
@@ -239,11 +241,12 @@ void shim_forget_all(lua_State *L, shim_store *self, int index, int first, int l
 */
 int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed);
 
-/*
-** The same for claimed entries. Returns their number. If the index `memory` is not 0, notes their
-** places in the table there.
-*/
+/* The same for claimed entries, whose places it notes in the table at `memory`; their number. */
 size_t shim_push_batch(lua_State *L, shim_store *self, int code, int memory);
+
+/* Pushes the array of the entries in hand. */
+void shim_push_names(lua_State *L, shim_store *self);
+void shim_push_hand(lua_State *L, shim_store *self);
 
 /* The same for leases. */
 void shim_push_leases(lua_State *L, shim_store *self, int code);
@@ -262,6 +265,7 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
 
 /* Each adds methods to the table on the top: of a store ... */
 void shim_add_claiming(lua_State *L);
+void shim_add_lane(lua_State *L);
 void shim_add_settling(lua_State *L);
 void shim_add_listing(lua_State *L);
 

@@ -105,6 +105,7 @@ void shim_open_store(lua_State *L) {
   luaL_setfuncs(L, METAMETHODS, 0);
   luaL_newlib(L, METHODS);
   shim_add_claiming(L);
+  shim_add_lane(L);
   shim_add_settling(L);
   shim_add_listing(L);
   lua_pushvalue(L, -1);

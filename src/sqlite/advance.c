@@ -6,28 +6,9 @@
 */
 #include <string.h>
 
-#include "../columns.h"
 #include "lane.h"
 
 #define MOST_LINES 100000 /* then all are forgotten, and main goes back to the lowest */
-
-static const char NEXT_DUE_SQL[] =
-    "SELECT due_at FROM @delayed WHERE due_at > ?1 ORDER BY due_at LIMIT 1";
-
-static const char PROMOTE_SQL[] =
-    "INSERT OR IGNORE INTO @entries (" MESSAGE_COLUMNS ", attempts, last_error)"
-    " SELECT CASE WHEN EXISTS (SELECT 1 FROM @entries WHERE id = d.id) THEN d.id || '~' || seq"
-    " ELSE d.id END, " MESSAGE_COLUMNS_BUT_ID ", attempts, last_error FROM @delayed AS d"
-    " WHERE seq = ?1 AND position IS NULL AND due_at <= ?2";
-
-static const char DELETE_SCHEDULED_SQL[] =
-    "DELETE FROM @delayed WHERE seq = ?1 AND position IS NULL AND due_at <= ?2";
-
-/* Retries that were delayed in the future are due now: the clock was set back since. */
-static const char FIND_AHEAD_SQL[] = "SELECT EXISTS (SELECT 1 FROM @delayed WHERE delayed_at > ?1)";
-
-static const char CORRECT_AHEAD_SQL[] =
-    "UPDATE @delayed SET due_at = min(due_at, ?2), delayed_at = ?2 WHERE delayed_at > ?1";
 
 /* An outbox_advance under way. */
 typedef struct step {
@@ -35,9 +16,10 @@ typedef struct step {
   lane *lane;
   const outbox_want *want;
   int64_t now;
-  bool leaves; /* gives everything back */
-  bool ahead;  /* a retry was delayed in the future */
-  bool mine;   /* there was a claim before */
+  bool settles; /* there are verdicts, so it writes in any case */
+  bool leaves;  /* gives everything back */
+  bool ahead;   /* a retry was delayed in the future */
+  bool mine;    /* there was a claim before */
   bool more;
   survey survey;
   unsigned version; /* of the database, when it was read */
@@ -45,19 +27,15 @@ typedef struct step {
   int64_t due_at; /* when the next entry falls due; 0: none */
 } step;
 
-static int64_t earlier(int64_t a, int64_t b) {
-  return a == 0 || (b != 0 && b < a) ? b : a;
-}
-
 static unsigned data_version(outbox_store *store) {
   unsigned version = 0;
   sqlite3_file_control(store->db, "main", SQLITE_FCNTL_DATA_VERSION, &version);
   return version;
 }
 
-/* Forgets what was found: it is looked for again. */
-static void put_back(step *s) {
-  int64_t from = NEVER;
+/* Forgets what was found, also what was `dropped` of it: it is looked for again. */
+static void put_back(step *s, int64_t dropped) {
+  int64_t from = dropped == NEVER ? NEVER : dropped - 1;
   for (size_t i = 0; i < s->found.count; i++)
     from = lines_lower(from, s->found.items[i].entry.seq - 1);
   lane_empty(&s->found);
@@ -66,24 +44,15 @@ static void put_back(step *s) {
 
 /* --- Reading --------------------------------------------------------------------------------- */
 
-static int64_t future(const step *s) {
-  return s->now + SKEW + s->store->lock_wait.timeout;
-}
-
 static int look(step *s) {
   outbox_store *store = s->store;
-  int64_t ahead = 0;
-  bool found;
   int code = doorbell_see(store);
-  if (code == OUTBOX_OK) code = lease_survey(store, s->now, false, &s->survey);
+  if (code == OUTBOX_OK && !s->settles) code = share_survey(store, s->now, false, &s->survey);
   s->version = data_version(store);
   uint64_t mask = s->mine ? s->lane->mask : UINT64_MAX;
   if (code == OUTBOX_OK && !s->want->leave)
     code = walk_read(store, s->want, mask, s->now, &s->found, &s->more);
-  if (code == OUTBOX_OK) code = sql_fetch(store, NEXT_DUE_SQL, &s->due_at, 1, &found, "i", s->now);
-  if (code == OUTBOX_OK) code = sql_fetch(store, FIND_AHEAD_SQL, &ahead, 1, &found, "i", future(s));
-  s->ahead = ahead != 0;
-  return code;
+  return code == OUTBOX_OK ? due_look(store, s->now, &s->due_at, &s->ahead) : code;
 }
 
 /* Reads without the write lock, all of one snapshot. */
@@ -113,10 +82,11 @@ static bool is_idle(const step *s) {
   return s->now - lane->busy_at >= lane->duration / 2;
 }
 
-static bool has_to_write(const step *s, size_t count) {
+static bool has_to_write(const step *s) {
   const lane *lane = s->lane;
-  uint64_t share = lease_share(lane, &s->survey);
-  if (count > 0 || s->survey.lapsed || s->ahead || lane->scheduled_count > 0) return true;
+  if (s->settles) return true; /* there was no survey yet */
+  uint64_t share = share_quota(lane, &s->survey);
+  if (s->survey.lapsed || s->ahead || lane->scheduled_count > 0) return true;
   if (!s->mine) return s->found.count > 0 && !s->leaves && (share != 0 || s->want->join);
   return s->found.count > 0 || s->leaves || share != lane->mask || !s->survey.own ||
          lane->deadline - s->now < lane->duration / 2;
@@ -125,21 +95,18 @@ static bool has_to_write(const step *s, size_t count) {
 /* Scheduled entries that are due become ready. */
 static int promote(step *s) {
   lane *lane = s->lane;
+  bool done;
   int code = OUTBOX_OK;
-  for (size_t i = 0; i < lane->scheduled_count && code == OUTBOX_OK; i++) {
-    code = sql_process(s->store, PROMOTE_SQL, "ii", lane->scheduled[i], s->now);
-    if (code == OUTBOX_OK && sqlite3_changes(s->store->db) > 0)
-      code = sql_process(s->store, DELETE_SCHEDULED_SQL, "ii", lane->scheduled[i], s->now);
-  }
-  s->more = s->more || lane->scheduled_count > 0;
-  if (code == OUTBOX_OK && s->ahead)
-    code = sql_process(s->store, CORRECT_AHEAD_SQL, "ii", future(s), s->now);
-  return code;
+  for (size_t i = 0; i < lane->scheduled_count && code == OUTBOX_OK; i++)
+    code = due_promote(s->store, lane->scheduled[i], s->now, &done);
+  s->more = s->more || lane->scheduled_count > 0 || s->ahead;
+  return code == OUTBOX_OK && s->ahead ? due_correct(s->store, s->now) : code;
 }
 
 /* What the claim is after the commit. */
 typedef struct kept {
   bool lost;
+  bool wanted; /* there is something to be had, or to be waited for */
   uint64_t mask;
   int64_t lease, dropped;
 } kept;
@@ -148,22 +115,21 @@ static int write_all(step *s, outbox_verdict *verdicts, size_t count, kept *kept
   outbox_store *store = s->store;
   lane *lane = s->lane;
   int code = store_now_inside(store, &s->now);
-  if (code == OUTBOX_OK) code = lease_survey(store, s->now, true, &s->survey);
+  if (code == OUTBOX_OK) code = share_survey(store, s->now, true, &s->survey);
   if (code != OUTBOX_OK) return code;
   kept->lost = s->mine && !s->survey.own;
   kept->lease = lane->lease;
   code = verdict_settle(store, verdicts, count, kept->lost, s->now);
   if (code != OUTBOX_OK || kept->lost) return code;
-  kept->mask = s->leaves ? 0 : lease_share(lane, &s->survey);
+  kept->mask = s->leaves ? 0 : share_quota(lane, &s->survey);
   /* What was charged just now must be handed out alone, so it is all read again. */
   uint64_t usable = s->survey.lapsed ? 0 : kept->mask;
-  bool wanted = s->found.count > 0;
+  kept->wanted = s->mine || s->found.count > 0 || s->want->join;
   code = walk_verify(store, &s->found, usable, data_version(store) != s->version, &kept->dropped);
-  bool drop = s->leaves || (kept->mask == 0 && !s->mine && !s->want->join) ||
-              (!s->mine && !wanted && !s->want->join);
+  bool drop = s->leaves || !kept->wanted || (kept->mask == 0 && !s->mine && !s->want->join);
   if (drop) kept->mask = 0;
   if (code == OUTBOX_OK)
-    code = lease_write(store, kept->mask, s->now, &s->found, drop, &kept->lease);
+    code = share_write(store, kept->mask, s->now, &s->found, drop, &kept->lease);
   return code == OUTBOX_OK ? promote(s) : code;
 }
 
@@ -222,15 +188,17 @@ static void hold(step *s) {
 static void report(const step *s, outbox_progress *progress) {
   const lane *lane = s->lane;
   progress->count = lane->hand.count;
-  progress->held = lane->lease != 0;
+  progress->uniform = lane_is_uniform(&lane->hand);
+  progress->repeats = lane_repeats(&lane->hand);
+  progress->deadline = lane->lease != 0 ? lane->deadline : 0;
   progress->overlapped = s->survey.overlapped && lane->mask == 0;
-  progress->more = s->more || lane->lap != NEVER;
-  progress->again_at = earlier(s->due_at, s->survey.lapses_at);
+  progress->more = (s->more || lane->lap != NEVER) && !progress->refused;
+  progress->again_at = due_earlier(s->due_at, s->survey.lapses_at);
   if (!lane->wants_lap || s->want->batch_size <= 0) return;
   if (lane->next_lap <= s->now)
     progress->more = true;
   else
-    progress->again_at = earlier(progress->again_at, lane->next_lap);
+    progress->again_at = due_earlier(progress->again_at, lane->next_lap);
 }
 
 /* --- The operation --------------------------------------------------------------------------- */
@@ -242,7 +210,7 @@ static int write_and_follow(step *s, outbox_verdict *verdicts, size_t count,
   int code = outbox_begin(s->store);
   if (code == OUTBOX_OK) code = transaction_end(s->store, write_all(s, verdicts, count, &kept));
   if (code != OUTBOX_OK) {
-    put_back(s);
+    put_back(s, kept.dropped);
     return code;
   }
   progress->lost = kept.lost;
@@ -251,21 +219,24 @@ static int write_and_follow(step *s, outbox_verdict *verdicts, size_t count,
     s->more = true;
     return OUTBOX_OK;
   }
-  for (size_t i = 0; i < count; i++) /* what is due at once was not seen by the reading */
-    s->more |= (verdicts[i].outcome == OUTBOX_RETRY || verdicts[i].outcome == OUTBOX_PUT_OFF) &&
-               verdicts[i].at <= s->now;
+  for (size_t i = 0; i < count; i++) /* the reading has not seen what may be had at once */
+    s->more |= (verdicts[i].outcome == OUTBOX_AGAIN && s->want->batch_size > 0) ||
+               ((verdicts[i].outcome == OUTBOX_RETRY || verdicts[i].outcome == OUTBOX_PUT_OFF) &&
+                verdicts[i].at <= s->now);
+  bool skipped = lane->skipped;
   verdict_unblock(lane, verdicts, count);
+  s->more |= skipped && !lane->skipped; /* a retry that is due waited for one that is gone */
   hold(s);
   move(s, &kept);
   if (lane->lines.live > MOST_LINES) lane_begin_anew(lane, NEVER);
-  progress->refused = kept.mask == 0 && !s->leaves;
+  progress->refused = kept.mask == 0 && kept.wanted && !s->leaves;
   return OUTBOX_OK;
 }
 
 int outbox_advance(outbox_store *store, outbox_verdict *verdicts, size_t count,
                    const outbox_want *want, outbox_progress *progress) {
   lane *lane = store->lane;
-  step s = {.store = store, .lane = lane, .want = want};
+  step s = {.store = store, .lane = lane, .want = want, .settles = count > 0};
   *progress = (outbox_progress){0};
   int code = transaction_enter(store);
   if (code == OUTBOX_OK && (lane == NULL || !sqlite3_get_autocommit(store->db)))
@@ -283,14 +254,14 @@ int outbox_advance(outbox_store *store, outbox_verdict *verdicts, size_t count,
   code = read_first(&s);
   if (code == OUTBOX_OK) {
     s.leaves = want->leave || is_idle(&s);
-    if (has_to_write(&s, count)) {
+    if (has_to_write(&s)) {
       code = write_and_follow(&s, verdicts, count, progress);
     } else if (s.found.count > 0) {
-      put_back(&s);
+      put_back(&s, NEVER);
       progress->refused = true;
     }
   } else {
-    put_back(&s);
+    put_back(&s, NEVER);
   }
   lane_empty(&s.found);
   if (code == OUTBOX_OK) report(&s, progress);

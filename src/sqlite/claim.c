@@ -1,63 +1,70 @@
 /*
-** Claiming. A claim is a set of leases: intervals of seq that never overlap. A processor may claim
-** the gaps between the live leases of the others:
+** Claiming by hand. A claim is a set of intervals of seq, of all namespaces and keys. A processor
+** may claim the gaps between the live intervals of others:
 **
 **     entries       1 2 3 4 . 6 7 8 9 . . 12 13     . is gone
-**     leases        [--A--]   [-B-]                 A is alive, B has lapsed
-**     C claims                [----------------     from 6 on
+**     claims        [--A--]   [-B-]                 A is alive, B has lapsed
+**     C claims                [-------------]       from 6 to 13
 **     C, limit 3              [---]                 6, 7 and 8
-**     C, exclusive                                  refused while A is alive; then everything
+**
+** While a lane holds classes there is no gap, because it may hand out any entry.
 */
-#include <stdio.h>
+#include <stdlib.h>
 
+#include "../columns.h"
 #include "../interval.h"
-#include "operations.h"
+#include "lease.h"
+
+#define MOST_DUE 10000 /* delayed entries that are looked at inside the lock */
 
 /* Read without a lock, because an idle processor must neither write nor keep a writer waiting. */
-static const char FIND_WORK_SQL[] = "SELECT EXISTS (SELECT 1 FROM @entries)"
-                                    " OR EXISTS (SELECT 1 FROM @leases)"
-                                    " OR EXISTS (SELECT 1 FROM @delayed WHERE due_at <= ?1),"
-                                    " EXISTS (SELECT 1 FROM @delayed WHERE delayed_at > ?2)";
+static const char FIND_WORK_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES ")"
+                                    " OR EXISTS (SELECT 1 FROM @delayed WHERE due_at <= ?1)";
 
-static const char FIND_DUE_SQL[] =
-    "SELECT due_at FROM @delayed WHERE due_at > ?1 ORDER BY due_at LIMIT 1";
+static const char INSERT_INTERVAL_SQL[] =
+    "INSERT INTO @claims (processor_id, namespaces, classes, first_seq, last_seq, deadline,"
+    " claimed_at) VALUES (?1, '', -1, ?2, ?3, ?4, ?5)";
 
-static const char FIND_RETURNING_SQL[] =
-    "SELECT EXISTS (SELECT 1 FROM @delayed WHERE position BETWEEN ?1 AND ?2"
-    " AND (due_at <= ?3 OR delayed_at > ?4))";
+/* The first statement leaves the index alone. */
+#define SET_END "UPDATE @claims SET deadline = ?3, claimed_at = ?4, held = NULL, last_seq = ?2"
+static const char MOVE_END_SQL[] = SET_END " WHERE lease = ?1";
+static const char MOVE_INTERVAL_SQL[] = SET_END ", first_seq = ?5 WHERE lease = ?1";
 
-static const char SELECT_LEASES_SQL[] =
-    "SELECT first_seq, last_seq, processor_id, deadline, claimed_at, batch FROM @leases"
-    " ORDER BY first_seq";
+/* The ends of what lies from ?1 to ?2, and whether any of it is ready. No row: nothing does. */
+#define FROM_READY "SELECT * FROM (SELECT seq, 1 FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2"
+#define FROM_RETRIES                                                                               \
+  "SELECT * FROM (SELECT position, 0 FROM @delayed WHERE position BETWEEN ?1 AND ?2"
+static const char FIND_ENDS_SQL[] =
+    "WITH ends (place, ready) AS (" FROM_READY " ORDER BY seq LIMIT 1)"
+    " UNION ALL " FROM_READY " ORDER BY seq DESC LIMIT 1)"
+    " UNION ALL " FROM_RETRIES " ORDER BY position LIMIT 1)"
+    " UNION ALL " FROM_RETRIES " ORDER BY position DESC LIMIT 1)),"
+    " span (low, high, ready) AS (SELECT min(place), max(place), max(ready) FROM ends)"
+    " SELECT low, high, ready FROM span WHERE low IS NOT NULL";
 
-static const char DELETE_LEASE_SQL[] = "DELETE FROM @leases WHERE first_seq = ?1";
+static const char SELECT_READY_SQL[] =
+    "SELECT seq FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT 0 + ?3";
 
-static const char INSERT_LEASE_SQL[] =
-    "INSERT INTO @leases (first_seq, last_seq, processor_id, deadline, claimed_at)"
-    " VALUES (?1, ?2, ?3, ?4, ?5)";
+static const char SELECT_DUE_SQL[] =
+    "SELECT position FROM (SELECT position FROM @delayed WHERE due_at <= ?1 ORDER BY due_at"
+    " LIMIT 0 + ?2) WHERE position IS NOT NULL";
 
-static const char FIRST_READY_SQL[] = "SELECT seq FROM @entries ORDER BY seq LIMIT 1";
-
-static const char LAST_READY_SQL[] =
-    "SELECT seq FROM @entries WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq DESC LIMIT 1";
-
-static const char COUNT_READY_SQL[] =
-    "SELECT max(seq), count(*) FROM"
-    " (SELECT seq FROM @entries WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT 0 + ?3)";
-
-static const char RENEW_LEASES_SQL[] =
-    "UPDATE @leases SET deadline = ?2, claimed_at = ?3, batch = NULL WHERE processor_id = ?1";
-
-static const char RELEASE_LEASES_SQL[] = "DELETE FROM @leases WHERE processor_id = ?1";
-
-static const char CHARGE_RANGE_SQL[] =
-    "UPDATE @entries SET attempts = attempts + 1, last_error = '" OUTBOX_LAPSED "'"
-    " WHERE seq BETWEEN ?1 AND ?2";
+/*
+** Whether any entry from ?1 to ?3 can be read. Looks at no more ready ones than ?4, and no more
+** delayed ones than ?5.
+*/
+#define READY_IS_HELD IS_HELD("ready", "ready.seq", "?1")
+#define RETRY_IS_HELD IS_HELD("retries", "retries.position", "?1")
+static const char FIND_READABLE_SQL[] =
+    "SELECT EXISTS (SELECT 1 FROM (SELECT seq, namespace, key FROM " ENTRIES
+    " WHERE seq BETWEEN ?1 AND ?3 ORDER BY seq LIMIT 0 + ?4) AS ready WHERE NOT " READY_IS_HELD ")"
+    " OR EXISTS (SELECT 1 FROM (SELECT position, namespace, key, due_at FROM @delayed"
+    " WHERE position BETWEEN ?1 AND ?3 ORDER BY position LIMIT 0 + ?5) AS retries"
+    " WHERE retries.due_at <= ?2 AND NOT " RETRY_IS_HELD ")";
 
 /* --- A claim in the making ------------------------------------------------------------------- */
 
-/* The kinds of leases: another processor's, this one's, and lapsed ones. */
-enum kind { OTHERS, OWN, LAPSED };
+enum kind { OTHERS, OWN, DROPPED };
 
 typedef struct claim {
   outbox_store *store;
@@ -65,329 +72,314 @@ typedef struct claim {
   int64_t now, deadline;
   bool limited;
   int64_t remaining; /* how many entries may still be claimed, if it is limited */
-  intervals leases;  /* all leases as they are */
-  intervals mine;    /* the processor's leases as they will be */
-  bool in_hand;      /* an own or a lapsed lease names entries in hand */
-  bool ahead;        /* a retry was delayed in the future */
-  restored restored; /* the delayed entries that came back */
-  int64_t lapses_at; /* when the first of the others' leases lapses; 0: there is none */
+  bool inside;       /* the write lock; there, what has lapsed is removed */
+  intervals live;    /* the intervals as they are, but those that have lapsed */
+  intervals mine;    /* the processor's as they will be */
+  int64_t *due;      /* the places of retries that are due, ascending; NULL: not read yet */
+  size_t due_count;
+  bool own, lapsed;  /* there are such claims */
+  bool shut;         /* a lane holds classes: there is no gap */
+  bool ahead, more;  /* a retry was delayed in the future; there is more to promote */
+  int64_t lapses_at; /* when the first of the others' claims lapses; 0: there is none */
+  int64_t due_at;
 } claim;
 
 static void *reallocate(void *items, uint64_t size) {
   return sqlite3_realloc64(items, size);
 }
 
-/*
-** Counts the ready entries from first to last, up to `limit`. *end becomes the seq of the last one
-** that was counted, if there is any. Without a limit (0) *count is 1 if there is any entry, else
-** 0.
-*/
-static int measure(outbox_store *store, int64_t first, int64_t last, int64_t limit, int64_t *end,
-                   int64_t *count) {
-  int64_t values[2] = {0, 1}; /* the seq, the number */
-  bool found;
-  int code = limit > 0
-                 ? sql_fetch(store, COUNT_READY_SQL, values, 2, &found, "iii", first, last, limit)
-                 : sql_fetch(store, LAST_READY_SQL, values, 1, &found, "ii", first, last);
-  *count = code == OUTBOX_OK && found ? values[1] : 0;
-  if (*count > 0) *end = values[0];
-  return code;
+static int add(claim *c, intervals *list, interval item) {
+  return intervals_append(list, item) ? OUTBOX_OK : store_fail_nomem(c->store);
 }
 
-/* --- The leases as they are ------------------------------------------------------------------ */
+/* --- The claims as they are ------------------------------------------------------------------ */
 
-/* The earlier of two times. 0 is no time. */
-static int64_t earlier(int64_t a, int64_t b) {
-  return a == 0 || (b != 0 && b < a) ? b : a;
-}
-
-static void read_lease(sqlite3_stmt *row, outbox_lease *lease) {
-  lease->first_seq = sqlite3_column_int64(row, 0);
-  lease->last_seq = sqlite3_column_int64(row, 1);
-  lease->processor_id = sql_column(row, 2);
-  lease->deadline = sqlite3_column_int64(row, 3);
-  lease->claimed_at = sqlite3_column_int64(row, 4);
-  lease->batch = sql_column(row, 5);
-}
-
-/* The moment after the lease's deadline. */
-static int64_t lapses(const outbox_lease *lease) {
-  return lease->deadline < INT64_MAX ? lease->deadline + 1 : INT64_MAX;
-}
-
-/* The time after which something that was written is from the future: the clock was set back. */
-static int64_t future(const claim *c) {
-  return c->now + SKEW + c->store->lock_wait.timeout;
-}
-
-static int classify(const claim *c, const outbox_lease *lease) {
-  if (bytes_equal(lease->processor_id, c->processor_id)) return OWN;
-  bool from_the_future = lease->claimed_at > future(c);
-  return lease->deadline < c->now || from_the_future ? LAPSED : OTHERS;
-}
-
-static int load_lease(claim *c, const outbox_lease *lease) {
-  int kind = classify(c, lease);
-  if (kind == OTHERS)
-    c->lapses_at = earlier(c->lapses_at, lapses(lease));
-  else
-    c->in_hand |= lease->batch.data != NULL;
-  bool added = intervals_append(&c->leases, (interval){lease->first_seq, lease->last_seq, kind});
-  return added ? OUTBOX_OK : store_fail_nomem(c->store);
-}
-
-/* Charges an attempt to the entries that were in hand when their lease lapsed. */
-static int charge(claim *c, const outbox_lease *lease) {
-  if (classify(c, lease) == OTHERS) return OUTBOX_OK;
-  const char *text = lease->batch.data;
-  long long first, last;
-  for (int size; text != NULL && sscanf(text, "%lld-%lld%n", &first, &last, &size) == 2;) {
-    if (first < lease->first_seq) first = lease->first_seq;
-    if (last > lease->last_seq) last = lease->last_seq;
-    int code = sql_process(c->store, CHARGE_RANGE_SQL, "ii", (int64_t)first, (int64_t)last);
-    if (code != OUTBOX_OK) return code;
-    text += size;
-    text = *text == ',' ? text + 1 : NULL;
+static int note_lease(void *context, const outbox_lease *lease) {
+  claim *c = context;
+  bool lane = lease_is_lane(lease),
+       own = !lane && bytes_equal(lease->processor_id, c->processor_id);
+  interval item = {lease->first_seq, lease->last_seq, own ? OWN : OTHERS, lease->lease};
+  if (own) {
+    c->own = true;
+    /* What is in hand still was cut off. */
+    int code = c->inside ? lease_charge(c->store, lease, c->now) : OUTBOX_OK;
+    return code == OUTBOX_OK ? add(c, &c->live, item) : code;
   }
-  return OUTBOX_OK;
+  if (lease_has_lapsed(c->store, lease, c->now)) {
+    c->lapsed = true;
+    return c->inside ? lease_reap(c->store, lease, c->now) : OUTBOX_OK;
+  }
+  if (lease->classes == 0) return OUTBOX_OK; /* a lane that stands by */
+  c->lapses_at = due_earlier(c->lapses_at, lease_lapses_at(lease));
+  c->shut |= lane;
+  return lane ? OUTBOX_OK : add(c, &c->live, item);
 }
 
-/* Notes when the lease of a processor that has claimed everything lapses. */
-static int find_exclusive(claim *c, const outbox_lease *lease) {
-  if (classify(c, lease) == OTHERS && lease->last_seq == INT64_MAX)
-    c->lapses_at = earlier(c->lapses_at, lapses(lease));
-  return OUTBOX_OK;
+static int load_leases(claim *c) {
+  c->live.count = 0;
+  c->own = c->lapsed = c->shut = false;
+  c->lapses_at = 0;
+  return lease_each(c->store, note_lease, c);
 }
 
-static int for_each_lease(claim *c, int visit(claim *, const outbox_lease *)) {
+/* --- What lies in an interval ---------------------------------------------------------------- */
+
+static int compare(const void *a, const void *b) {
+  int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+  return (x > y) - (x < y);
+}
+
+/* Reads the places of the retries that are due. */
+static int load_due(claim *c) {
   sqlite3_stmt *row;
-  outbox_lease lease;
-  int code = sql_query(c->store, SELECT_LEASES_SQL, &row, "");
+  if (c->due != NULL) return OUTBOX_OK;
+  c->due = sqlite3_malloc64(MOST_DUE * sizeof *c->due);
+  if (c->due == NULL) return store_fail_nomem(c->store);
+  int code = sql_query(c->store, SELECT_DUE_SQL, &row, "ii", c->now, (int64_t)MOST_DUE);
   if (code != OUTBOX_OK) return code;
-  while ((code = sql_step(c->store, row)) == OUTBOX_ROW) {
-    read_lease(row, &lease);
-    code = visit(c, &lease);
-    if (code == OUTBOX_OK) continue;
-    sql_reset(c->store, row);
-    return code;
-  }
+  while ((code = sql_step(c->store, row)) == OUTBOX_ROW)
+    c->due[c->due_count++] = sqlite3_column_int64(row, 0);
+  if (c->due_count > 0) qsort(c->due, c->due_count, sizeof *c->due, compare);
   return code == OUTBOX_DONE ? OUTBOX_OK : code;
 }
 
-static bool any_of_others(const claim *c) {
-  for (size_t i = 0; i < c->leases.count; i++)
-    if (c->leases.items[i].kind == OTHERS) return true;
-  return false;
-}
-
-/*
-** A live lease counts as lapsed when no entry is left under it and none is due to come back there.
-** An exclusive one stays: it awaits entries.
-*/
-static int sweep(claim *c) {
-  for (size_t i = 0; i < c->leases.count; i++) {
-    interval *lease = &c->leases.items[i];
-    if (lease->kind != OTHERS || lease->last == INT64_MAX) continue;
-    int64_t end, count, returning = 0;
-    bool found;
-    int code = measure(c->store, lease->first, lease->last, 1, &end, &count);
-    if (code == OUTBOX_OK && count == 0)
-      code = sql_fetch(c->store, FIND_RETURNING_SQL, &returning, 1, &found, "iiii", lease->first,
-                       lease->last, c->now, future(c));
-    if (code != OUTBOX_OK) return code;
-    if (count == 0 && !returning) lease->kind = LAPSED;
+/* The index of the first due retry whose place is not below. */
+static size_t first_due(const claim *c, int64_t place) {
+  size_t low = 0, high = c->due_count;
+  while (low < high) {
+    size_t middle = low + (high - low) / 2;
+    if (c->due[middle] < place)
+      low = middle + 1;
+    else
+      high = middle;
   }
-  return OUTBOX_OK;
+  return low;
 }
 
-/* --- The processor's leases as they will be -------------------------------------------------- */
-
-static int add_mine(claim *c, int64_t first, int64_t last) {
-  bool added = intervals_join(&c->mine, (interval){first, last, OWN});
-  return added ? OUTBOX_OK : store_fail_nomem(c->store);
-}
-
-/*
-** With a limit, the processor's own leases come first and are cut to what remains of it. Without
-** one they are dropped, because the gaps will cover them.
-*/
-static int keep_own(claim *c) {
-  for (size_t i = 0; i < c->leases.count; i++) {
-    interval *lease = &c->leases.items[i];
-    if (lease->kind != OWN) continue;
-    int64_t count = 0;
-    if (c->limited && c->remaining > 0) {
-      int code = measure(c->store, lease->first, lease->last, c->remaining, &lease->last, &count);
-      if (code != OUTBOX_OK) return code;
-    }
-    if (count == 0) lease->kind = LAPSED;
-    c->remaining -= count;
-  }
-  return OUTBOX_OK;
-}
-
-/* Claims the ready entries from first to last, as far as the limit allows. */
-static int take_gap(claim *c, int64_t first, int64_t last) {
-  int64_t end, count;
-  if (first > last || (c->limited && c->remaining <= 0)) return OUTBOX_OK;
-  int code = measure(c->store, first, last, c->limited ? c->remaining : 0, &end, &count);
-  if (code == OUTBOX_OK && count > 0) code = add_mine(c, first, end);
-  c->remaining -= count;
+/* Narrows a part of seq to all that lies in it. *count: 1; 0 where none of it can be read. */
+static int find_ends(claim *c, interval *part, int64_t *count) {
+  int64_t ends[3];
+  bool found;
+  int code = sql_fetch(c->store, FIND_ENDS_SQL, ends, 3, &found, "ii", part->first, part->last);
+  *count = code == OUTBOX_OK && found && ends[2];
+  if (code != OUTBOX_OK || !found) return code;
+  part->first = ends[0];
+  part->last = ends[1];
+  if (*count > 0) return OUTBOX_OK;
+  code = load_due(c);
+  size_t next = first_due(c, part->first);
+  *count = code == OUTBOX_OK && next < c->due_count && c->due[next] <= part->last;
   return code;
 }
 
-/* Claims the gaps between all leases; joins them with the own leases that are kept. */
-static int fill_gaps(claim *c) {
-  int64_t from;
+/* Counts ready entries and due retries, the oldest first, and cuts the part to what may remain. */
+static int count_places(claim *c, interval *part, int64_t *count) {
+  sqlite3_stmt *row;
+  *count = 0;
+  int code = load_due(c);
+  size_t next = first_due(c, part->first);
+  int64_t end = part->last;
+  if (code == OUTBOX_OK)
+    code =
+        sql_query(c->store, SELECT_READY_SQL, &row, "iii", part->first, part->last, c->remaining);
+  if (code == OUTBOX_OK) code = sql_step(c->store, row);
+  while ((code == OUTBOX_ROW || code == OUTBOX_DONE) && *count < c->remaining) {
+    bool due = next < c->due_count && c->due[next] <= part->last, ready = code == OUTBOX_ROW;
+    int64_t seq = ready ? sqlite3_column_int64(row, 0) : 0;
+    if (!due && !ready) break;
+    due = due && (!ready || c->due[next] < seq);
+    end = due ? c->due[next++] : seq;
+    ++*count;
+    if (!due) code = sql_step(c->store, row);
+  }
+  if (code == OUTBOX_ROW) sql_reset(c->store, row);
+  part->last = end;
+  return code == OUTBOX_ROW || code == OUTBOX_DONE ? OUTBOX_OK : code;
+}
+
+/* Cuts a part of seq to what of it is claimed. *count: how much that is; 0: nothing. */
+static int measure(claim *c, interval *part, int64_t *count) {
+  int64_t some;
+  interval all = *part;
+  *count = 0;
+  if (part->first > part->last || (c->limited && c->remaining <= 0)) return OUTBOX_OK;
+  int code = find_ends(c, &all, &some);
+  if (code != OUTBOX_OK || some == 0) return code;
+  *part = all;
+  *count = some;
+  if (!c->limited) return OUTBOX_OK;
+  code = count_places(c, part, count);
+  c->remaining -= *count;
+  return code;
+}
+
+/* --- The processor's intervals as they will be ----------------------------------------------- */
+
+/* Joins it to the one before where nothing lies between. From end to end it would be a lane. */
+static int add_mine(claim *c, interval item) {
+  bool added = intervals_join(&c->mine, item);
+  interval *last = added ? &c->mine.items[c->mine.count - 1] : NULL;
+  if (last != NULL && last->first == INT64_MIN && last->last == INT64_MAX) {
+    last->last--;
+    added = intervals_append(&c->mine, (interval){INT64_MAX, INT64_MAX, OWN, 0});
+  }
+  return added ? OUTBOX_OK : store_fail_nomem(c->store);
+}
+
+static void drop_own(claim *c) {
+  for (size_t i = 0; i < c->live.count; i++)
+    if (c->live.items[i].kind == OWN) c->live.items[i].kind = DROPPED;
+}
+
+/* Whether an entry of the own intervals that are kept can be read. */
+static int find_readable(claim *c, int64_t limit, int64_t *readable) {
+  int code = OUTBOX_OK;
   bool found;
-  int code = sql_fetch(c->store, FIRST_READY_SQL, &from, 1, &found, "");
-  if (code != OUTBOX_OK || !found) return code;
-  for (size_t i = 0; i < c->leases.count; i++) {
-    const interval *lease = &c->leases.items[i];
-    if (lease->kind == LAPSED) continue;
-    if (from < lease->first) code = take_gap(c, from, lease->first - 1);
-    if (code == OUTBOX_OK && lease->kind == OWN) code = add_mine(c, lease->first, lease->last);
-    if (code != OUTBOX_OK || lease->last == INT64_MAX) return code;
-    if (from <= lease->last) from = lease->last + 1;
+  *readable = 0;
+  for (size_t i = 0; i < c->live.count && code == OUTBOX_OK && !*readable; i++) {
+    const interval *own = &c->live.items[i];
+    if (own->kind != OWN) continue;
+    code = sql_fetch(c->store, FIND_READABLE_SQL, readable, 1, &found, "iiiii", own->first, c->now,
+                     own->last, limit, (int64_t)MOST_DUE);
+  }
+  return code;
+}
+
+/*
+** With a limit, the processor's own intervals come first and are cut to what remains of it. But
+** where all of it waits for retries that lie elsewhere they are given back: those come first then.
+** Without a limit they are dropped, because the gaps will cover them.
+*/
+static int keep_own(claim *c) {
+  int64_t limit = c->remaining, count, readable;
+  int code = OUTBOX_OK;
+  if (!c->limited && !c->shut) {
+    drop_own(c);
+    return OUTBOX_OK;
+  }
+  for (size_t i = 0; i < c->live.count && code == OUTBOX_OK; i++) {
+    interval *own = &c->live.items[i];
+    if (own->kind != OWN) continue;
+    interval part = *own;
+    code = measure(c, &part, &count);
+    own->last = part.last;
+    if (count == 0) own->kind = DROPPED;
+  }
+  if (code != OUTBOX_OK || !c->limited || c->remaining > 0) return code;
+  code = find_readable(c, limit, &readable);
+  if (code != OUTBOX_OK || readable) return code;
+  drop_own(c);
+  c->remaining = limit;
+  return OUTBOX_OK;
+}
+
+static int take_gap(claim *c, int64_t first, int64_t last) {
+  interval gap = {first, last, OWN, 0};
+  int64_t count;
+  if (c->shut) return OUTBOX_OK;
+  int code = measure(c, &gap, &count);
+  if (code != OUTBOX_OK || count == 0) return code;
+  const interval *before = c->mine.count > 0 ? &c->mine.items[c->mine.count - 1] : NULL;
+  if (before != NULL && before->last < first && before->last + 1 == first) gap.first = first;
+  return add_mine(c, gap);
+}
+
+/* Claims the gaps between the live intervals; joins them with the own ones that are kept. */
+static int fill_gaps(claim *c) {
+  int64_t from = INT64_MIN;
+  for (size_t i = 0; i < c->live.count; i++) {
+    interval lease = c->live.items[i];
+    int code = OUTBOX_OK;
+    if (lease.kind == DROPPED) continue;
+    if (from < lease.first) code = take_gap(c, from, lease.first - 1);
+    if (code == OUTBOX_OK && lease.kind == OWN) code = add_mine(c, lease);
+    if (code != OUTBOX_OK || lease.last == INT64_MAX) return code;
+    if (from <= lease.last) from = lease.last + 1;
   }
   return take_gap(c, from, INT64_MAX);
 }
 
-static int save_leases(claim *c) {
+static int insert(claim *c, const interval *item) {
+  return sql_process(c->store, INSERT_INTERVAL_SQL, "tiiii", c->processor_id, item->first,
+                     item->last, c->deadline, c->now);
+}
+
+static int update(claim *c, const interval *before, const interval *item) {
+  if (before->first == item->first)
+    return sql_process(c->store, MOVE_END_SQL, "iiii", before->id, item->last, c->deadline, c->now);
+  return sql_process(c->store, MOVE_INTERVAL_SQL, "iiiii", before->id, item->last, c->deadline,
+                     c->now, item->first);
+}
+
+/* Writes the intervals into the rows that the processor has, and removes those that are left. */
+static int save(claim *c) {
+  size_t saved = 0;
   int code = OUTBOX_OK;
-  for (size_t i = 0; i < c->leases.count && code == OUTBOX_OK; i++)
-    if (c->leases.items[i].kind != OTHERS)
-      code = sql_process(c->store, DELETE_LEASE_SQL, "i", c->leases.items[i].first);
-  for (size_t i = 0; i < c->mine.count && code == OUTBOX_OK; i++)
-    code = sql_process(c->store, INSERT_LEASE_SQL, "iitii", c->mine.items[i].first,
-                       c->mine.items[i].last, c->processor_id, c->deadline, c->now);
+  for (size_t i = 0; i < c->live.count && code == OUTBOX_OK; i++) {
+    const interval *before = &c->live.items[i];
+    if (before->kind == OTHERS) continue;
+    code = saved < c->mine.count ? update(c, before, &c->mine.items[saved++])
+                                 : lease_remove(c->store, before->id);
+  }
+  while (saved < c->mine.count && code == OUTBOX_OK)
+    code = insert(c, &c->mine.items[saved++]);
   return code;
 }
 
 /* --- The claim ------------------------------------------------------------------------------- */
 
-/* Charges entries that a crash left in hand, and brings back delayed entries that are due. */
-static int prepare(claim *c) {
-  int code = c->in_hand ? for_each_lease(c, charge) : OUTBOX_OK;
-  return code == OUTBOX_OK
-             ? due_restore(c->store, c->now, c->ahead ? future(c) : INT64_MAX, &c->restored)
-             : code;
-}
-
-/* Claims all entries that no other processor holds; with a limit, at most that many. */
-static int claim_share(claim *c) {
-  int code = prepare(c);
-  if (code == OUTBOX_OK) code = sweep(c);
-  if (code == OUTBOX_OK) code = keep_own(c);
-  if (code == OUTBOX_OK) code = fill_gaps(c);
-  return code == OUTBOX_OK ? save_leases(c) : code;
-}
-
-/* Claims everything, future entries too. Changes nothing while another holds a live lease. */
-static int claim_all(claim *c, bool *refused) {
-  int64_t first;
-  bool found;
-  int code = sweep(c);
-  *refused = any_of_others(c);
-  if (code != OUTBOX_OK || *refused) return code;
-  code = prepare(c);
-  for (size_t i = 0; i < c->leases.count; i++)
-    c->leases.items[i].kind = LAPSED;
-  if (code == OUTBOX_OK) code = sql_fetch(c->store, FIRST_READY_SQL, &first, 1, &found, "");
-  /* From 1, because a retry may come back to a place below the first. */
-  if (code == OUTBOX_OK && found) code = add_mine(c, first < 1 ? first : 1, INT64_MAX);
-  return code == OUTBOX_OK ? save_leases(c) : code;
-}
-
 /*
 ** Looks without a lock, because idle and standby processors come here at every commit of others.
 ** The clock may be behind what it sees: it decides only whether to look again inside the lock.
-** *idle: there is nothing to claim now, and *claimed is complete.
+** *idle: there is nothing to claim now.
 */
-static int look_first(claim *c, bool exclusive, bool *idle, outbox_claimed *claimed) {
-  int64_t values[2] = {0, 0}; /* whether there is work; whether a retry was delayed in the future */
+static int look_first(claim *c, bool *idle, bool *work) {
+  int64_t any = 0;
   bool found;
   int code = doorbell_see(c->store);
-  if (code == OUTBOX_OK)
-    code = sql_fetch(c->store, FIND_WORK_SQL, values, 2, &found, "ii", c->now, future(c));
-  c->ahead = values[1] != 0;
-  bool work = values[0] != 0 || c->ahead;
-  if (code == OUTBOX_OK && exclusive && work) code = for_each_lease(c, find_exclusive);
-  if (code != OUTBOX_OK) return code;
-  claimed->refused = c->lapses_at != 0;
-  claimed->again_at = c->lapses_at;
-  *idle = !work || claimed->refused;
-  c->lapses_at = 0;
-  return work ? OUTBOX_OK
-              : sql_fetch(c->store, FIND_DUE_SQL, &claimed->again_at, 1, &found, "i", c->now);
+  if (code == OUTBOX_OK) code = load_leases(c);
+  if (code != OUTBOX_OK || c->own || c->lapsed) return code;
+  code = sql_fetch(c->store, FIND_WORK_SQL, &any, 1, &found, "i", c->now);
+  *work = any != 0;
+  if (code != OUTBOX_OK || (*work && !c->shut)) return code;
+  code = due_look(c->store, c->now, &c->due_at, &c->ahead);
+  *idle = c->shut || !c->ahead;
+  return code;
+}
+
+static int claim_inside(claim *c) {
+  c->inside = true;
+  /* In a transaction that has no lock yet, look_first has fixed what can be seen. */
+  int code = store_now_inside(c->store, &c->now);
+  if (code == OUTBOX_OK) code = load_leases(c);
+  if (code == OUTBOX_OK) code = due_look(c->store, c->now, &c->due_at, &c->ahead);
+  if (code == OUTBOX_OK && !c->shut) code = due_promote_all(c->store, c->now, &c->more);
+  if (code == OUTBOX_OK && c->ahead) code = due_correct(c->store, c->now);
+  if (code == OUTBOX_OK) code = keep_own(c);
+  if (code == OUTBOX_OK) code = fill_gaps(c);
+  return code == OUTBOX_OK ? save(c) : code;
 }
 
 int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
-                         int64_t limit, bool exclusive, outbox_claimed *claimed) {
+                         int64_t limit, outbox_claimed *claimed) {
   claim c = {.store = store,
              .processor_id = processor_id,
              .deadline = deadline,
              .limited = limit > 0,
              .remaining = limit,
-             .leases.reallocate = reallocate,
-             .mine.reallocate = reallocate,
-             .restored.from = INT64_MAX};
-  bool idle = false, refused = false, found;
-  int64_t due_at = 0;
-  *claimed = (outbox_claimed){.restored_from = INT64_MAX};
+             .live.reallocate = reallocate,
+             .mine.reallocate = reallocate};
+  bool idle = false, work = false;
   int code = transaction_enter(store);
-  if (code == OUTBOX_OK && c.limited && exclusive)
-    code = store_fail(store, OUTBOX_MISUSE, "a claim cannot be exclusive and have a limit");
   if (code == OUTBOX_OK) code = store_now(store, &c.now);
-  if (code == OUTBOX_OK) code = look_first(&c, exclusive, &idle, claimed);
-  if (code != OUTBOX_OK || idle) return code;
-
-  code = outbox_begin(store);
-  if (code != OUTBOX_OK) return code;
-  /* In a transaction that has no lock yet, look_first has fixed what can be seen. */
-  code = store_now_inside(store, &c.now);
-  if (code == OUTBOX_OK) code = for_each_lease(&c, load_lease);
-  if (code == OUTBOX_OK) code = exclusive ? claim_all(&c, &refused) : claim_share(&c);
-  if (code == OUTBOX_OK) code = sql_fetch(store, FIND_DUE_SQL, &due_at, 1, &found, "i", c.now);
-  code = transaction_end(store, code);
-  if (code == OUTBOX_OK)
-    *claimed = (outbox_claimed){.any = c.mine.count > 0,
-                                .refused = refused,
-                                .restored_from = c.restored.from,
-                                .again_at = c.restored.more ? c.now : earlier(due_at, c.lapses_at)};
-  sqlite3_free(c.leases.items);
+  if (code == OUTBOX_OK) code = look_first(&c, &idle, &work);
+  if (code == OUTBOX_OK && !idle) code = outbox_begin(store);
+  if (code == OUTBOX_OK && !idle) code = transaction_end(store, claim_inside(&c));
+  *claimed = (outbox_claimed){.any = c.mine.count > 0,
+                              .again_at = due_earlier(c.due_at, idle && !work ? 0 : c.lapses_at)};
+  if (c.more) claimed->again_at = c.now;
+  sqlite3_free(c.live.items);
   sqlite3_free(c.mine.items);
+  sqlite3_free(c.due);
   return code;
-}
-
-int outbox_renew_claim(outbox_store *store, outbox_bytes processor_id, int64_t deadline,
-                       bool *renewed) {
-  int64_t now;
-  int code = transaction_enter(store);
-  if (code == OUTBOX_OK) code = store_now(store, &now);
-  if (code == OUTBOX_OK)
-    code = sql_process(store, RENEW_LEASES_SQL, "tii", processor_id, deadline, now);
-  if (code == OUTBOX_OK) *renewed = sqlite3_changes(store->db) > 0;
-  return code;
-}
-
-int outbox_release_claim(outbox_store *store, outbox_bytes processor_id) {
-  int code = transaction_enter(store);
-  if (code == OUTBOX_OK) code = sql_process(store, RELEASE_LEASES_SQL, "t", processor_id);
-  return code;
-}
-
-/* --- Reading the leases ---------------------------------------------------------------------- */
-
-int outbox_leases(outbox_store *store) {
-  int code = transaction_enter(store);
-  if (code != OUTBOX_OK) return code;
-  return sql_query(store, SELECT_LEASES_SQL, &store->reading, "");
-}
-
-int outbox_next_lease(outbox_store *store, outbox_lease *lease) {
-  int code = reading_next(store);
-  if (code != OUTBOX_ROW) return code;
-  read_lease(store->reading, lease);
-  return OUTBOX_ROW;
 }

@@ -5,10 +5,10 @@
 #include "operations.h"
 
 static const char REQUEUE_DEAD_SQL[] =
-    "INSERT INTO @entries (" MESSAGE_COLUMNS ", last_error)"
+    "INSERT INTO " ENTRIES " (" MESSAGE_COLUMNS ", last_error)"
     " SELECT " MESSAGE_COLUMNS ", last_error FROM @dead WHERE id = ?1";
 
-static const char FIND_READY_SQL[] = "SELECT EXISTS (SELECT 1 FROM @entries WHERE id = ?1)";
+static const char FIND_READY_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES " WHERE id = ?1)";
 
 static const char DELETE_DEAD_SQL[] = "DELETE FROM @dead WHERE id = ?1";
 

@@ -15,45 +15,72 @@
 #include "operations.h"
 
 static const char BEAT_SQL[] =
-    "UPDATE @leases SET deadline = deadline + ?2, claimed_at = claimed_at + ?2"
+    "UPDATE @claims SET deadline = deadline + ?2, claimed_at = claimed_at + ?2"
     " WHERE processor_id = ?1";
+
+/* What is in hand now counts as slow, not as lost with its processor. */
+static const char MARK_SQL[] = "UPDATE @claims SET held = '" OVERTIME "' || held"
+                               " WHERE processor_id = ?1 AND held NOT LIKE '" OVERTIME "%'";
 
 struct heartbeat {
   pthread_t thread;
   pthread_mutex_t mutex;  /* guards the fields up to `capacity` */
-  pthread_cond_t changed; /* the heartbeat was started, a renewal ended, or the end has come */
-  bool ending, beating, renewing;
+  pthread_cond_t changed; /* the heartbeat was started, a write ended, or the end has come */
+  bool ending, beating, writing;
   int64_t from, until;    /* when the deadline was moved last; when to give up */
-  int64_t interval, next; /* between two renewals; when the next is due */
+  int64_t interval, next; /* between two renewals; when the next is due, or the mark */
   int64_t wakes_at;       /* when the thread looks by itself; INT64_MAX: never */
   char *processor_id;     /* `size` bytes, in room for `capacity` */
   size_t size, capacity;
-  char *path, *sql; /* set before the thread starts; what follows is the thread's alone */
+  char *path, *beat_sql, *mark_sql; /* set before the thread starts; the rest is its own */
   lock_wait lock_wait;
   sqlite3 *db;
-  sqlite3_stmt *statement;
+  sqlite3_stmt *beat, *mark;
 };
 
 /* --- The thread ------------------------------------------------------------------------------ */
 
-static bool renew(heartbeat *heartbeat, int64_t passed) {
-  if (heartbeat->db == NULL) {
-    int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX;
-    if (sqlite3_open_v2(heartbeat->path, &heartbeat->db, flags, NULL) != SQLITE_OK ||
-        sqlite3_exec(heartbeat->db, "PRAGMA synchronous = NORMAL", NULL, NULL, NULL) != SQLITE_OK ||
-        sqlite3_prepare_v2(heartbeat->db, heartbeat->sql, -1, &heartbeat->statement, NULL) !=
-            SQLITE_OK) {
-      sqlite3_close(heartbeat->db);
-      heartbeat->db = NULL;
-      return false;
-    }
-    store_wait_for_locks(heartbeat->db, &heartbeat->lock_wait);
+static bool prepare(heartbeat *heartbeat, const char *sql, sqlite3_stmt **statement) {
+  return sqlite3_prepare_v2(heartbeat->db, sql, -1, statement, NULL) == SQLITE_OK;
+}
+
+static bool connect(heartbeat *heartbeat) {
+  if (heartbeat->db != NULL) return true;
+  int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX;
+  if (sqlite3_open_v2(heartbeat->path, &heartbeat->db, flags, NULL) != SQLITE_OK ||
+      sqlite3_exec(heartbeat->db, "PRAGMA synchronous = NORMAL", NULL, NULL, NULL) != SQLITE_OK ||
+      !prepare(heartbeat, heartbeat->beat_sql, &heartbeat->beat) ||
+      !prepare(heartbeat, heartbeat->mark_sql, &heartbeat->mark)) {
+    sqlite3_finalize(heartbeat->beat);
+    sqlite3_close(heartbeat->db);
+    heartbeat->beat = NULL;
+    heartbeat->db = NULL;
+    return false;
   }
-  sqlite3_bind_text64(heartbeat->statement, 1, heartbeat->processor_id, heartbeat->size,
-                      SQLITE_STATIC, SQLITE_UTF8);
-  sqlite3_bind_int64(heartbeat->statement, 2, passed);
-  sqlite3_step(heartbeat->statement);
-  return sqlite3_reset(heartbeat->statement) == SQLITE_OK;
+  store_wait_for_locks(heartbeat->db, &heartbeat->lock_wait);
+  return true;
+}
+
+static bool run(heartbeat *heartbeat, sqlite3_stmt *statement) {
+  sqlite3_bind_text64(statement, 1, heartbeat->processor_id, heartbeat->size, SQLITE_STATIC,
+                      SQLITE_UTF8);
+  sqlite3_step(statement);
+  return sqlite3_reset(statement) == SQLITE_OK;
+}
+
+/* Renews the claim or, after overtime, marks it. */
+static bool write_claim(heartbeat *heartbeat, int64_t passed, bool overtime) {
+  if (!connect(heartbeat)) return false;
+  if (overtime) return run(heartbeat, heartbeat->mark);
+  sqlite3_bind_int64(heartbeat->beat, 2, passed);
+  return run(heartbeat, heartbeat->beat);
+}
+
+/* When the thread has something to do next. */
+static void plan(heartbeat *heartbeat, int64_t now, int64_t interval) {
+  heartbeat->next = clock_later(now, interval);
+  if (heartbeat->next > heartbeat->until && now < heartbeat->until)
+    heartbeat->next = heartbeat->until;
 }
 
 static void *beat(void *context) {
@@ -61,7 +88,6 @@ static void *beat(void *context) {
   pthread_mutex_lock(&heartbeat->mutex);
   while (!heartbeat->ending) {
     int64_t now = clock_monotonic();
-    if (now >= heartbeat->until) heartbeat->beating = false;
     if (!heartbeat->beating) {
       heartbeat->wakes_at = INT64_MAX;
       pthread_cond_wait(&heartbeat->changed, &heartbeat->mutex);
@@ -71,13 +97,15 @@ static void *beat(void *context) {
       heartbeat->wakes_at = heartbeat->next;
       pthread_cond_timedwait(&heartbeat->changed, &heartbeat->mutex, &time);
     } else {
-      heartbeat->renewing = true; /* keeps the processor id as it is */
+      bool overtime = now >= heartbeat->until;
+      heartbeat->writing = true; /* keeps the processor id as it is */
       pthread_mutex_unlock(&heartbeat->mutex);
-      bool renewed = renew(heartbeat, now - heartbeat->from);
+      bool written = write_claim(heartbeat, now - heartbeat->from, overtime);
       pthread_mutex_lock(&heartbeat->mutex);
-      heartbeat->renewing = false;
-      if (renewed) heartbeat->from = now;
-      heartbeat->next = clock_later(now, heartbeat->interval / (renewed ? 1 : 4));
+      heartbeat->writing = false;
+      if (written && overtime) heartbeat->beating = false;
+      if (written) heartbeat->from = now;
+      plan(heartbeat, now, heartbeat->interval / (written ? 1 : 4));
       pthread_cond_broadcast(&heartbeat->changed);
     }
   }
@@ -88,13 +116,15 @@ static void *beat(void *context) {
 /* --- The owner ------------------------------------------------------------------------------- */
 
 static void free_heartbeat(heartbeat *heartbeat) {
-  sqlite3_finalize(heartbeat->statement);
+  sqlite3_finalize(heartbeat->beat);
+  sqlite3_finalize(heartbeat->mark);
   sqlite3_close(heartbeat->db);
   pthread_cond_destroy(&heartbeat->changed);
   pthread_mutex_destroy(&heartbeat->mutex);
   sqlite3_free(heartbeat->processor_id);
   sqlite3_free(heartbeat->path);
-  sqlite3_free(heartbeat->sql);
+  sqlite3_free(heartbeat->beat_sql);
+  sqlite3_free(heartbeat->mark_sql);
   sqlite3_free(heartbeat);
 }
 
@@ -121,9 +151,10 @@ static int make_heartbeat(outbox_store *store, const char *path) {
   pthread_condattr_destroy(&monotonic_clock);
   heartbeat->lock_wait = store->lock_wait;
   heartbeat->path = sqlite3_mprintf("%s", path);
-  heartbeat->sql = sql_expand(store, BEAT_SQL);
+  heartbeat->beat_sql = sql_expand(store, BEAT_SQL);
+  heartbeat->mark_sql = sql_expand(store, MARK_SQL);
   int code = OUTBOX_OK;
-  if (heartbeat->path == NULL || heartbeat->sql == NULL)
+  if (heartbeat->path == NULL || heartbeat->beat_sql == NULL || heartbeat->mark_sql == NULL)
     code = store_fail_nomem(store);
   else if (start(heartbeat) != 0)
     code = store_fail(store, OUTBOX_ERROR, "no thread can be started for the heartbeat");
@@ -135,8 +166,8 @@ static int make_heartbeat(outbox_store *store, const char *path) {
 }
 
 /* Waits until the thread is not writing, with the mutex locked. */
-static void await_renewal(heartbeat *heartbeat) {
-  while (heartbeat->renewing)
+static void await_write(heartbeat *heartbeat) {
+  while (heartbeat->writing)
     pthread_cond_wait(&heartbeat->changed, &heartbeat->mutex);
 }
 
@@ -150,7 +181,7 @@ int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64
   if (code != OUTBOX_OK) return code;
   heartbeat *heartbeat = store->heartbeat;
   pthread_mutex_lock(&heartbeat->mutex);
-  await_renewal(heartbeat);
+  await_write(heartbeat);
   if (processor_id.size >= heartbeat->capacity) {
     char *larger = sqlite3_realloc64(heartbeat->processor_id, processor_id.size + 1);
     if (larger == NULL) {
@@ -167,7 +198,7 @@ int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64
     heartbeat->interval = interval > 1000 ? interval : 1000;
     heartbeat->from = clock_monotonic();
     heartbeat->until = clock_later(heartbeat->from, max_duration);
-    heartbeat->next = clock_later(heartbeat->from, heartbeat->interval);
+    plan(heartbeat, heartbeat->from, heartbeat->interval);
     heartbeat->beating = true;
     /* A thread that wakes soon enough is left asleep: a signal for every batch costs too much. */
     if (heartbeat->next < heartbeat->wakes_at) pthread_cond_broadcast(&heartbeat->changed);
@@ -180,7 +211,7 @@ void outbox_stop_heartbeat(outbox_store *store) {
   heartbeat *heartbeat = store->heartbeat;
   if (heartbeat == NULL || store->pid != getpid()) return;
   pthread_mutex_lock(&heartbeat->mutex);
-  await_renewal(heartbeat);
+  await_write(heartbeat);
   heartbeat->beating = false;
   pthread_mutex_unlock(&heartbeat->mutex);
 }

@@ -11,6 +11,28 @@ static void *reallocate(void *items, uint64_t size) {
 
 /* --- Entries --------------------------------------------------------------------------------- */
 
+/* The bytes of a batch are taken from a few blocks: an allocation for each entry costs more. */
+struct block {
+  block *before;
+  size_t room, used;
+  char bytes[];
+};
+
+#define BLOCK_SIZE 16000
+
+static char *take_bytes(items *list, size_t size) {
+  block *block = list->blocks;
+  if (block == NULL || block->room - block->used < size) {
+    size_t room = size > BLOCK_SIZE ? size : BLOCK_SIZE;
+    block = sqlite3_malloc64(sizeof *block + room);
+    if (block == NULL) return NULL;
+    *block = (struct block){list->blocks, room, 0};
+    list->blocks = block;
+  }
+  block->used += size;
+  return block->bytes + block->used - size;
+}
+
 /* Copies bytes to *end, and moves it. */
 static outbox_bytes keep(outbox_bytes bytes, char **end) {
   char *copy = *end;
@@ -20,8 +42,7 @@ static outbox_bytes keep(outbox_bytes bytes, char **end) {
   return (outbox_bytes){copy, bytes.size};
 }
 
-int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, bool delayed, uint64_t space,
-             uint64_t line) {
+int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, const item *known) {
   if (list->count == list->room) {
     size_t room = 2 * list->room + 16;
     item *larger = sqlite3_realloc64(list->items, room * sizeof *larger);
@@ -29,20 +50,20 @@ int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, bool delayed, 
     list->items = larger;
     list->room = room;
   }
-  outbox_bytes id = sql_column(row, 1), namespace = sql_column(row, 2), key = sql_column(row, 3),
+  outbox_bytes namespace = known->entry.namespace, key = known->entry.key, id = sql_column(row, 1),
                payload = sql_column(row, 4), headers = sql_column(row, 5),
                last_error = sql_column(row, 8);
   size_t size = id.size + namespace.size + key.size + payload.size + headers.size;
-  char *end = sqlite3_malloc64(size + last_error.size + 1);
+  char *end = take_bytes(list, size + last_error.size);
   if (end == NULL) return store_fail_nomem(store);
   item *item = &list->items[list->count++];
-  item->bytes = end;
-  item->space = space;
-  item->line = line;
-  item->delayed = delayed;
+  item->space = known->space;
+  item->line = known->line;
+  item->class = known->class;
+  item->delayed = known->delayed;
   item->stays = false;
-  item->entry = (outbox_entry){.state = delayed ? OUTBOX_DELAYED : OUTBOX_READY,
-                               .seq = sqlite3_column_int64(row, 0),
+  item->entry = (outbox_entry){.state = known->delayed ? OUTBOX_DELAYED : OUTBOX_READY,
+                               .seq = known->entry.seq,
                                .id = keep(id, &end),
                                .namespace = keep(namespace, &end),
                                .key = keep(key, &end),
@@ -56,10 +77,44 @@ int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, bool delayed, 
 }
 
 void lane_empty(items *list) {
-  for (size_t i = 0; i < list->count; i++)
-    sqlite3_free(list->items[i].bytes);
+  while (list->blocks != NULL) {
+    block *block = list->blocks;
+    list->blocks = block->before;
+    sqlite3_free(block);
+  }
   sqlite3_free(list->items);
   *list = (items){0};
+}
+
+bool lane_is_uniform(const items *list) {
+  for (size_t i = 0; i < list->count; i++) {
+    const outbox_entry *entry = &list->items[i].entry;
+    if (entry->attempts > 0 || entry->last_error.data != NULL ||
+        list->items[i].space != list->items[0].space)
+      return false;
+  }
+  return true;
+}
+
+bool lane_repeats(const items *list) {
+  size_t room = 16;
+  bool found = false;
+  if (list->count < 2) return false;
+  while (room < 2 * list->count)
+    room *= 2;
+  uint64_t *seen = sqlite3_malloc64(room * sizeof *seen);
+  if (seen == NULL) return true;
+  memset(seen, 0, room * sizeof *seen);
+  for (size_t i = 0; i < list->count && !found; i++) {
+    uint64_t line = list->items[i].line, slot = line >> 1;
+    if (line == 0) continue; /* it waits for nobody */
+    while (seen[slot & (room - 1)] != 0 && seen[slot & (room - 1)] != line)
+      slot++;
+    found = seen[slot & (room - 1)] == line;
+    seen[slot & (room - 1)] = line;
+  }
+  sqlite3_free(seen);
+  return found;
 }
 
 bool lane_has(const lane *lane, int64_t place) {

@@ -12,7 +12,7 @@
 #include "../box.h"
 #include "../heads.h"
 #include "../lines.h"
-#include "operations.h"
+#include "lease.h"
 
 #pragma GCC visibility push(hidden)
 
@@ -20,15 +20,18 @@
 typedef struct item {
   outbox_entry entry;   /* its seq is its place, also while it is delayed */
   uint64_t space, line; /* hashes, see ../box.h; a line of 0: it holds nobody back */
+  int class;
   bool delayed;
-  bool stays;  /* in hand, but it is to be handed out again */
-  void *bytes; /* of the entry */
+  bool stays; /* in hand, but it is to be handed out again */
 } item;
+
+typedef struct block block;
 
 typedef struct items {
   item *items;
   size_t count, room;
-  int64_t bytes;
+  int64_t bytes; /* of the entries */
+  block *blocks; /* where these bytes are */
 } items;
 
 #define MANY 256 /* delayed entries that a reading remembers */
@@ -46,7 +49,9 @@ typedef struct lane {
   int64_t busy_at;             /* when there was something to do last */
   int64_t checked_at;          /* when the heads of held lines were last looked for */
   int64_t looked;              /* rows, by all walks */
+  int64_t met_at;              /* when heads were looked for last, of any namespace */
   bool main_has_turn, wants_lap, skipped;
+  bool ahead; /* a retry was skipped because main has not come by its place */
   uint64_t random;
   lines lines;
   items hand;
@@ -68,19 +73,19 @@ typedef struct survey {
   uint64_t mask, taken; /* its own classes; those of the other members */
 } survey;
 
-/* --- lease.c --------------------------------------------------------------------------------- */
+/* --- share.c --------------------------------------------------------------------------------- */
 
 /*
 ** Looks at the claims. With `reap`, inside the write lock, charges what was in hand of those that
 ** have lapsed, and removes them.
 */
-int lease_survey(outbox_store *store, int64_t now, bool reap, survey *survey);
+int share_survey(outbox_store *store, int64_t now, bool reap, survey *survey);
 
 /* The classes that the processor should hold, by a survey. */
-uint64_t lease_share(const lane *lane, const survey *survey);
+uint64_t share_quota(const lane *lane, const survey *survey);
 
 /* Writes the processor's row, with what it has in hand; with no classes and `drop`, removes it. */
-int lease_write(outbox_store *store, uint64_t mask, int64_t now, const items *hand, bool drop,
+int share_write(outbox_store *store, uint64_t mask, int64_t now, const items *hand, bool drop,
                 int64_t *lease);
 
 /* --- walk.c ---------------------------------------------------------------------------------- */
@@ -111,9 +116,16 @@ void verdict_unblock(lane *lane, const outbox_verdict *verdicts, size_t count);
 
 bool lane_has(const lane *lane, int64_t place);   /* in hand */
 bool lane_keeps(const lane *lane, uint64_t line); /* an entry in hand of this line stays */
-int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, bool delayed, uint64_t space,
-             uint64_t line);
+
+/* Adds an entry from a row that has all columns. The place, namespace and key are in *known. */
+int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, const item *known);
 void lane_empty(items *list);
+
+/* Whether all are of one namespace, and none was tried before. */
+bool lane_is_uniform(const items *list);
+
+/* Whether two are of one line; also where that cannot be known. */
+bool lane_repeats(const items *list);
 uint64_t lane_random(lane *lane);
 
 /* Goes back to the place `from`, or to the lowest left behind. Parked namespaces stay known. */

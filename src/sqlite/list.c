@@ -5,7 +5,7 @@
 #include "operations.h"
 
 /* The columns that reading.c expects; the last is the state. */
-#define READY "SELECT seq, " ENTRY_COLUMNS ", 0, 0, 0 FROM @entries"
+#define READY "SELECT seq, " ENTRY_COLUMNS ", 0, 0, 0 FROM " ENTRIES
 #define DELAYED "SELECT seq, " ENTRY_COLUMNS ", 0, due_at, 1 FROM @delayed"
 #define DEAD "SELECT seq, " ENTRY_COLUMNS ", died_at, 0, 2 FROM @dead"
 

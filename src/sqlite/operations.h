@@ -15,20 +15,63 @@
 */
 #define SKEW 5000000
 
+/* What the text of the entries in hand begins with after overtime. */
+#define OVERTIME "!"
+
+/* --- due.c ----------------------------------------------------------------------------------- */
+
+/* The time after which what was written is from the future: the clock was set back since. */
+int64_t due_future(const outbox_store *store, int64_t now);
+
+/* The earlier of two times. 0 is no time. */
+int64_t due_earlier(int64_t a, int64_t b);
+
+/*
+** When the next delayed entry falls due, 0: never; and whether a retry was delayed in the future.
+** Such retries are due now: due_correct writes that, for at most 10,000.
+*/
+int due_look(outbox_store *store, int64_t now, int64_t *due_at, bool *ahead);
+int due_correct(outbox_store *store, int64_t now);
+
+/*
+** Makes a scheduled entry ready that is due, at the end. *promoted: it was there, and due.
+** due_promote_all does so for at most 1,000; *more: there may be more of them.
+*/
+int due_promote(outbox_store *store, int64_t seq, int64_t now, bool *promoted);
+int due_promote_all(outbox_store *store, int64_t now, bool *more);
+
+/* --- settle.c -------------------------------------------------------------------------------- */
+
+/*
+** Writes what became of an entry, where it lies: `delayed` says where to look first. Sets
+** verdict->found.
+*/
+int settle_entry(outbox_store *store, outbox_verdict *verdict, outbox_identity entry, bool delayed,
+                 int64_t now);
+
+/* Whether a run of ready entries without gaps is all there; then *deleted, and all of it is. */
+int settle_run(outbox_store *store, outbox_identity first, outbox_identity last, bool *deleted);
+
+/*
+** Charges an attempt to the entries in hand at these places, because their processor died; makes
+** suspects of them. Under a claim by hand, a retry that is not due was settled before that.
+*/
+int settle_charge(outbox_store *store, range places, bool lane, int64_t now);
+int settle_suspect(outbox_store *store, range places, bool lane, int64_t now);
+
+/* --- reading.c, doorbell.c, heartbeat.c ------------------------------------------------------ */
+
 /* The next row of the reading under way: OUTBOX_ROW, OUTBOX_DONE, or an error. */
 int reading_next(outbox_store *store);
 
-/* What due_restore has done. */
-typedef struct restored {
-  bool more;    /* there may be more to restore */
-  int64_t from; /* the lowest place to which a retry came back; else as before */
-} restored;
-
 /*
-** Makes delayed entries ready again, at most 1,000: those that are due now, and retries that were
-** delayed after `future`, because the clock was set back since. INT64_MAX: there are none of these.
+** In SQL: whether an entry of `table` waits for an earlier retry of its key. It need not wait for
+** one that is due, at the time ?2, in the same interval, from `first` on: that one comes first.
 */
-int due_restore(outbox_store *store, int64_t now, int64_t future, restored *restored);
+#define IS_HELD(table, place, first)                                                               \
+  "EXISTS (SELECT 1 FROM @delayed AS r INDEXED BY @@delayed_key"                                   \
+  " WHERE r.namespace = " table ".namespace AND r.key = " table ".key AND r.position < " place     \
+  " AND NOT (r.due_at <= ?2 AND r.position >= " first "))"
 
 /* Notes what this connection can see now, so that outbox_wait knows what is new. */
 int doorbell_see(outbox_store *store);

@@ -6,7 +6,7 @@
 #include "../columns.h"
 #include "operations.h"
 
-#define INSERT "INSERT INTO @entries (" MESSAGE_COLUMNS ") VALUES "
+#define INSERT "INSERT INTO " ENTRIES " (" MESSAGE_COLUMNS ") VALUES "
 #define ROW "(?, ?, ?, ?, ?, ?)"
 #define ROW_TYPES "tttbti"
 #define FOUR_ROWS ROW "," ROW "," ROW "," ROW
@@ -22,7 +22,7 @@ static const char INSERT_DELAYED_SQL[] =
     "INSERT INTO @delayed (" MESSAGE_COLUMNS ", due_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 /* An id is unique in the whole outbox. SQL's UNIQUE covers one table. */
-static const char FIND_ID_SQL[] = "SELECT EXISTS (SELECT 1 FROM @entries WHERE id = ?1)"
+static const char FIND_ID_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES " WHERE id = ?1)"
                                   " OR EXISTS (SELECT 1 FROM @delayed WHERE id = ?1)"
                                   " OR EXISTS (SELECT 1 FROM @dead WHERE id = ?1)";
 

@@ -55,12 +55,33 @@ static const char VERSION_2[] =
 /*
 ** Version 3. A claim is a box: namespaces, classes of keys (a bit mask), and an interval of seq.
 ** Its number never comes twice: a processor that has lost its claim finds no other in its place.
+**
+** The claims of before are carried over, but what was in hand under them is forgotten: it was named
+** in another way. So it is delivered again, uncharged, where its processor dies now. A processor of
+** the old version that still runs looks at the version no more; its next claim is refused by a
+** trigger.
 */
+#define RAISE_NEWER                                                                                \
+  " BEGIN SELECT RAISE(ABORT, 'these tables are from a newer outbox: restart this process with "   \
+  "it'); END;"
+
 static const char VERSION_3[] =
     "CREATE TABLE @claims (lease INTEGER PRIMARY KEY AUTOINCREMENT, processor_id TEXT NOT NULL,"
     " namespaces TEXT NOT NULL, classes INTEGER NOT NULL, first_seq INTEGER NOT NULL,"
     " last_seq INTEGER NOT NULL, deadline INTEGER NOT NULL, claimed_at INTEGER NOT NULL,"
-    " held TEXT);";
+    " held TEXT);"
+    "CREATE INDEX @claims_first_seq ON @@claims (first_seq);"
+    "INSERT INTO @claims (processor_id, namespaces, classes, first_seq, last_seq, deadline,"
+    " claimed_at) SELECT processor_id, '', -1, max(first_seq, -9223372036854775807), last_seq,"
+    " deadline, claimed_at FROM @leases ORDER BY first_seq;"
+    "DROP TABLE @leases;"
+    "CREATE VIEW @leases AS SELECT first_seq, last_seq, processor_id, deadline, claimed_at,"
+    " held AS batch FROM @@claims WHERE 0;"
+    "CREATE TRIGGER @leases_insert INSTEAD OF INSERT ON @@leases" RAISE_NEWER
+    "CREATE TRIGGER @leases_update INSTEAD OF UPDATE ON @@leases" RAISE_NEWER
+    "CREATE TRIGGER @leases_delete INSTEAD OF DELETE ON @@leases" RAISE_NEWER
+    "DROP INDEX @delayed_position;"
+    "CREATE INDEX @delayed_position ON @@delayed (position, due_at);";
 
 const char *const schema_steps[] = {VERSION_1, VERSION_2, VERSION_3};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

@@ -1,14 +1,26 @@
 /*
-** How a claimed entry ends: deleted once delivered, delayed for a retry, or buried.
+** What becomes of an entry, ready or delayed: deleted once delivered, delayed for a retry, buried;
+** or charged, because its processor died with it in hand.
 */
 #include "../columns.h"
 #include "operations.h"
 
 #define MIN_RUN 4 /* entries; fewer are deleted faster one by one */
 
-static const char FIND_READY_SQL[] = "SELECT seq FROM @entries WHERE id = ?1";
+static const char FIND_READY_SQL[] = "SELECT seq FROM " ENTRIES " WHERE id = ?1";
 
-static const char DELETE_READY_SQL[] = "DELETE FROM @entries WHERE seq = ?1 AND id = ?2";
+static const char FIND_SCHEDULED_SQL[] =
+    "SELECT seq FROM @delayed WHERE id = ?1 AND position IS NULL";
+
+#define THE_READY " FROM " ENTRIES " AS entry WHERE seq = ?1 AND id = ?2"
+
+/* A delayed entry that was ready before is known by its position. INT64_MIN is any place. */
+#define IS_THE_DELAYED " WHERE id = ?2 AND ?1 IN (position, -9223372036854775808)"
+#define THE_DELAYED " FROM @delayed AS entry" IS_THE_DELAYED
+
+static const char DELETE_READY_SQL[] = "DELETE" THE_READY;
+
+static const char DELETE_DELAYED_SQL[] = "DELETE" THE_DELAYED;
 
 /*
 ** Whether the whole range is there. Compares the ids at both ends, because seq starts again from 1
@@ -16,41 +28,143 @@ static const char DELETE_READY_SQL[] = "DELETE FROM @entries WHERE seq = ?1 AND 
 ** where there is no subquery.
 */
 static const char CHECK_RANGE_SQL[] =
-    "SELECT (SELECT count(*) FROM @entries WHERE seq BETWEEN ?1 AND ?2) = ?2 - ?1 + 1"
-    " AND (SELECT id FROM @entries WHERE seq = ?1) = ?3"
-    " AND (SELECT id FROM @entries WHERE seq = ?2) = ?4";
+    "SELECT (SELECT count(*) FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2) = ?2 - ?1 + 1"
+    " AND (SELECT id FROM " ENTRIES " WHERE seq = ?1) = ?3"
+    " AND (SELECT id FROM " ENTRIES " WHERE seq = ?2) = ?4";
 
-static const char DELETE_RANGE_SQL[] = "DELETE FROM @entries WHERE seq BETWEEN ?1 AND ?2";
-
-/* A delayed entry that was ready before is known by its position. INT64_MIN is any place. */
-#define THE_DELAYED " WHERE id = ?1 AND ?2 IN (position, -9223372036854775808)"
-
-static const char DELETE_DELAYED_SQL[] = "DELETE FROM @delayed" THE_DELAYED;
-
-/* The attempts and the last error. With an error in ?2 one more attempt is counted. */
-#define COUNTED "attempts + (?2 IS NOT NULL), coalesce(?2, last_error)"
+static const char DELETE_RANGE_SQL[] = "DELETE FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2";
 
 /* The id; changed where plain SQL has published it twice and the table holds the other one. */
-#define FREE_ID(table)                                                                             \
-  "CASE WHEN EXISTS (SELECT 1 FROM " table " WHERE id = ?1) THEN id || '~' || seq ELSE id END"
+#define FREE_ID(table, place)                                                                      \
+  "CASE WHEN EXISTS (SELECT 1 FROM " table " AS other WHERE other.id = entry.id)"                  \
+  " THEN id || '~' || " place " ELSE id END, "
+#define ID_IN_DELAYED FREE_ID("@delayed", "seq")
+#define ID_IN_DEAD FREE_ID("@dead", "seq")
+#define DELAYED_ID_IN_DEAD FREE_ID("@dead", "position")
+
+/* ?3 is the attempts to add, ?4 the error, ?5 the time until when it waits, ?6 now. */
+#define CHARGED ", attempts + ?3, coalesce(?4, last_error)"
 
 static const char DELAY_READY_SQL[] =
     "INSERT INTO @delayed (" ENTRY_COLUMNS ", due_at, position, delayed_at)"
-    " SELECT " FREE_ID("@delayed") ", " MESSAGE_COLUMNS_BUT_ID ", " COUNTED ", ?3, seq, ?5"
-                                   " FROM @entries WHERE seq = ?4 AND id = ?1";
+    " SELECT " ID_IN_DELAYED MESSAGE_COLUMNS_BUT_ID CHARGED ", ?5, seq, ?6" THE_READY;
 
-static const char MOVE_DUE_SQL[] =
-    "UPDATE @delayed SET due_at = ?3,"
-    " delayed_at = CASE WHEN position IS NOT NULL THEN ?4 END" THE_DELAYED;
+static const char DELAY_AGAIN_SQL[] =
+    "UPDATE @delayed SET attempts = attempts + ?3, last_error = coalesce(?4, last_error),"
+    " due_at = ?5, delayed_at = CASE WHEN position IS NOT NULL THEN ?6 END" IS_THE_DELAYED;
 
 static const char BURY_READY_SQL[] =
     "INSERT INTO @dead (seq, " ENTRY_COLUMNS ", died_at)"
-    " SELECT seq, " FREE_ID("@dead") ", " MESSAGE_COLUMNS_BUT_ID ", " COUNTED ", ?5"
-                                     " FROM @entries WHERE seq = ?4 AND id = ?1";
+    " SELECT seq, " ID_IN_DEAD MESSAGE_COLUMNS_BUT_ID CHARGED ", ?6" THE_READY;
+
+static const char BURY_DELAYED_SQL[] =
+    "INSERT INTO @dead (seq, " ENTRY_COLUMNS ", died_at)"
+    " SELECT position, " DELAYED_ID_IN_DEAD MESSAGE_COLUMNS_BUT_ID CHARGED ", ?6" THE_DELAYED
+    " AND position IS NOT NULL";
 
 static const char IS_WAITING_SQL[] =
-    "SELECT EXISTS (SELECT 1 FROM @entries WHERE seq = ?1 AND id = ?2)"
+    "SELECT EXISTS (SELECT 1 FROM " ENTRIES " WHERE seq = ?1 AND id = ?2)"
     " OR EXISTS (SELECT 1 FROM @delayed WHERE id = ?2 AND position = ?1)";
+
+/* ?3 is now, ?4 whether a lane held them: it hands out retries before they are due, too. */
+#define IN_HAND " WHERE position BETWEEN ?1 AND ?2 AND (?4 OR due_at <= ?3)"
+
+#define DIED "attempts = attempts + 1, last_error = '" OUTBOX_LAPSED "'"
+
+static const char CHARGE_READY_SQL[] =
+    "UPDATE " ENTRIES " SET " DIED " WHERE seq BETWEEN ?1 AND ?2";
+
+static const char CHARGE_DELAYED_SQL[] =
+    "UPDATE @delayed SET " DIED ", due_at = min(due_at, ?3)" IN_HAND;
+
+static const char SUSPECT_READY_SQL[] =
+    "INSERT OR IGNORE INTO @delayed (" ENTRY_COLUMNS ", due_at, position, delayed_at)"
+    " SELECT " ID_IN_DELAYED MESSAGE_COLUMNS_BUT_ID ", attempts, '" OUTBOX_OVERTIME "', ?3, seq, ?3"
+    " FROM " ENTRIES " AS entry WHERE seq BETWEEN ?1 AND ?2";
+
+static const char DELETE_SUSPECTED_SQL[] =
+    "DELETE FROM " ENTRIES " WHERE seq IN"
+    " (SELECT position FROM @delayed WHERE position BETWEEN ?1 AND ?2)";
+
+static const char SUSPECT_DELAYED_SQL[] =
+    "UPDATE @delayed SET last_error = '" OUTBOX_OVERTIME "', due_at = ?3" IN_HAND;
+
+/* --- One entry ------------------------------------------------------------------------------- */
+
+/* Runs SQL on one entry. *found: whether that changed a row. */
+static int change(outbox_store *store, const char *sql, outbox_identity entry,
+                  const outbox_verdict *verdict, int64_t now, bool *found) {
+  bool charged = verdict->outcome == OUTBOX_RETRY ||
+                 (verdict->outcome == OUTBOX_BURY && verdict->error.data != NULL);
+  int code = sql_process(store, sql, "ititii", entry.seq, entry.id, (int64_t)charged,
+                         verdict->error, verdict->at, now);
+  *found = code == OUTBOX_OK && sqlite3_changes(store->db) > 0;
+  return code;
+}
+
+static int remove_entry(outbox_store *store, outbox_identity entry, bool delayed, bool *found) {
+  int code = sql_process(store, delayed ? DELETE_DELAYED_SQL : DELETE_READY_SQL, "it", entry.seq,
+                         entry.id);
+  *found = code == OUTBOX_OK && sqlite3_changes(store->db) > 0;
+  return code;
+}
+
+static int settle_in(outbox_store *store, outbox_verdict *verdict, outbox_identity entry,
+                     bool delayed, int64_t now) {
+  bool removed, buries = verdict->outcome == OUTBOX_BURY;
+  if (verdict->outcome == OUTBOX_DELIVERED)
+    return remove_entry(store, entry, delayed, &verdict->found);
+  const char *sql = buries    ? delayed ? BURY_DELAYED_SQL : BURY_READY_SQL
+                    : delayed ? DELAY_AGAIN_SQL
+                              : DELAY_READY_SQL;
+  int code = change(store, sql, entry, verdict, now, &verdict->found);
+  if (code != OUTBOX_OK || !verdict->found || (delayed && !buries)) return code;
+  return remove_entry(store, entry, delayed, &removed);
+}
+
+int settle_entry(outbox_store *store, outbox_verdict *verdict, outbox_identity entry, bool delayed,
+                 int64_t now) {
+  verdict->found = verdict->outcome == OUTBOX_AGAIN;
+  if (verdict->found) return OUTBOX_OK;
+  int code = settle_in(store, verdict, entry, delayed, now);
+  if (code == OUTBOX_OK && !verdict->found) /* somebody has moved it meanwhile */
+    code = settle_in(store, verdict, entry, !delayed, now);
+  return code;
+}
+
+int settle_run(outbox_store *store, outbox_identity first, outbox_identity last, bool *deleted) {
+  int64_t whole = 0;
+  bool any;
+  *deleted = false;
+  if (last.seq - first.seq + 1 < MIN_RUN) return OUTBOX_OK;
+  int code = sql_fetch(store, CHECK_RANGE_SQL, &whole, 1, &any, "iitt", first.seq, last.seq,
+                       first.id, last.id);
+  if (code == OUTBOX_OK && whole)
+    code = sql_process(store, DELETE_RANGE_SQL, "ii", first.seq, last.seq);
+  *deleted = code == OUTBOX_OK && whole;
+  return code;
+}
+
+/* --- Entries in hand of a claim that has lapsed ---------------------------------------------- */
+
+int settle_charge(outbox_store *store, range places, bool lane, int64_t now) {
+  int code = sql_process(store, CHARGE_READY_SQL, "ii", places.first, places.last);
+  return code == OUTBOX_OK ? sql_process(store, CHARGE_DELAYED_SQL, "iiii", places.first,
+                                         places.last, now, (int64_t)lane)
+                           : code;
+}
+
+int settle_suspect(outbox_store *store, range places, bool lane, int64_t now) {
+  int code = sql_process(store, SUSPECT_DELAYED_SQL, "iiii", places.first, places.last, now,
+                         (int64_t)lane);
+  if (code == OUTBOX_OK)
+    code = sql_process(store, SUSPECT_READY_SQL, "iii", places.first, places.last, now);
+  return code == OUTBOX_OK
+             ? sql_process(store, DELETE_SUSPECTED_SQL, "ii", places.first, places.last)
+             : code;
+}
+
+/* --- By hand --------------------------------------------------------------------------------- */
 
 int outbox_is_waiting(outbox_store *store, outbox_identity entry, bool *waits) {
   int64_t found = 0;
@@ -63,13 +177,56 @@ int outbox_is_waiting(outbox_store *store, outbox_identity entry, bool *waits) {
 }
 
 /* Where only the id is known, finds the place of the ready entry that has it, if there is one. */
-static int locate(outbox_store *store, outbox_identity *entry) {
+static int locate(outbox_store *store, outbox_identity *entry, bool *delayed) {
   bool found;
+  *delayed = false;
   if (entry->seq != OUTBOX_ANY_SEQ) return OUTBOX_OK;
-  return sql_fetch(store, FIND_READY_SQL, &entry->seq, 1, &found, "t", entry->id);
+  int code = sql_fetch(store, FIND_READY_SQL, &entry->seq, 1, &found, "t", entry->id);
+  *delayed = !found;
+  return code;
 }
 
-/* --- Delivered ------------------------------------------------------------------------------- */
+/* Gives a place to the scheduled entry that has this id, so that it can be buried. */
+static int place(outbox_store *store, outbox_identity *entry, bool *placed) {
+  int64_t seq = 0;
+  *placed = false;
+  int code = sql_fetch(store, FIND_SCHEDULED_SQL, &seq, 1, placed, "t", entry->id);
+  if (code != OUTBOX_OK || !*placed) return code;
+  code = due_promote(store, seq, INT64_MAX, placed);
+  entry->seq = sqlite3_last_insert_rowid(store->db);
+  return code;
+}
+
+static int settle(outbox_store *store, outbox_identity entry, outbox_verdict verdict, bool *found) {
+  bool delayed = false, placed = false;
+  int64_t now;
+  int code = transaction_enter(store);
+  if (code == OUTBOX_OK) code = store_now(store, &now);
+  if (code == OUTBOX_OK) code = outbox_begin(store);
+  if (code != OUTBOX_OK) return code;
+  bool by_id = entry.seq == OUTBOX_ANY_SEQ;
+  code = locate(store, &entry, &delayed);
+  if (code == OUTBOX_OK) code = settle_entry(store, &verdict, entry, delayed, now);
+  if (code == OUTBOX_OK && !verdict.found && by_id && verdict.outcome == OUTBOX_BURY)
+    code = place(store, &entry, &placed);
+  if (code == OUTBOX_OK && placed) code = settle_entry(store, &verdict, entry, false, now);
+  code = transaction_end(store, code);
+  if (code == OUTBOX_OK) *found = verdict.found;
+  return code;
+}
+
+int outbox_retry_entry(outbox_store *store, outbox_identity entry, int64_t due_at,
+                       outbox_bytes error, bool *found) {
+  outbox_verdict verdict = {
+      .outcome = error.data != NULL ? OUTBOX_RETRY : OUTBOX_PUT_OFF, .at = due_at, .error = error};
+  return settle(store, entry, verdict, found);
+}
+
+int outbox_bury_entry(outbox_store *store, outbox_identity entry, outbox_bytes error, bool *found) {
+  return settle(store, entry, (outbox_verdict){.outcome = OUTBOX_BURY, .error = error}, found);
+}
+
+/* --- Delivered by hand ----------------------------------------------------------------------- */
 
 /* How many of the entries, from the first on, have one seq after another. */
 static size_t run_length(const outbox_identity *entries, size_t count) {
@@ -80,102 +237,48 @@ static size_t run_length(const outbox_identity *entries, size_t count) {
   return length;
 }
 
-/*
-** Deletes a run of entries by their range, if they were read last and the range is whole. *found
-** becomes their number, or 0.
-*/
+/* Deletes a run of entries at once, if they were read last and all are there. */
 static int delete_run(outbox_store *store, const outbox_identity *run, size_t length,
-                      size_t *found) {
-  const outbox_identity *first = &run[0], *last = &run[length - 1];
-  int64_t whole = 0;
-  bool any;
-  *found = 0;
-  if (length < MIN_RUN || !batch_holds(store, (range){first->seq, last->seq})) return OUTBOX_OK;
-  int code = sql_fetch(store, CHECK_RANGE_SQL, &whole, 1, &any, "iitt", first->seq, last->seq,
-                       first->id, last->id);
-  if (code != OUTBOX_OK || !whole) return code;
-  code = sql_process(store, DELETE_RANGE_SQL, "ii", first->seq, last->seq);
-  if (code == OUTBOX_OK) *found = length;
-  return code;
+                      bool *deleted) {
+  outbox_identity first = run[0], last = run[length - 1];
+  *deleted = false;
+  return batch_holds(store, (range){first.seq, last.seq}) ? settle_run(store, first, last, deleted)
+                                                          : OUTBOX_OK;
 }
 
-static int delete_one(outbox_store *store, outbox_identity entry, size_t *found) {
-  outbox_identity ready = entry;
-  int code = locate(store, &ready);
-  if (code == OUTBOX_OK) code = sql_process(store, DELETE_READY_SQL, "it", ready.seq, entry.id);
-  if (code == OUTBOX_OK && sqlite3_changes(store->db) == 0)
-    code = sql_process(store, DELETE_DELAYED_SQL, "ti", entry.id, entry.seq);
-  if (code == OUTBOX_OK) *found += (size_t)sqlite3_changes(store->db);
+static int delete_one(outbox_store *store, outbox_identity entry, int64_t *found) {
+  outbox_verdict verdict = {.outcome = OUTBOX_DELIVERED};
+  bool delayed;
+  int code = locate(store, &entry, &delayed);
+  if (code == OUTBOX_OK) code = settle_entry(store, &verdict, entry, delayed, 0);
+  *found += code == OUTBOX_OK && verdict.found;
   return code;
 }
 
 int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, size_t count,
                           int64_t *deleted) {
-  size_t found = 0;
+  int64_t found = 0;
+  bool together = false;
   *deleted = 0;
   if (count == 0) return OUTBOX_OK; /* then the lock is not needed */
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
   if (!sqlite3_get_autocommit(store->db) && run_length(entries, count) == count) {
     /* One statement needs no savepoint; that would cost as much as the deletion. */
-    code = delete_run(store, entries, count, &found);
-    if (code != OUTBOX_OK || found == count) {
-      *deleted = (int64_t)found;
-      return code;
-    }
+    code = delete_run(store, entries, count, &together);
+    if (code == OUTBOX_OK && together) *deleted = (int64_t)count;
+    if (code != OUTBOX_OK || together) return code;
   }
   code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   for (size_t i = 0, length; i < count && code == OUTBOX_OK; i += length) {
-    size_t together;
     length = run_length(entries + i, count - i);
     code = delete_run(store, entries + i, length, &together);
-    found += together;
-    for (size_t j = i; j < i + length && together == 0 && code == OUTBOX_OK; j++)
+    if (together) found += (int64_t)length;
+    for (size_t j = i; j < i + length && !together && code == OUTBOX_OK; j++)
       code = delete_one(store, entries[j], &found);
   }
   code = transaction_end(store, code);
-  if (code == OUTBOX_OK) *deleted = (int64_t)found;
+  if (code == OUTBOX_OK) *deleted = found;
   return code;
-}
-
-/* --- Failed ---------------------------------------------------------------------------------- */
-
-/* Moves a ready entry to another table: `copy` puts it there. A dead letter has no due_at. */
-static int move(outbox_store *store, const char *copy, outbox_identity entry, outbox_bytes error,
-                int64_t due_at, int64_t now, bool *found) {
-  bool moved = false;
-  int code = outbox_begin(store);
-  if (code != OUTBOX_OK) return code;
-  code = locate(store, &entry);
-  if (code == OUTBOX_OK)
-    code = sql_process(store, copy, "ttiii", entry.id, error, due_at, entry.seq, now);
-  if (code == OUTBOX_OK) {
-    moved = sqlite3_changes(store->db) > 0;
-    if (moved) code = sql_process(store, DELETE_READY_SQL, "it", entry.seq, entry.id);
-  }
-  code = transaction_end(store, code);
-  if (code == OUTBOX_OK) *found = moved;
-  return code;
-}
-
-int outbox_retry_entry(outbox_store *store, outbox_identity entry, int64_t due_at,
-                       outbox_bytes error, bool *found) {
-  int64_t now;
-  int code = transaction_enter(store);
-  if (code == OUTBOX_OK) code = store_now(store, &now);
-  if (code != OUTBOX_OK) return code;
-  code = move(store, DELAY_READY_SQL, entry, error, due_at, now, found);
-  if (code != OUTBOX_OK || *found || error.data != NULL) return code;
-  code = sql_process(store, MOVE_DUE_SQL, "tiii", entry.id, entry.seq, due_at, now);
-  if (code == OUTBOX_OK) *found = sqlite3_changes(store->db) > 0;
-  return code;
-}
-
-int outbox_bury_entry(outbox_store *store, outbox_identity entry, outbox_bytes error, bool *found) {
-  int64_t now;
-  int code = transaction_enter(store);
-  if (code == OUTBOX_OK) code = store_now(store, &now);
-  if (code != OUTBOX_OK) return code;
-  return move(store, BURY_READY_SQL, entry, error, 0, now, found);
 }

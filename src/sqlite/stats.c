@@ -1,13 +1,14 @@
 /*
 ** Counting: how much waits, and how long it has waited.
 */
+#include "../columns.h"
 #include "operations.h"
 
 static const char COUNT_ENTRIES_SQL[] =
-    "SELECT (SELECT count(*) FROM @entries), (SELECT count(*) FROM @delayed),"
-    " (SELECT count(*) FROM @dead), (SELECT ?1 - created_at FROM @entries ORDER BY seq LIMIT 1),"
+    "SELECT (SELECT count(*) FROM " ENTRIES "), (SELECT count(*) FROM @delayed),"
+    " (SELECT count(*) FROM @dead), (SELECT ?1 - created_at FROM " ENTRIES " ORDER BY seq LIMIT 1),"
     " (SELECT min(due_at) FROM @delayed), (SELECT count(position) FROM @delayed),"
-    " (SELECT max(seq) FROM main.sqlite_sequence WHERE name = '@@entries' COLLATE NOCASE)";
+    " (SELECT max(seq) FROM main.sqlite_sequence WHERE name = '@@" ENTRIES_NAME "' COLLATE NOCASE)";
 
 int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
   int64_t now, values[7];

@@ -59,15 +59,11 @@ typedef struct batch {
   size_t range_count, range_capacity;
 } batch;
 
-/* What outbox_next leaves out of a reading, and how far that reading has come. */
+/* How many bytes a reading may still give. */
 typedef struct filter {
   bool active;
-  int64_t wanted;           /* how many more entries to give */
-  bool any;                 /* an entry was given */
-  int64_t bytes, max_bytes; /* how many bytes were given; and may be, 0: any number */
-  const outbox_bytes *except;
-  size_t except_count;
-  int64_t read_to;
+  bool none; /* has been given yet */
+  int64_t left;
 } filter;
 
 /* Which commits of others a store has seen; see doorbell.c. */

@@ -6,10 +6,10 @@
 #include "walk.h"
 
 /* Columns 2 and 3 are the namespace and the key in all of these. */
-const char take_walk_sql[] = "SELECT seq, NULL, namespace, key FROM @entries"
+const char take_walk_sql[] = "SELECT seq, NULL, namespace, key FROM " ENTRIES
                              " WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT 0 + ?3";
 
-const char take_ready_sql[] = "SELECT seq, " ENTRY_COLUMNS " FROM @entries WHERE seq = ?1";
+const char take_ready_sql[] = "SELECT seq, " ENTRY_COLUMNS " FROM " ENTRIES " WHERE seq = ?1";
 
 const char take_delayed_sql[] =
     "SELECT position, " ENTRY_COLUMNS " FROM @delayed WHERE position = ?1";
@@ -23,20 +23,17 @@ static const char HELD_STRICT_SQL[] =
 
 /* --- Whose it is ----------------------------------------------------------------------------- */
 
-/* The line in which an entry waits; 0: in none. */
-static uint64_t line_of(const lane *lane, uint64_t space, outbox_bytes key) {
-  if (lane->ordering == OUTBOX_ORDERING_STRICT) return 2;
-  return lane->ordering == OUTBOX_ORDERING_NONE || key.data == NULL ? 0 : box_line(space, key);
-}
-
 bool take_is_ours(const reading *r, sqlite3_stmt *row, item *item) {
   item->entry.seq = sqlite3_column_int64(row, 0);
   item->entry.namespace = sql_column(row, 2);
   item->entry.key = sql_column(row, 3);
   item->space = box_space(item->entry.namespace);
-  item->line = line_of(r->lane, item->space, item->entry.key);
   uint64_t line = item->entry.key.data != NULL ? box_line(item->space, item->entry.key) : 0;
-  return (r->mask >> box_class(line, item->entry.seq) & 1) != 0 &&
+  item->class = box_class(line, item->entry.seq);
+  item->line = line;
+  if (r->lane->ordering == OUTBOX_ORDERING_STRICT) item->line = 2; /* all wait in one */
+  if (r->lane->ordering == OUTBOX_ORDERING_NONE) item->line = 0;
+  return (r->mask >> item->class & 1) != 0 &&
          box_serves(r->lane->namespaces, item->entry.namespace);
 }
 
@@ -74,7 +71,7 @@ int take_is_held(const reading *r, const item *item, bool *held, int64_t *head) 
 int take_row(reading *r, sqlite3_stmt *row, const item *item) {
   items *found = r->found;
   size_t count = found->count;
-  int code = lane_add(r->store, found, row, item->delayed, item->space, item->line);
+  int code = lane_add(r->store, found, row, item);
   if (code != OUTBOX_OK) return code;
   const outbox_entry *entry = &found->items[count].entry, *first = &found->items[0].entry;
   static const outbox_bytes LAPSED = {OUTBOX_LAPSED, sizeof OUTBOX_LAPSED - 1};
@@ -86,7 +83,6 @@ int take_row(reading *r, sqlite3_stmt *row, const item *item) {
   found->count--;
   found->bytes -= (int64_t)(entry->id.size + entry->namespace.size + entry->key.size +
                             entry->payload.size + entry->headers.size);
-  sqlite3_free(found->items[found->count].bytes);
   return OUTBOX_OK;
 }
 

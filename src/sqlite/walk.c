@@ -13,8 +13,9 @@
 #include "walk.h"
 
 #define SECOND 1000000
+#define SHORT 1000 /* microseconds */
 
-static const char WALK_ALL_SQL[] = "SELECT seq, " ENTRY_COLUMNS " FROM @entries"
+static const char WALK_ALL_SQL[] = "SELECT seq, " ENTRY_COLUMNS " FROM " ENTRIES
                                    " WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT 0 + ?3";
 
 static const char DUE_SQL[] =
@@ -24,7 +25,10 @@ static const char DUE_SQL[] =
 static const char FIRST_POSITION_SQL[] =
     "SELECT position FROM @delayed WHERE position IS NOT NULL ORDER BY position LIMIT 1";
 
-static const char IS_READY_SQL[] = "SELECT 1 FROM @entries WHERE seq = ?1 AND id = ?2";
+static const char ANY_BETWEEN_SQL[] =
+    "SELECT 1 FROM " ENTRIES " WHERE seq > ?1 AND seq < ?2 LIMIT 1";
+
+static const char IS_READY_SQL[] = "SELECT 1 FROM " ENTRIES " WHERE seq = ?1 AND id = ?2";
 
 static const char IS_DELAYED_SQL[] = "SELECT 1 FROM @delayed WHERE position = ?1 AND id = ?2";
 
@@ -42,8 +46,9 @@ static void start_lap(lane *lane, int64_t from) {
 /* The lap has met main: the lines that it served are forgotten, but what waits again. */
 static void end_lap(lane *lane, int64_t now) {
   lane->lap = NEVER;
-  /* A lap may take a tenth of the time. */
-  lane->next_lap = now + 10 * (lane->looked - lane->lap_began) * ROW_NS / 1000;
+  /* A lap may take a tenth of the time; a short one is not worth a sleep. */
+  int64_t pause = 10 * (lane->looked - lane->lap_began) * ROW_NS / 1000;
+  lane->next_lap = now + (pause < SHORT ? 0 : pause);
   for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;) {
     if (line->state == LINE_PARKED || !line->joined) continue;
     line->first = line->next;
@@ -152,6 +157,11 @@ static int read_anywhere(reading *r, bool *more) {
     if (code != OUTBOX_OK) return code;
     if (lap && end) end_lap(lane, r->now);
     if (!end) *more = true;
+    if (!lap && end && lane->ahead) { /* what lay ahead of main does so no more */
+      lane->ahead = false;
+      lane->due_at = lane->due_seq = INT64_MIN;
+      *more = true;
+    }
     if (r->found->count > before) break;
   }
   return OUTBOX_OK;
@@ -194,6 +204,11 @@ static int judge_due(reading *r, const item *item, bool *may) {
     return OUTBOX_OK;
   }
   int code = take_is_held(r, item, &held, &head);
+  /* Where main has not come by yet, an earlier one of its line may be ready. */
+  if (code == OUTBOX_OK && !held && item->line != 0 && place > lane->main) {
+    code = sql_fetch(r->store, ANY_BETWEEN_SQL, &head, 1, &held, "ii", lane->main, place);
+    lane->ahead |= held;
+  }
   if (held) lane->skipped = true;
   *may = code == OUTBOX_OK && !held;
   return code;
@@ -207,7 +222,8 @@ static int read_due_row(reading *r, sqlite3_stmt *row) {
     return OUTBOX_OK;
   }
   if (!take_is_ours(r, row, &item) || lane_has(r->lane, item.entry.seq)) return OUTBOX_OK;
-  bool suspect = sqlite3_column_int64(row, 6) == 0 && sqlite3_column_int(row, 7) != 0;
+  bool suspect = r->lane->ordering != OUTBOX_ORDERING_STRICT && /* all would wait for it */
+                 sqlite3_column_int64(row, 6) == 0 && sqlite3_column_int(row, 7) != 0;
   if (suspect) return name_suspect(r, row, &item);
   int code = judge_due(r, &item, &may);
   return code == OUTBOX_OK && may ? take_place(r, &item, &taken) : code;
@@ -270,8 +286,9 @@ int walk_read(outbox_store *store, const outbox_want *want, uint64_t mask, int64
     lane->checked_at = now;
     lane->due_at = lane->due_seq = INT64_MIN;
     code = check_heads(&r);
-  } else if (now < lane->checked_at) {
-    lane->checked_at = now; /* the clock was set back */
+  } else if (now < lane->checked_at) { /* the clock was set back */
+    lane->checked_at = now;
+    lane->due_at = lane->due_seq = INT64_MIN;
   }
   if (code != OUTBOX_OK || want->batch_size <= 0) return code;
   if (want->where == OUTBOX_PLACE) return seek_place(&r, want->place);
@@ -299,18 +316,16 @@ int walk_verify(outbox_store *store, items *found, uint64_t mask, bool changed, 
   int code = OUTBOX_OK;
   *dropped = NEVER;
   for (size_t i = 0; i < found->count; i++) {
-    item item = found->items[i];
-    outbox_bytes key = item.entry.key;
-    uint64_t line = key.data != NULL ? box_line(item.space, key) : 0;
-    bool good = code == OUTBOX_OK && (mask >> box_class(line, item.entry.seq) & 1) != 0;
-    if (good && changed) code = is_there(store, &item, &good);
+    const item *item = &found->items[i];
+    bool good = code == OUTBOX_OK && (mask >> item->class & 1) != 0;
+    if (good && changed) code = is_there(store, item, &good);
     if (good && code == OUTBOX_OK) {
-      found->items[kept++] = item;
+      if (kept != i) found->items[kept] = *item;
+      kept++;
       continue;
     }
-    *dropped = lines_lower(*dropped, item.entry.seq);
-    if (item.delayed) lane->due_at = lane->due_seq = INT64_MIN;
-    sqlite3_free(item.bytes);
+    *dropped = lines_lower(*dropped, item->entry.seq);
+    if (item->delayed) lane->due_at = lane->due_seq = INT64_MIN;
   }
   found->count = kept;
   return code;

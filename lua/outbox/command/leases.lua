@@ -6,8 +6,8 @@ local outbox = require("outbox")
 
 local M = {
   summary = "List the leases of the processors.",
-  description = "Lists the leases of the processors, live and lapsed, in the order of the entries "
-    .. "that they cover. LAST is \"open\" if a lease covers all entries that are still to come.",
+  description = "Lists the leases of the processors, live and lapsed. SHARE is a processor's part "
+    .. "of 64, which is 0 while it stands by; or the places that a claim by hand covers.",
 }
 
 function M.define(command)
@@ -18,16 +18,15 @@ end
 function M.run(options)
   local store <close> = database.look(options)
   local now = outbox.clock.now()
-  local rows = { { "PROCESSOR", "CLAIMED", "DEADLINE", "FIRST", "LAST", "IN HAND" } }
+  local rows = { { "PROCESSOR", "CLAIMED", "DEADLINE", "NAMESPACES", "SHARE", "IN HAND" } }
   for _, lease in ipairs(store:stats().leases) do
     if options.json then
-      format.write(format.json(format.stamp(lease)), "\n")
+      format.write(format.json(format.stamp_lease(lease)), "\n")
     else
       rows[#rows + 1] = {
         format.cell(lease.processor_id), format.from_now(lease.claimed_at, now),
-        format.from_now(lease.deadline, now), format.number(lease.first_seq),
-        lease.last_seq == math.maxinteger and "open" or format.number(lease.last_seq),
-        format.cell(lease.batch),
+        format.from_now(lease.deadline, now), format.namespaces(lease), format.share(lease),
+        format.places(lease.held),
       }
     end
   end

@@ -40,9 +40,10 @@ function M.define(command)
   command:option("--ordering", "Which entries wait behind an entry that is to be retried: those "
     .. "with its key (the default), none, or all (strict)."):target("processor_ordering")
     :choices({ "key", "none", "strict" })
-  option("--limit", "processor_limit", "COUNT", convert.count,
-    "With --ordering none: how many entries are claimed at a time, so that several processors can "
-    .. "share a backlog.")
+  option("--limit", "processor_limit", "COUNT", function()
+    return nil, "there is no option --limit any more: processors of the same namespaces share the "
+      .. "work without it"
+  end):hidden(true)
   option("--retry-base", "retry_base", "SECONDS", convert.number,
     "The longest delay before the first retry, default 1.")
   option("--retry-factor", "retry_factor", "NUMBER", convert.number,
@@ -73,6 +74,19 @@ local function processor_options(arguments)
     end
   end
   return options
+end
+
+-- Whether something is ready in the namespaces that it serves.
+local function is_any_left(store, namespaces, ready)
+  if not namespaces then
+    return ready > 0
+  end
+  for _, namespace in ipairs(namespaces) do
+    if store:ready_entries({ namespace = namespace, limit = 1 })[1] then
+      return true
+    end
+  end
+  return false
 end
 
 function M.run(arguments)
@@ -136,7 +150,8 @@ function M.run(arguments)
   if unread then
     error(unread, 0)
   end
-  local left = done.retried + done.deferred + done.dead + done.errors + after.ready > 0
+  local left = done.retried + done.deferred + done.dead + done.errors > 0
+    or is_any_left(store, publisher.namespaces, after.ready)
   return arguments.once and left and UNDELIVERED or 0
 end
 

@@ -20,11 +20,22 @@ function M.define(command)
     command:flag("--raw", "Only the payload, byte for byte."))
 end
 
--- The live lease that covers an entry, or nil.
-local function find_lease(store, entry, now)
+local function serves(lease, namespace)
+  local names = lease.namespaces
+  local found = false
+  for _, name in ipairs(names and (names.except or names) or {}) do
+    found = found or name == namespace
+  end
+  return not names or found == not names.except
+end
+
+-- Says who has claimed a ready entry, or may have: of a processor only its share is known.
+local function add_claims(add, store, entry, now)
   for _, lease in ipairs(store:stats().leases) do
-    if lease.first_seq <= entry.seq and entry.seq <= lease.last_seq and lease.deadline >= now then
-      return lease
+    if lease.first_seq <= entry.seq and entry.seq <= lease.last_seq and lease.deadline >= now
+      and lease.classes > 0 and serves(lease, entry.namespace) then
+      add("claimed", ("%sby %s, until %s"):format(lease.classes < 64 and "perhaps " or "",
+        format.line(lease.processor_id), format.time(lease.deadline)))
     end
   end
 end
@@ -64,10 +75,8 @@ local function show_text(store, entry)
   add_time("created", entry.created_at)
   add_time("due", entry.due_at)
   add_time("died", entry.died_at)
-  local lease = state == "ready" and find_lease(store, entry, now)
-  if lease then
-    add("claimed", ("by %s, until %s"):format(format.line(lease.processor_id),
-      format.time(lease.deadline)))
+  if state == "ready" then
+    add_claims(add, store, entry, now)
   end
   add("attempts", format.number(entry.attempts))
   add("last error", format.cell(entry.last_error))

@@ -24,7 +24,7 @@ end
 
 local function json(stats)
   for _, lease in ipairs(format.array(stats.leases)) do
-    format.stamp(lease)
+    format.stamp_lease(lease)
   end
   format.write(format.json(format.stamp(stats)), "\n")
 end

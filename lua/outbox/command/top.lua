@@ -83,7 +83,8 @@ local function screen(store, options, sample)
   rows = {}
   for _, lease in ipairs(sample.leases) do
     rows[#rows + 1] = { "lease of " .. format.line(lease.processor_id),
-      "deadline " .. format.from_now(lease.deadline, now), "in hand " .. format.cell(lease.batch) }
+      "deadline " .. format.from_now(lease.deadline, now), "share " .. format.share(lease),
+      "in hand " .. format.places(lease.held) }
   end
   add(rows)
   rows = {}

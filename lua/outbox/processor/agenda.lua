@@ -1,19 +1,16 @@
 -- The agenda of a processor: the times at which it has to look for work, each under a name, and one
 -- time before which no commit wakes it.
 --
---    look     claim again, because the process interval is over
---    due      claim again, because an entry of outbox_delayed falls due
---    renewal  claim again, because half of the claim's duration is over
---    reclaim  claim again before the next batch is read, even if the claim holds more entries
---    sweep    let the next claim read again from the first entry
---
--- The first three end a sleep. The last two are asked for when there is work.
+--    look     because the process interval is over
+--    due      because a delayed entry falls due, or another's claim lapses
+--    renewal  because half of the claim's duration is over
+--    join     because a processor that stands by asks for a share
 
 local new_timer = require("outbox.processor.timer")
 
 local huge, min = math.huge, math.min
 
-local WAKING = { "look", "due", "renewal" }
+local WAKING = { "look", "due", "renewal", "join" }
 
 local Agenda = {}
 Agenda.__index = Agenda
@@ -27,11 +24,11 @@ local function set(self, name, since, at)
   end
 end
 
---- The time `name` comes `seconds` after the time `since`, by default after now. It has also come
--- when the clock is set back to before `since`.
-function Agenda:set(name, seconds, since)
-  since = since or self.timer.now()
-  set(self, name, since, since + seconds)
+--- The time `name` comes in so many seconds. It has also come when the clock is set back to before
+-- now.
+function Agenda:set(name, seconds)
+  local now = self.timer.now()
+  set(self, name, now, now + seconds)
 end
 
 --- The time `name` comes when the clock shows `at`; never, if that is nil.
@@ -43,24 +40,9 @@ function Agenda:set_at(name, at)
   end
 end
 
---- Lets the time `name` come in at most `seconds`. Returns the time in so many seconds.
-function Agenda:set_sooner(name, seconds)
-  local at, known = self.timer.now() + seconds, self.times[name]
-  if not known or at < known.at then
-    self:set_at(name, at)
-  end
-  return at
-end
-
 --- The time `name` never comes, unless it is set again.
 function Agenda:cancel(name)
   self.times[name] = nil
-end
-
---- Whether the time `name` has come.
-function Agenda:has_come(name)
-  local span = self.times[name]
-  return span ~= nil and self.timer:left(span) == 0
 end
 
 --- Seconds until the first time that ends a sleep.
@@ -94,11 +76,9 @@ function Agenda:paused_for()
   return left
 end
 
---- Makes an agenda. The times to look, to reclaim and to sweep have come.
+--- Makes an agenda. The time to look has come.
 return function(now)
   local self = setmetatable({ timer = new_timer(now), times = {}, not_before = nil }, Agenda)
-  for _, name in ipairs({ "look", "reclaim", "sweep" }) do
-    self:set(name, 0)
-  end
+  self:set("look", 0)
   return self
 end

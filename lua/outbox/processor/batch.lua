@@ -1,29 +1,33 @@
--- A batch: the entries that are delivered at a time.
+-- A batch: the entries that are in hand.
 --
 -- Its `entries` belong to the publisher from the moment it gets them. The other fields stay right,
--- whatever the publisher does to the entries. By index: their `ids`, `seqs`, `keys`, `created`
--- times and, where one failed before, `attempts`. `lapsed` says that a processor died with the
--- first one in hand. `calls` are the calls to be made, each a list of indexes with its `namespace`.
--- `from` is the place after which the batch was read.
+-- whatever the publisher does to the entries: their `count`; by index their `ids`, `seqs`, `keys`,
+-- `created` times and, where one failed before, `attempts`. `lapsed` says that a processor died
+-- with the first one in hand, `repeats` that two may be of one key. `calls` are the calls to be
+-- made, each a list of indexes with its `namespace`; `left_out` has the indexes that are in none.
 
 local core = require("outbox.core")
 
-local M = {}
-
--- Calls of one namespace each. In strict order a call ends where the namespace changes.
-local function group(entries, strict)
-  local list, by_namespace, current = {}, {}, nil
+-- Calls of one namespace each, no larger than the jury allows; fresh entries and those that failed
+-- before are not mixed. In strict order a call ends where that changes. Fills `left_out`.
+local function group(entries, attempts, strict, jury, left_out)
+  local list, known, current = {}, {}, nil
   for i = 1, #entries do
-    local namespace = entries[i].namespace
-    if not current or current.namespace ~= namespace then
-      current = not strict and by_namespace[namespace]
-      if not current then
-        current = { namespace = namespace }
-        by_namespace[namespace] = current
+    local entry = entries[i]
+    local name = (attempts[i] and "retried " or "fresh ") .. entry.namespace
+    if jury:must_wait(entry.namespace, entry.seq, #entries) then
+      left_out[#left_out + 1] = i
+    else
+      if not current or current.name ~= name then
+        current = not strict and known[name] or nil
+      end
+      if not current or #current >= current.most then
+        current = { name = name, namespace = entry.namespace, most = jury:limit(entry.namespace) }
+        known[name] = current
         list[#list + 1] = current
       end
+      current[#current + 1] = i
     end
-    current[#current + 1] = i
   end
   return list
 end
@@ -38,59 +42,32 @@ local function all(count, namespace)
   return { namespace = namespace, table.unpack(numbers, 1, count) }
 end
 
--- Makes a batch of entries. Also returns the index of the first that must not share a call with
--- others, if there are any: a processor died with it, a call with it raised, or its destination may
--- be down.
-local function new(entries, from, strict, outages)
-  local lapsed, is_calm = core.LAPSED, outages:is_calm()
-  local ids, seqs, keys, created = core.columns(entries, "id", "seq", "key", "created_at")
-  local namespace, uniform, alone = entries[1] and entries[1].namespace, true, nil
-  local attempts = {}
-  for i = 1, #entries do
-    local entry = entries[i]
-    local other, last_error = entry.namespace, entry.last_error
-    if last_error then
-      attempts[i] = entry.attempts
+-- Most batches are delivered as a whole. Then nobody asks for the names of their entries.
+local Batch = {
+  __index = function(self, name)
+    if name == "ids" or name == "seqs" or name == "keys" then
+      for each, list in pairs(self.store:hand()) do
+        self[each] = list
+      end
     end
-    if other ~= namespace then
-      uniform = false
-    end
-    if not alone
-      and (last_error == lapsed or not is_calm and outages:must_be_alone(seqs[i], other)) then
-      alone = i
-    end
-  end
+    return rawget(self, name)
+  end,
+}
+
+--- Makes a batch of what a store has in hand, as its `advance` has said in `progress`.
+return function(store, progress, strict, jury)
+  local entries, created = store:batch()
   local first = entries[1]
-  return {
-    entries = entries, from = from, ids = ids, seqs = seqs, keys = keys, created = created,
-    attempts = attempts, lapsed = first and first.last_error == lapsed,
-    calls = uniform and { all(#entries, namespace) } or group(entries, strict),
-  }, alone
-end
-
-local function read(settings, outages, size, selection)
-  local entries, last =
-    settings.store:get_claimed_entries(settings.processor_id, size, selection)
-  local batch, alone = new(entries, selection.after, settings.ordering == "strict", outages)
-  return batch, last, alone
-end
-
---- Reads the next batch after the place `after`, and notes in the claim that it is in hand: one
--- entry that must be alone, or several that need not be. Also returns up to which place it has
--- read. Returns nil if nothing may be read, because in strict order all entries wait for a
--- destination that is down.
-function M.read(settings, outages, after)
-  local resting = outages:resting()
-  if resting[1] and settings.ordering == "strict" then
-    return nil
+  local attempts, uniform = {}, progress.uniform and jury:is_calm()
+  for i = 1, uniform and 0 or #entries do
+    attempts[i] = entries[i].attempts > 0 and entries[i].attempts or nil
   end
-  local selection = { ordering = settings.ordering, after = after, except = resting, hold = true,
-    remember = false, batch_bytes = settings.batch_bytes }
-  local batch, last, alone = read(settings, outages, settings.batch_size, selection)
-  if alone and #batch.ids > 1 then
-    batch, last = read(settings, outages, math.max(alone - 1, 1), selection)
-  end
-  return batch, last
+  local left_out = {}
+  return setmetatable({
+    store = store, entries = entries, count = #entries, created = created, attempts = attempts,
+    lapsed = first.last_error == core.LAPSED, repeats = progress.repeats or false,
+    calls = uniform and { all(#entries, first.namespace) }
+      or group(entries, attempts, strict, jury, left_out),
+    left_out = left_out,
+  }, Batch)
 end
-
-return M

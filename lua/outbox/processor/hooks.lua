@@ -53,7 +53,7 @@ local function count(self, outcome)
   latency.count, latency.sum, latency.max = latency.count + #delivered, sum, most
   counters.batches = counters.batches + 1
   counters.delivered = counters.delivered + #delivered
-  counters.deferred = counters.deferred + #outcome.deferred
+  counters.deferred = counters.deferred + outcome.deferred
   if #delivered > 0 then
     counters.last_delivered_at = now
   end
@@ -83,7 +83,7 @@ function Hooks:tell(outcome)
   tell_failures(self, outcome.dead, "dead", "on_dead")
   if self.hooks.on_batch then
     call(self, "on_batch", {
-      size = #outcome.batch.ids,
+      size = outcome.batch.count,
       delivered = #outcome.delivered,
       retried = #outcome.retried,
       dead = #outcome.dead,

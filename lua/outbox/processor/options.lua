@@ -11,6 +11,14 @@ local ORDERINGS = { key = true, none = true, strict = true }
 
 local seconds, integer = option.seconds, option.count
 
+local function are_namespaces(value)
+  local names = value
+  if type(value) == "table" and value.except ~= nil and next(value, next(value)) == nil then
+    names = value.except
+  end
+  return option.names(names), "an array of names, or { except = an array of names }"
+end
+
 --- The options in the table `retry`: their defaults and checks, as outbox.options takes them.
 M.RETRY = {
   base = { default = 1, check = seconds },
@@ -32,7 +40,7 @@ M.OPTIONS = {
   ordering = { default = "key", check = function(value)
     return ORDERINGS[value] ~= nil, '"key", "none" or "strict"'
   end },
-  limit = { check = integer },
+  namespaces = { check = are_namespaces },
   retry = { default = {}, check = function(value)
     return type(value) == "table" or type(value) == "function", "a table or a function"
   end },
@@ -42,6 +50,9 @@ M.OPTIONS = {
   on_batch = { check = option.callback },
   on_error = { default = hooks.write_to_stderr, check = option.callback },
 }
+
+-- The options of older versions, and what replaces them.
+local GONE = { limit = "processors of the same namespaces share the work without it" }
 
 -- The function that publishes, whether the publisher is a function or a table.
 local function publish_of(publisher)
@@ -57,21 +68,18 @@ end
 -- wrong.
 function M.read(given)
   local wrong = {}
-  local settings = option.check(M.OPTIONS, given, "", wrong)
+  local settings = option.check(M.OPTIONS, given, "", wrong, GONE)
   local retry = type(given.retry) == "table" and given.retry or {}
   settings.backoff = option.check(M.RETRY, retry, "retry.", wrong)
-  if settings.limit and settings.ordering ~= "none" then
-    wrong[#wrong + 1] = 'limit needs ordering = "none"'
-  end
   if wrong[1] then
     return settings, wrong
   end
   settings.processor_id = settings.processor_id
     or ("%s-%s"):format(core.process_name(), core.uuid_v4():sub(1, 8))
   settings.batch_size = settings.batch_size or option.default_batch_size(settings.publisher)
-  if settings.ordering == "none" then
-    settings.limit = settings.limit or 10 * settings.batch_size
-  end
+  local namespaces = settings.namespaces or option.namespaces(settings.publisher)
+  settings.except = namespaces and namespaces.except ~= nil or nil
+  settings.names = namespaces and (namespaces.except or namespaces)
   settings.publish = publish_of(settings.publisher)
   settings.ordered = option.is_ordered(settings.publisher)
   return settings, wrong

@@ -3,34 +3,13 @@
 -- fails one message and sends the later ones must not get both. Otherwise a receiver that drops
 -- what it has seen by id ends with the older state: it sees 2, then 1, and drops 2.
 
-local core = require("outbox.core")
-
--- Whether a key comes twice. This is asked before every call, and most calls are of a whole batch.
-local function any_repeats(batch, call)
-  local keys = batch.keys
-  if #call == #batch.ids then
-    return core.repeats(keys, #call)
-  end
-  local seen = {}
-  for j = 1, #call do
-    local key = keys[call[j]]
-    if key then
-      if seen[key] then
-        return true
-      end
-      seen[key] = true
-    end
-  end
-  return false
-end
-
---- Returns the waves of a call, or nil where it is one. In the order "key" a line is a key, in
--- "strict" all are one line, in "none" there is none.
+--- Returns the waves of a call. In the order "key" a line is a key, in "strict" all are one line,
+-- in "none" there is none.
 return function(ordering, batch, call)
-  local strict, keys = ordering == "strict", batch.keys
-  if ordering == "none" or #call < 2 or not strict and not any_repeats(batch, call) then
-    return nil
+  if ordering == "none" or #call < 2 or not batch.repeats then
+    return { call }
   end
+  local strict, keys = ordering == "strict", batch.keys
   local depths, waves = {}, {}
   for j = 1, #call do
     local line, depth = strict or keys[call[j]], 1

@@ -1,6 +1,6 @@
--- A publisher that hands the messages of each namespace to another publisher. A namespace without a
--- route counts as one whose destination is down: its messages wait, with no attempt counted, until
--- there is a route.
+-- A publisher that hands the messages of each namespace to another publisher. Without a route for
+-- "*", a processor with it serves the namespaces of its routes alone. Where it serves others all
+-- the same, a namespace without a route counts as one whose destination is down.
 
 local option = require("outbox.options")
 
@@ -34,5 +34,12 @@ return function(routes)
     batch_size = math.min(batch_size, option.default_batch_size(publisher))
     ordered = ordered and option.is_ordered(publisher)
   end
-  return setmetatable({ routes = routes, batch_size = batch_size, ordered = ordered }, Route)
+  local namespaces = {}
+  for namespace in pairs(routes) do
+    namespaces[#namespaces + 1] = namespace
+  end
+  return setmetatable({
+    routes = routes, batch_size = batch_size, ordered = ordered,
+    namespaces = not routes["*"] and namespaces or nil,
+  }, Route)
 end

@@ -11,7 +11,7 @@ local NUMBERS = { 0, 1, -1, 2, 3, 7, 100, 1000, 1001, 1002, math.maxinteger, mat
   1 << 31, 1 << 32, 1 << 60, 0.0, -0.0, 0.5, 1000.5, 1e11, 1e11 + 1, -1e11, 1e15, 1e308, 2.0 ^ 53,
   2.0 ^ 63, 1e-7, math.huge, -math.huge, 0 / 0 }
 local STRINGS = { "", "a", "b", "c", "p", "q", "n", "k", "key", "none", "strict", "off", "full",
-  "limit", "exclusive", "hold", "after", "except", "ordering", "namespace", "id", "payload",
+  "limit", "hold", "after", "batch_bytes", "ordering", "namespace", "id", "payload",
   "headers", "deliver_at", "clock", "prefix", "outbox_", "x_", "12", "0x10", "1e3", "\0", "a\0b",
   "'", '"', "\xff\xfe", "\u{20ac}", "%s", "1-9223372036854775807", "SELECT 1", ":memory:" }
 local METAMETHODS = { "__index", "__newindex", "__pairs", "__tostring", "__len", "__eq", "__call",

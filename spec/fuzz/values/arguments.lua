@@ -1,7 +1,7 @@
 -- The arguments that the public functions take.
 
 local run = ...
-local any, array, key, string = run.any, run.array, run.key, run.string
+local any, key, string = run.any, run.key, run.string
 local callback, raise, with_metatable = run.callback, run.raise, run.with_metatable
 local choose, one_of, rarely, remember = run.choose, run.one_of, run.rarely, run.remember
 local NUMBERS, unpack = run.NUMBERS, table.unpack
@@ -102,16 +102,15 @@ end
 
 local message = fields({ id = id, namespace = string, key = string, payload = string,
   headers = headers, deliver_at = moment })
-local claim_options = fields({ limit = few, exclusive = boolean })
-local selection = fields({ ordering = orderings, after = few, hold = boolean,
-  except = function() return array(string, choose(4)) end })
+local claim_options = fields({ limit = few })
+local selection = fields({ batch_bytes = few, hold = boolean })
 local page = fields({ namespace = string, limit = few, after = few })
 local attach_options = fields({ clock = clock, id_generator = id_generator,
   prefix = among({ "outbox_", "outbox_", "x_", "1", "a'b", "a\0b" }) })
 local open_options = fields({ clock = clock, id_generator = id_generator,
   prefix = among({ "outbox_", "outbox_", "outbox_", "x_", "1", "a'b", "a\0b" }),
   synchronous = among({ "off", "normal", "full", "extra" }) })
-local processor_options = fields({ processor_id = processor_id, batch_size = few, limit = few,
+local processor_options = fields({ processor_id = processor_id, batch_size = few,
   ordering = orderings, claim_duration = few, publish_timeout = few, process_interval = few,
   retry = fields({ base = few, factor = few, cap = few, max_attempts = few }),
   on_delivered = callback, on_retry = callback, on_dead = callback, on_batch = callback })
@@ -124,7 +123,7 @@ local SQL = { "SELECT 1", "SELECT ?1 AS a, ?2 AS b", "SELECT * FROM outbox_entri
   "INSERT INTO outbox_entries (seq, created_at) VALUES (?, ?)",
   "INSERT INTO outbox_delayed (due_at, position) VALUES (?, ?)",
   "INSERT INTO outbox_dead (seq, died_at) VALUES (?, ?)", "UPDATE outbox_entries SET payload = ?",
-  "DELETE FROM outbox_entries", "DELETE FROM outbox_leases", "DROP TABLE outbox_delayed",
+  "DELETE FROM outbox_entries", "DELETE FROM outbox_claims", "DROP TABLE outbox_delayed",
   "COMMIT", "ROLLBACK", "BEGIN", "SAVEPOINT outbox", "SAVEPOINT x", "RELEASE x", "ROLLBACK TO x",
   "PRAGMA user_version", "", "-- nothing", "SELECT 1; SELECT 2", "SELECT 1 -- one", "SELECT",
   "SELECT outbox_handshake()", "CREATE TRIGGER IF NOT EXISTS no BEFORE DELETE ON outbox_entries"

@@ -151,6 +151,42 @@ function M.live_leases(stats, now)
   return count
 end
 
+--- Whether a lease is that of a processor, which is not bound to an interval of seq.
+function M.is_lane(lease)
+  return lease.first_seq == math.mininteger and lease.last_seq == math.maxinteger
+end
+
+--- Formats what a lease covers: the share of a processor, "32/64", or an interval, "1-20".
+function M.share(lease)
+  return M.is_lane(lease) and lease.classes .. "/64"
+    or M.number(lease.first_seq) .. "-" .. M.number(lease.last_seq)
+end
+
+--- Formats the namespaces of a lease.
+function M.namespaces(lease)
+  local function list(names)
+    local cells = {}
+    for i, name in ipairs(names) do
+      cells[i] = M.cell(name)
+    end
+    return table.concat(cells, ",")
+  end
+  local names = lease.namespaces
+  return not names and "all" or names.except and "all but " .. list(names.except) or list(names)
+end
+
+--- Formats the places in hand: "17+3,2" as "17-20,22".
+function M.places(held)
+  local last, ranges = 0, {}
+  for step, more in (held or ""):gmatch("(-?%d+)%+?(%d*)") do
+    local first = last + tonumber(step)
+    last = first + (tonumber(more) or 0)
+    ranges[#ranges + 1] = last > first and first .. "-" .. last or M.number(first)
+  end
+  local overtime = held and held:sub(1, 1) == "!" and " (overtime)" or ""
+  return ranges[1] and table.concat(ranges, ",") .. overtime or "-"
+end
+
 --- Returns rows of a table with the numbers of entries.
 function M.counts(stats, now)
   local function row(name, note)
@@ -222,6 +258,15 @@ function M.stamp(object)
     object[name] = object[name] and destination_format().time(object[name])
   end
   return object
+end
+
+--- The same for a lease; its namespaces become a list or, in an object, `except`.
+function M.stamp_lease(lease)
+  local names = lease.namespaces
+  if names then
+    M.array(names.except or names)
+  end
+  return M.stamp(lease)
 end
 
 local function escape(character)
