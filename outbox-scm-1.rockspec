@@ -28,6 +28,7 @@ build = {
     ["outbox"] = "lua/outbox.lua",
     ["outbox.attach"] = "lua/outbox/attach.lua",
     ["outbox.command"] = "lua/outbox/command.lua",
+    ["outbox.command.bury"] = "lua/outbox/command/bury.lua",
     ["outbox.command.common.convert"] = "lua/outbox/command/common/convert.lua",
     ["outbox.command.common.database"] = "lua/outbox/command/common/database.lua",
     ["outbox.command.common.entries"] = "lua/outbox/command/common/entries.lua",

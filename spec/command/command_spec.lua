@@ -27,7 +27,7 @@ describe("the command", function()
 
   it("explains each subcommand and every option of it", function()
     local commands = { "migrate", "publish", "relay", "stats", "leases", "top", "list", "show",
-      "dead list", "dead requeue", "dead purge", "completion" }
+      "bury", "dead list", "dead requeue", "dead purge", "completion" }
     for _, name in ipairs(commands) do
       local help = succeed(name .. " --help")
       assert.matches("^Usage: outbox " .. name, help)

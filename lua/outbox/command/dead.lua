@@ -8,9 +8,6 @@ local list = require("outbox.command.list")
 local option = require("outbox.options")
 local outbox = require("outbox")
 
--- The codes of failures that concern one entry.
-local OF_ONE = { duplicate = true, constraint = true }
-
 -- Whether a dead letter is so old that receivers may have forgotten its id.
 local function is_forgotten(store, id)
   for _, entry in ipairs(store:find_entries(id)) do
@@ -20,30 +17,17 @@ local function is_forgotten(store, id)
   end
 end
 
--- Requeues or purges dead letters in one transaction, and adds to the result. An id that fails does
--- not prevent the others.
+-- Requeues or purges dead letters in one transaction, and adds to the result.
 local function move(store, method, ids, result)
-  local done, old = 0, 0
-  store:transaction(function()
-    for _, id in ipairs(ids) do
-      local is_old = method == "requeue_entries" and is_forgotten(store, id)
-      local ok, count = pcall(store[method], store, id)
-      if ok and count == 1 then
-        done = done + 1
-        old = old + (is_old and 1 or 0)
-      elseif ok then
-        result.status = 3
-        io.stderr:write("outbox: no dead letter has the id ", format.line(id), "\n")
-      elseif type(count) == "table" and OF_ONE[count.code] then
-        result.status = math.max(result.status, 1)
-        io.stderr:write(("outbox: %s: %s (%s)\n"):format(format.line(id),
-          format.line(count.message), count.code))
-      else
-        error(count, 0)
-      end
-    end
+  local old = 0
+  local done, status = entries.act_on(store, ids, "dead letter", function(id)
+    local is_old = method == "requeue_entries" and is_forgotten(store, id)
+    local found = store[method](store, id) == 1
+    old = old + (found and is_old and 1 or 0)
+    return found
   end)
   result.done, result.old = result.done + done, result.old + old
+  result.status = math.max(result.status, status)
 end
 
 -- Moves all dead letters, but not the ones that die after this has started.

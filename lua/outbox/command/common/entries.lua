@@ -1,4 +1,6 @@
--- The entries of a store, as `list`, `show` and `dead` need them.
+-- The entries of a store, as `list`, `show`, `bury` and `dead` need them.
+
+local format = require("outbox.command.common.format")
 
 local M = {}
 
@@ -8,6 +10,34 @@ M.PAGE = 100
 --- Returns the state of an entry: "ready", "delayed" or "dead".
 function M.state_of(entry)
   return entry.died_at and "dead" or entry.due_at and "delayed" or "ready"
+end
+
+-- The codes of failures that concern one entry.
+local OF_ONE = { duplicate = true, constraint = true }
+
+--- Calls `act(id)` for each id, in one transaction. It returns whether there is such an entry. One
+-- that there is not (`what` says of what kind), or that fails, does not prevent the others. Returns
+-- how many there were, and the exit status.
+function M.act_on(store, ids, what, act)
+  local done, status = 0, 0
+  store:transaction(function()
+    for _, id in ipairs(ids) do
+      local ok, found = pcall(act, id)
+      if ok and found then
+        done = done + 1
+      elseif ok then
+        status = 3
+        io.stderr:write(("outbox: no %s has the id %s\n"):format(what, format.line(id)))
+      elseif type(found) == "table" and OF_ONE[found.code] then
+        status = math.max(status, 1)
+        io.stderr:write(("outbox: %s: %s (%s)\n"):format(format.line(id),
+          format.line(found.message), found.code))
+      else
+        error(found, 0)
+      end
+    end
+  end)
+  return done, status
 end
 
 --- Iterates over the entries of `options.state`, one by one; reads them a page at a time. The other
