@@ -1,5 +1,5 @@
--- Two workers, each in a process of its own, share one backlog. Each claims 100 entries at a time.
--- They keep no order (`ordering = "none"`); with any other ordering the second one would stand by.
+-- Two workers, each in a process of its own, share one backlog. Each key has one worker, so its
+-- messages stay in order.
 --
 --   lua5.4 examples/workers.lua
 
@@ -11,15 +11,17 @@ local function work(path, name)
   local store <close> = outbox.open(path, { synchronous = "normal" })
   local processor = outbox.processor({
     store = store,
-    ordering = "none",
-    limit = 100,
     publisher = function(messages)
       for _, message in ipairs(messages) do
         print(name, message.payload)
       end
     end,
   })
-  processor:pump()
+  while store:stats().ready > 0 do
+    outbox.clock.sleep(math.min(processor:step(), 0.01))
+  end
+  processor:stop()
+  processor:step() -- gives its share back
 end
 
 local function main()

@@ -31,6 +31,17 @@ for name, loop in pairs({ loop = "its own loop", cqueues = "cqueues", luv = "luv
   end)
 end
 
+describe("examples/destinations.lua", function()
+  it("delivers to two destinations while a third one hangs", function()
+    local output, ok = support.run("examples/destinations.lua", "timeout 60")
+    assert.is_true(ok, output)
+    for _, namespace in ipairs({ "audit", "broker" }) do
+      assert.matches(("%s\tmessage 1\n.*%s\tmessage 2\n.*%s\tmessage 3\n"):gsub("%%s", namespace),
+        output)
+    end
+  end)
+end)
+
 describe("examples/workers.lua", function()
   it("shares a backlog between two processes", function()
     local output, ok = support.run("examples/workers.lua")
