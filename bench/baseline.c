@@ -78,11 +78,12 @@ static void publish(sqlite3 *db, long count, long per_transaction, double *start
 
 static void claim(sqlite3 *db, long count, double *start) {
   sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
-  sqlite3_stmt *clear = prepare(db, "DELETE FROM outbox_leases WHERE processor_id = 'bench'");
-  sqlite3_stmt *lease = prepare(db, "INSERT INTO outbox_leases SELECT"
+  sqlite3_stmt *clear = prepare(db, "DELETE FROM outbox_claims WHERE processor_id = 'bench'");
+  sqlite3_stmt *lease = prepare(db, "INSERT INTO outbox_claims"
+                                    " (processor_id, namespaces, classes, first_seq, last_seq,"
+                                    " deadline, claimed_at) SELECT 'bench', '', -1,"
                                     " (SELECT min(seq) FROM outbox_entries),"
-                                    " (SELECT max(seq) FROM outbox_entries),"
-                                    " 'bench', ?1, ?1, NULL");
+                                    " (SELECT max(seq) FROM outbox_entries), ?1, ?1");
   *start = seconds(CLOCK_MONOTONIC);
   for (long i = 0; i < count; i++) {
     run(db, begin);
@@ -102,7 +103,7 @@ static void drain(sqlite3 *db, long batch_size, double *start) {
   sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
   sqlite3_stmt *delete = prepare(db, "DELETE FROM outbox_entries WHERE id = ?1");
   sqlite3_stmt *select =
-      prepare(db, "SELECT id, namespace, key, payload, created_at FROM outbox_leases"
+      prepare(db, "SELECT id, namespace, key, payload, created_at FROM outbox_claims"
                   " CROSS JOIN outbox_entries ON seq BETWEEN first_seq AND last_seq"
                   " WHERE processor_id = 'bench' ORDER BY first_seq, seq LIMIT ?1");
   long count;

@@ -19,4 +19,9 @@ function M.median(values)
   return values[#values // 2 + 1]
 end
 
+--- Returns the value below which that part of some numbers lies. They must be sorted.
+function M.percentile(values, part)
+  return values[math.max(1, math.ceil(#values * part))]
+end
+
 return M

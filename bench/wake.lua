@@ -4,6 +4,7 @@
 --   make bench-wake
 
 local outbox = require("outbox")
+local support = require("bench.support")
 
 local MESSAGES, IDLE = 2000, 10
 local now, sleep = outbox.clock.now, outbox.clock.sleep
@@ -21,7 +22,7 @@ local function publish()
 end
 
 local function percentile(values, part)
-  return values[math.max(1, math.ceil(#values * part))] * 1e6
+  return support.percentile(values, part) * 1e6
 end
 
 -- Delivers the messages of a second process. `run` drives the processor until it stops.
