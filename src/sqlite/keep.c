@@ -13,7 +13,8 @@ static const char DELETE_INTERVALS_SQL[] =
 
 static const char HOLD_SQL[] =
     "UPDATE @claims SET held = ?2 WHERE lease = (SELECT lease FROM @claims"
-    " WHERE processor_id = ?1 AND " IS_INTERVAL " ORDER BY first_seq, lease LIMIT 1)";
+    " INDEXED BY @@claims_first_seq WHERE processor_id = ?1 AND " IS_INTERVAL
+    " ORDER BY first_seq LIMIT 1)";
 
 int outbox_hold_batch(outbox_store *store, outbox_bytes processor_id) {
   int64_t last = 0;
