@@ -1,6 +1,6 @@
 /***
-The clock, UUIDs, blobs, and columns of tables. Of the functions that are written in C, these need
-no store. Applications use those that `require("outbox")` gives them.
+The clock, UUIDs and blobs. Of the functions that are written in C, these need no store. Applications
+use those that `require("outbox")` gives them.
 @module outbox.core
 */
 #define _POSIX_C_SOURCE 200809L
@@ -10,8 +10,6 @@ no store. Applications use those that `require("outbox")` gives them.
 #include <time.h>
 
 #include "shim.h"
-
-#define MAX_ROOM 100000 /* values */
 
 /* --- Time ------------------------------------------------------------------------------------ */
 
@@ -102,87 +100,11 @@ static int blob(lua_State *L) {
   return 1;
 }
 
-/* --- Tables ---------------------------------------------------------------------------------- */
-
-/***
-Collects the values of some fields of each table in an array. A loop in Lua takes twice as long.
-@function columns
-@tparam {table,...} tables
-@tparam string ... the names of the fields
-@treturn table... one array for each field, with a hole where a table does not have the field
-*/
-static int columns(lua_State *L) {
-  int fields = lua_gettop(L) - 1;
-  luaL_checktype(L, 1, LUA_TTABLE);
-  lua_Integer count = (lua_Integer)lua_rawlen(L, 1);
-  int room = count < MAX_ROOM ? (int)count : MAX_ROOM; /* Lua may find a length far too large */
-  luaL_checkstack(L, fields + 3, "too many fields");
-  for (int field = 0; field < fields; field++)
-    lua_createtable(L, room, 0);
-  for (lua_Integer i = 1; i <= count; i++) {
-    lua_rawgeti(L, 1, i);
-    luaL_checktype(L, -1, LUA_TTABLE);
-    for (int field = 0; field < fields; field++) {
-      lua_pushvalue(L, 2 + field);
-      lua_rawget(L, -2);
-      lua_rawseti(L, 2 + fields + field, i);
-    }
-    lua_pop(L, 1);
-  }
-  return fields;
-}
-
-/* FNV-1a. */
-static size_t hash(outbox_bytes bytes) {
-  const unsigned char *data = bytes.data;
-  size_t hash = 2166136261u;
-  for (size_t i = 0; i < bytes.size; i++)
-    hash = (hash ^ data[i]) * 16777619u;
-  return hash;
-}
-
-/***
-Whether a string comes twice in an array, which may have holes. A loop in Lua takes five times as
-long.
-@function repeats
-@tparam {string,...} strings
-@tparam integer count how many places to look at; at most 100000
-@treturn boolean
-*/
-static int repeats(lua_State *L) {
-  luaL_checktype(L, 1, LUA_TTABLE);
-  lua_Integer count = luaL_checkinteger(L, 2);
-  luaL_argcheck(L, count >= 0 && count <= MAX_ROOM, 2, "at most 100000");
-  size_t room = 16;
-  while (room < 2 * (size_t)count)
-    room *= 2;
-  outbox_bytes *seen = lua_newuserdatauv(L, room * sizeof *seen, 0);
-  memset(seen, 0, room * sizeof *seen);
-  bool found = false;
-  for (lua_Integer i = 1; i <= count && !found; i++) {
-    outbox_bytes bytes;
-    if (lua_rawgeti(L, 1, i) == LUA_TSTRING) {
-      bytes.data = lua_tolstring(L, -1, &bytes.size); /* the array holds it */
-      size_t slot = hash(bytes) & (room - 1);
-      while (seen[slot].data != NULL && !found) {
-        found =
-            seen[slot].size == bytes.size && memcmp(seen[slot].data, bytes.data, bytes.size) == 0;
-        slot = (slot + 1) & (room - 1);
-      }
-      seen[slot] = bytes;
-    }
-    lua_pop(L, 1);
-  }
-  lua_pushboolean(L, found);
-  return 1;
-}
-
 /* --- The module ------------------------------------------------------------------------------ */
 
 static const luaL_Reg CLOCK[] = {{"now", clock_now}, {"sleep", clock_sleep}, {NULL, NULL}};
 
-static const luaL_Reg FUNCTIONS[] = {
-    {"uuid_v4", uuid_v4}, {"blob", blob}, {"columns", columns}, {"repeats", repeats}, {NULL, NULL}};
+static const luaL_Reg FUNCTIONS[] = {{"uuid_v4", uuid_v4}, {"blob", blob}, {NULL, NULL}};
 
 void shim_open_values(lua_State *L) {
   luaL_newmetatable(L, BLOB);

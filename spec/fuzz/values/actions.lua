@@ -5,7 +5,7 @@ local core = require("outbox.core")
 local fuzz = require("fuzz")
 local outbox = require("outbox")
 local has_luasql, luasql = pcall(require, "luasql.sqlite3")
-local any, array, string = run.any, run.array, run.string
+local any, string = run.any, run.string
 local callback, spoil, collect = run.callback, run.spoil, run.collect
 local call, note, resume, arguments = run.call, run.note, run.resume, run.arguments
 local choose, one_of, rarely = run.choose, run.one_of, run.rarely
@@ -183,8 +183,6 @@ local MODULE = {
   function() call(outbox.open, ":memory:", any()) end,
   function() call(outbox.attach, any(), any()) end,
   function() call(core.is_attached, any()) end,
-  function() call(core.columns, array(message, choose(4)), arguments({ many(any) })) end,
-  function() call(core.columns, any(), "id") end,
   function() call(tostring, any()) end,
 }
 
