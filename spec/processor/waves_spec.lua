@@ -183,6 +183,40 @@ describe("the messages of a key", function()
     assert.same({}, errors)
   end)
 
+  it("keep their order when a failure makes the calls of a batch smaller", function()
+    local seed = tonumber(os.getenv("OUTBOX_SEED")) or os.time()
+    math.randomseed(seed)
+    for i = 1, 300 do
+      store:publish({ key = "k" .. i % 4, payload = tostring(i) })
+    end
+    local newest = {}
+    local p = processor({ batch_size = 8, retry = { base = 0.001, cap = 0.01, max_attempts = 1000 },
+      publisher = function(messages)
+        local failures = {}
+        for i, message in ipairs(messages) do
+          local number, key = tonumber(message.payload), message.key
+          if math.random(20) == 1 then
+            error("raised")
+          elseif math.random(5) == 1 then
+            failures[i] = "no"
+          else
+            assert(number - (newest[key] or number - 4) <= 4, "an earlier one was not delivered")
+            newest[key] = math.max(newest[key] or 0, number)
+          end
+        end
+        return failures
+      end })
+    for _ = 1, 4000 do
+      p:step()
+      clock.advance(0.1)
+    end
+    local stats = store:stats()
+    assert.equal(0, stats.ready + stats.delayed + stats.dead, "seed " .. seed)
+    for _, problem in ipairs(errors) do
+      assert.matches("raised$", problem.message, 1, false, "seed " .. seed)
+    end
+  end)
+
   describe("in a table of routes", function()
     local function sent(route)
       for _, id in ipairs({ "1", "2" }) do

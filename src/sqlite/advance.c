@@ -192,13 +192,14 @@ static void report(const step *s, outbox_progress *progress) {
   progress->repeats = lane_repeats(&lane->hand);
   progress->deadline = lane->lease != 0 ? lane->deadline : 0;
   progress->overlapped = s->survey.overlapped && lane->mask == 0;
-  progress->more = (s->more || lane->lap != NEVER) && !progress->refused;
+  progress->more = s->more && !progress->refused;
   progress->again_at = due_earlier(s->due_at, s->survey.lapses_at);
-  if (!lane->wants_lap || s->want->batch_size <= 0) return;
-  if (lane->next_lap <= s->now)
-    progress->more = true;
-  else
-    progress->again_at = due_earlier(progress->again_at, lane->next_lap);
+  if (s->want->batch_size <= 0) return;
+  bool due = lane->lap != NEVER || (lane->wants_lap && lane->next_lap <= s->now);
+  if (due && s->want->where == OUTBOX_ANYWHERE)
+    progress->more = !progress->refused;
+  else if (due || lane->wants_lap) /* only who asks for anything goes on with the lap */
+    progress->again_at = due_earlier(progress->again_at, due ? s->now : lane->next_lap);
 }
 
 /* --- The operation --------------------------------------------------------------------------- */

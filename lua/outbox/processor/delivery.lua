@@ -79,16 +79,31 @@ local function is_unsent(failure)
   return uncharged and not delay
 end
 
+-- `waiting` has, of each line of a namespace, the index of the first entry that is handed out
+-- again. Later ones of the line must wait for it, in whatever call of the batch they are.
+local function wait(self, outcome, waiting, i)
+  local line = self.line_of(outcome.batch, i)
+  if line then
+    waiting[line] = math.min(waiting[line] or i, i)
+  end
+end
+
+local function has_to_wait(self, outcome, waiting, i)
+  local line = self.line_of(outcome.batch, i)
+  return line and waiting[line] and waiting[line] < i
+end
+
 -- Notes a call in which some messages failed. An entry in line behind one that is handed out again
 -- waits for it, even if it was delivered: it is delivered again, so that the last one remains the
 -- last. One that was not sent because of one before it, which is dead now, is nobody's suspect.
--- Adds to `waiting` the lines that wait. Returns whether there are none.
+-- Returns whether nothing is handed out again.
 local function note_failures(self, outcome, call, failures, waiting, heard)
-  local reported, line_of, ended = false, self.line_of, {}
+  local reported, whole, ended = false, true, {}
   for j = 1, #call do
     local i, failure = call[j], failures[j]
-    local line = line_of(outcome.batch, i)
-    if line and waiting[line] then
+    local line = self.line_of(outcome.batch, i)
+    if has_to_wait(self, outcome, waiting, i) then
+      whole = false
       if failure then
         charge_permanent(outcome, heard, i, failure)
       end
@@ -97,11 +112,15 @@ local function note_failures(self, outcome, call, failures, waiting, heard)
       heard.delivered = heard.delivered + 1
       heard.places[#heard.places + 1] = outcome.batch.seqs[i]
     elseif line and ended[line] and is_unsent(failure) then
-      waiting[line] = true
+      whole = false
+      wait(self, outcome, waiting, i)
     else
       local is_waiting, fault = note_failure(outcome, heard, i, failure)
-      if line then
-        waiting[line], ended[line] = is_waiting or nil, true
+      if is_waiting then
+        whole = false
+        wait(self, outcome, waiting, i)
+      elseif line then
+        ended[line] = true
       end
       if fault and not reported then -- one report for a call, which may have many failures
         reported = true
@@ -109,7 +128,7 @@ local function note_failures(self, outcome, call, failures, waiting, heard)
       end
     end
   end
-  return next(waiting) == nil
+  return whole
 end
 
 -- Notes a call of which all got through.
@@ -146,6 +165,7 @@ local function make_call(self, outcome, call, waiting)
     heard.list = {}
     for j = 1, #call do
       heard.list[j] = outcome:failure(call[j], raised.message)
+      wait(self, outcome, waiting, call[j])
     end
   elseif not failures then
     note_all_delivered(self, outcome, call, heard)
@@ -164,38 +184,55 @@ local function make_call(self, outcome, call, waiting)
   return whole, raised
 end
 
--- Returns a wave without the messages that wait for one of an earlier wave.
+-- Returns a wave without the messages that wait for one of an earlier wave, or of another call.
 local function without_waiting(self, outcome, wave, waiting)
   if next(waiting) == nil then
     return wave
   end
   local free = { namespace = wave.namespace }
   for j = 1, #wave do
-    local line = self.line_of(outcome.batch, wave[j])
-    if not (line and waiting[line]) then
+    if not has_to_wait(self, outcome, waiting, wave[j]) then
       free[#free + 1] = wave[j]
     end
   end
   return free
 end
 
+-- By namespace the lines that wait: at first those of the entries that are in no call.
+local function find_waiting(self, outcome)
+  local batch = outcome.batch
+  local waiting_of = setmetatable({}, { __index = function(all, namespace)
+    all[namespace] = {}
+    return all[namespace]
+  end })
+  for _, i in ipairs(batch.left_out) do
+    wait(self, outcome, waiting_of[batch.entries[i].namespace], i)
+  end
+  return waiting_of
+end
+
 -- The calls of a batch, each in one or more waves. Returns how many were made.
 local function make_calls(self, outcome)
   local strict, batch, made = self.ordering == "strict", outcome.batch, 0
+  local waiting_of = find_waiting(self, outcome)
   for _, call in ipairs(batch.calls) do
-    local waves, waiting = self.ordered and { call } or split(self.ordering, batch, call), {}
+    local waves = self.ordered and { call } or split(self.ordering, batch, call)
+    local waiting, raised = waiting_of[call.namespace], nil
     for _, wave in ipairs(waves) do
       local free = without_waiting(self, outcome, wave, waiting)
-      if free[1] and #free <= self.jury:limit(call.namespace) then
+      if raised or #free > self.jury:limit(call.namespace) then
+        for j = 1, #free do
+          wait(self, outcome, waiting, free[j])
+        end
+      elseif free[1] then
         if made > 0 and not self.may_go_on() then
           return made
         end
         made = made + 1
-        local whole, raised = make_call(self, outcome, free, waiting)
+        local whole
+        whole, raised = make_call(self, outcome, free, waiting)
         if strict and not whole then
           return made
-        elseif raised then
-          break
         end
       end
     end
