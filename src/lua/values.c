@@ -1,6 +1,6 @@
 /***
-The clock, UUIDs and blobs. Of the functions that are written in C, these need no store. Applications
-use those that `require("outbox")` gives them.
+The clock, UUIDs and blobs. Of the functions that are written in C, these need no store.
+Applications use those that `require("outbox")` gives them.
 @module outbox.core
 */
 #define _POSIX_C_SOURCE 200809L
