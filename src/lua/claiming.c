@@ -42,17 +42,9 @@ static int store_claim_entries(lua_State *L) {
   shim_renew_memory(L, self, 1, 2);
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  self->claiming = self->lua_clock ? L : NULL;
-  self->answered = false;
-  self->status = LUA_OK;
+  shim_begin_asking(L, self);
   int code = outbox_claim_entries(self->store, processor_id, deadline, limit, &claimed);
-  self->claiming = NULL;
-  if (self->status == LUA_ERRMEM) lua_error(L); /* of the clock, called inside the lock */
-  if (self->status != LUA_OK) {
-    luaL_tolstring(L, -1, NULL);
-    shim_raise(L, outbox_code_name(OUTBOX_CALLBACK),
-               lua_pushfstring(L, "the clock failed: %s", lua_tostring(L, -1)));
-  }
+  shim_end_asking(L, self);
   shim_check(L, self->store, code);
   if (!claimed.any) shim_forget_claim(L, self, 1, 2, true);
   lua_pushboolean(L, claimed.any);

@@ -82,6 +82,21 @@ int shim_answer_clock(void *context, int64_t *now) {
   return self->status == LUA_OK ? 0 : -1;
 }
 
+void shim_begin_asking(lua_State *L, shim_store *self) {
+  self->claiming = self->lua_clock ? L : NULL;
+  self->answered = false;
+  self->status = LUA_OK;
+}
+
+void shim_end_asking(lua_State *L, shim_store *self) {
+  self->claiming = NULL;
+  if (self->status == LUA_ERRMEM) lua_error(L);
+  if (self->status == LUA_OK) return;
+  luaL_tolstring(L, -1, NULL);
+  shim_raise(L, outbox_code_name(OUTBOX_CALLBACK),
+             lua_pushfstring(L, "the clock failed: %s", lua_tostring(L, -1)));
+}
+
 /* --- Ending ---------------------------------------------------------------------------------- */
 
 void shim_close_rows(shim_rows *self) {

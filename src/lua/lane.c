@@ -202,17 +202,9 @@ static int store_advance(lua_State *L) {
   read_verdicts(L, self, 2, &count);
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  self->claiming = self->lua_clock ? L : NULL;
-  self->answered = false;
-  self->status = LUA_OK;
+  shim_begin_asking(L, self);
   int code = outbox_advance(self->store, self->verdicts, count, &want, &progress);
-  self->claiming = NULL;
-  if (self->status == LUA_ERRMEM) lua_error(L); /* of the clock, called inside the lock */
-  if (self->status != LUA_OK) {
-    luaL_tolstring(L, -1, NULL);
-    shim_raise(L, outbox_code_name(OUTBOX_CALLBACK),
-               lua_pushfstring(L, "the clock failed: %s", lua_tostring(L, -1)));
-  }
+  shim_end_asking(L, self);
   shim_check(L, self->store, code);
   if (lua_istable(L, 2))
     for (size_t i = 0; i < count; i++) {

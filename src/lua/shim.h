@@ -173,6 +173,13 @@ void shim_read_clock(lua_State *L, shim_store *self, int index);
 */
 int shim_answer_clock(void *context, int64_t *now);
 
+/*
+** Call these around an operation of the core that asks the clock again inside the write lock. The
+** second one raises what the clock raised there.
+*/
+void shim_begin_asking(lua_State *L, shim_store *self);
+void shim_end_asking(lua_State *L, shim_store *self);
+
 /* Closes an iterator: at once, or after the row that it is in the middle of. */
 void shim_close_rows(shim_rows *self);
 
