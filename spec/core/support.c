@@ -259,6 +259,26 @@ const char *claimed_ids(outbox_store *store, const char *processor) {
   return read_ids(store);
 }
 
+outbox_progress advance_all(outbox_store *store, outbox_verdict verdict, const outbox_want *want) {
+  outbox_verdict verdicts[64];
+  outbox_progress progress;
+  size_t count = 0;
+  for (; outbox_batch(store, count) != NULL; count++)
+    verdicts[count] = verdict;
+  assert_ok(store, outbox_advance(store, verdicts, count, want, &progress));
+  return progress;
+}
+
+const char *in_hand(outbox_store *store) {
+  static char ids[400];
+  const outbox_entry *entry;
+  ids[0] = '\0';
+  for (size_t i = 0; (entry = outbox_batch(store, i)) != NULL; i++)
+    snprintf(ids + strlen(ids), sizeof ids - strlen(ids), "%s%.*s", i > 0 ? " " : "",
+             (int)entry->id.size, (const char *)entry->id.data);
+  return ids;
+}
+
 const char *leases(outbox_store *store) {
   static char list[4096];
   size_t length = 0;

@@ -136,6 +136,12 @@ const char *read_ids(outbox_store *store);
 /* Reads what the processor has claimed and returns the ids in the same way. */
 const char *claimed_ids(outbox_store *store, const char *processor);
 
+/* Gives the same verdict on all in hand, and takes the next batch. */
+outbox_progress advance_all(outbox_store *store, outbox_verdict verdict, const outbox_want *want);
+
+/* The ids of the batch in hand of a lane, in the same way. */
+const char *in_hand(outbox_store *store);
+
 /* The claims as "processor:first-last", or "processor:lane", separated by spaces. The result is
 ** valid until the next call. */
 const char *leases(outbox_store *store);

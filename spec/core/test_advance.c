@@ -19,25 +19,8 @@ static void serve(outbox_store *store, const char *id, const char *namespace, bo
 /* Gives the same outcome to all in hand, and takes the next batch. */
 static outbox_progress advance(fixture *f, outbox_store *store, enum outbox_outcome outcome,
                                const outbox_want *want) {
-  outbox_verdict verdicts[64];
-  outbox_progress progress;
-  size_t count = 0;
-  for (; outbox_batch(store, count) != NULL; count++)
-    verdicts[count] =
-        (outbox_verdict){.outcome = outcome, .at = f->now + SECOND, .error = text("no")};
-  assert_ok(store, outbox_advance(store, verdicts, count, want, &progress));
-  return progress;
-}
-
-/* The ids of the batch in hand. */
-static const char *in_hand(outbox_store *store) {
-  static char ids[400];
-  const outbox_entry *entry;
-  ids[0] = '\0';
-  for (size_t i = 0; (entry = outbox_batch(store, i)) != NULL; i++)
-    snprintf(ids + strlen(ids), sizeof ids - strlen(ids), "%s%.*s", i > 0 ? " " : "",
-             (int)entry->id.size, (const char *)entry->id.data);
-  return ids;
+  outbox_verdict verdict = {.outcome = outcome, .at = f->now + SECOND, .error = text("no")};
+  return advance_all(store, verdict, want);
 }
 
 static int count_classes(fixture *f, const char *id) {

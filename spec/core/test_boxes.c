@@ -19,24 +19,7 @@ static void serve(outbox_store *store, const char *id, const char *namespace) {
 
 /* Has delivered all that is in hand, and takes the next batch. */
 static outbox_progress advance(outbox_store *store, const outbox_want *want) {
-  outbox_verdict verdicts[64];
-  outbox_progress progress;
-  size_t count = 0;
-  for (; outbox_batch(store, count) != NULL; count++)
-    verdicts[count] = (outbox_verdict){.outcome = OUTBOX_DELIVERED};
-  assert_ok(store, outbox_advance(store, verdicts, count, want, &progress));
-  return progress;
-}
-
-/* The ids of the lane's batch in hand. */
-static const char *in_hand(outbox_store *store) {
-  static char ids[400];
-  const outbox_entry *entry;
-  ids[0] = '\0';
-  for (size_t i = 0; (entry = outbox_batch(store, i)) != NULL; i++)
-    snprintf(ids + strlen(ids), sizeof ids - strlen(ids), "%s%.*s", i > 0 ? " " : "",
-             (int)entry->id.size, (const char *)entry->id.data);
-  return ids;
+  return advance_all(store, (outbox_verdict){.outcome = OUTBOX_DELIVERED}, want);
 }
 
 /* Claims by hand, reads and holds. Returns the ids. */
