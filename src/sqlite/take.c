@@ -71,6 +71,7 @@ int take_is_held(const reading *r, const item *item, bool *held, int64_t *head) 
 int take_row(reading *r, sqlite3_stmt *row, const item *item) {
   items *found = r->found;
   size_t count = found->count;
+  int64_t bytes = found->bytes;
   int code = lane_add(r->store, found, row, item);
   if (code != OUTBOX_OK) return code;
   const outbox_entry *entry = &found->items[count].entry, *first = &found->items[0].entry;
@@ -80,9 +81,8 @@ int take_row(reading *r, sqlite3_stmt *row, const item *item) {
   r->full = alone || (count > 0 && bytes_equal(first->last_error, LAPSED));
   if (count == 0 || !(r->full || too_large)) return OUTBOX_OK;
   r->full = true;
-  found->count--;
-  found->bytes -= (int64_t)(entry->id.size + entry->namespace.size + entry->key.size +
-                            entry->payload.size + entry->headers.size);
+  found->count = count;
+  found->bytes = bytes;
   return OUTBOX_OK;
 }
 
