@@ -316,16 +316,15 @@ end
 --
 -- The publisher is a function `(messages, namespace)`, or a table with it as a method `publish`
 -- and, optionally, the `batch_size` that suits it, `ordered = true`, and the `namespaces` that it
--- serves. It gets entries of one
--- namespace, in order, and at most one of a key, unless it is `ordered`: then it gets all, and
--- after a failed one must send nothing more of that key. It returns nothing or true when all were
--- delivered, or a table `{[i] = reason}` of those that failed (false: it was delivered). A reason
--- is any value, or a table with `reason` and any of `permanent = true` (the message becomes a dead
--- letter at once), `retry_after` (seconds until the next attempt) and `uncharged = true` (the
--- message was not sent, or is not to blame: it is handed out again, after `retry_after`). When the
--- publisher raises, or returns false or `nil, reason`, or all messages failed uncharged, no
--- message is charged, because the destination may be down. The publisher may yield, if the loop
--- around it can.
+-- serves. It gets entries of one namespace, in order, and at most one of a key, unless it is
+-- `ordered`: then it gets all, and after a failed one must send nothing more of that key. It
+-- returns nothing or true when all were delivered, or a table `{[i] = reason}` of those that failed
+-- (false: it was delivered). A reason is any value, or a table with `reason` and any of `permanent
+-- = true` (the message becomes a dead letter at once), `retry_after` (seconds until the next
+-- attempt) and `uncharged = true` (the message was not sent, or is not to blame: it is handed out
+-- again, after `retry_after`). When the publisher raises, or returns false or `nil, reason`, or all
+-- messages failed uncharged, no message is charged, because the destination may be down. The
+-- publisher may yield, if the loop around it can.
 --
 -- `retry` says how long an entry waits after a failed delivery. It is a table of numbers for an
 -- exponential backoff with full jitter, or a function `(entry, attempts)`. The function returns the

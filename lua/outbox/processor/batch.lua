@@ -8,8 +8,9 @@
 
 local core = require("outbox.core")
 
--- Calls of one namespace each, no larger than the jury allows; fresh entries and those that failed
--- before are not mixed. In strict order a call ends where that changes. Fills `left_out`.
+-- Makes the calls. Each has entries of one namespace, no more of them than the jury allows, and
+-- either fresh ones or such that failed before. In strict order a call ends where one of these
+-- changes. Adds to `left_out` the indexes that are in no call.
 local function group(entries, attempts, strict, jury, left_out)
   local list, known, current = {}, {}, nil
   for i = 1, #entries do

@@ -62,9 +62,11 @@ end
 local ELSEWHERE = { "newest", "random", "newest", "oldest" }
 local RESTING = { "newest", "random" }
 
--- The known message that is to be tried now: the newest that was in a call that told nothing, else
--- of those that may be one that failed alone least often, the oldest first. And in how many seconds
--- there may be another; and the places of the first kind, nil for none.
+-- Returns the place of the known message to be tried now. A message is *doubted* if it was in a
+-- call that told nothing and was not tried since: the newest of these comes first. Of the messages
+-- whose time has come, the one that failed alone least often comes next, and of equal ones the
+-- oldest. Also returns in how many seconds another one's time comes, and the places of all doubted
+-- ones, nil if there are none.
 local function next_known(self, in_vain)
   local warm, later, places, doubted, other, least = self:is_warm(0), huge, {}, nil, nil, huge
   for place, it in pairs(self.known) do

@@ -171,8 +171,8 @@ local function look_again(self)
   end
 end
 
---- The store has found so many entries for what was chosen, or for anybody without a choice; `more`
--- if it has not looked everywhere.
+--- Notes how many entries the store has found for what was chosen. `more` says that the store has
+-- not looked everywhere yet.
 function Jury:found(want, count, more)
   local s = want.space
   if not s then
@@ -394,10 +394,11 @@ local function answered(self, s, answer, outcome)
   end
 end
 
---- Judges a call. `answer` has its `namespace`, `size` and `seconds`; `list`, all its messages,
--- each with `id`, `seq`, `entry`, `attempts` and `reason`, where it told nothing; else how many
--- were `delivered` and `charged`, the `places` of these, and lists of those that were `told` to
--- wait, with their `delay`, and of the `unanswered`. `outcome` takes the verdicts.
+--- Judges a call. `answer` has the `namespace`, the `size` and the `seconds` of the call. If the
+-- call told nothing, `answer.list` has all its messages, each with `id`, `seq`, `entry`, `attempts`
+-- and `reason`. Else `answer` has the numbers `delivered` and `charged`, the `places` of these
+-- messages, and two lists: the messages that were `told` to wait, each with its `delay`, and the
+-- `unanswered` ones. `outcome` takes the verdicts.
 function Jury:judge(answer, outcome)
   local s, list = self.spaces[answer.namespace], answer.list
   local well = not list and answer.delivered == answer.size
@@ -429,7 +430,8 @@ end
 return function(store, timer, size, strict)
   return setmetatable({ store = store, timer = timer, size = size, strict = strict,
     spaces = {}, number = 0, -- of namespaces, by name
-    awake = {}, asleep = nil, changed = false, -- those that do not rest; until when the others do
+    awake = {}, -- the namespaces that do not rest
+    asleep = nil, changed = false, -- until when the first of the others rests
     last = 0, others = false, -- whose turn it was
     idle = false, -- there was nothing of anybody's
     debt = nil, -- a span: until when time is owed to others

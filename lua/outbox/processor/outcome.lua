@@ -1,8 +1,9 @@
 -- The outcome of a batch: a verdict for each entry, and then for entries that were put off before.
 --
--- For the hooks it also has the indexes of what was `delivered`; the failures that are `retried` or
--- `dead`; how many were `deferred` for a while, uncharged; the errors that calls `raised`, and
--- those about failures with a fault; and the `seconds` that the batch took.
+-- The hooks read these fields: `delivered`, the indexes of the delivered entries; `retried` and
+-- `dead`, lists of failures; `deferred`, how many entries were put off without a charge; `raised`,
+-- the errors that calls raised and errors about malformed failures; `seconds`, how long the batch
+-- took.
 
 local Outcome = {}
 Outcome.__index = Outcome
@@ -72,7 +73,7 @@ function Outcome:convict(accused)
   return self:charge(failure) and failure.delay or nil
 end
 
---- Calls back what was put off.
+--- Makes an entry that was put off due now.
 function Outcome:call_back(it)
   self.others[#self.others + 1] = { outcome = "put off", at = self.now(), id = it.id, seq = it.seq }
 end
