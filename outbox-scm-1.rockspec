@@ -115,6 +115,7 @@ build = {
         "src/sqlite/statement.c",
         "src/sqlite/stats.c",
         "src/sqlite/store.c",
+        "src/sqlite/sweep.c",
         "src/sqlite/take.c",
         "src/sqlite/transaction.c",
         "src/sqlite/verdict.c",

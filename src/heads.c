@@ -21,6 +21,7 @@ void heads_free(heads *heads) {
 
 void heads_begin(heads *heads, int64_t at) {
   heads->from = heads->at = at;
+  heads->sweep = 0;
   heads->count = heads->tail = heads->keys = 0;
   heads->passed = 0;
   memset(heads->few, 0, sizeof heads->few);

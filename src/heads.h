@@ -15,7 +15,8 @@
 enum { HEADS_MOST = 256, HEADS_TAIL = 128, HEADS_FEW = 1024 };
 
 typedef struct heads {
-  int64_t from, at;           /* after which place this round began, and how far it has come */
+  int64_t from, at;           /* after which place this round began, and how far it has come, */
+  uint64_t sweep;             /* or at least so far as this walk did; 0: none */
   int64_t places[HEADS_MOST]; /* the sample, then the last that were met */
   size_t count, tail;         /* of all; of the last ones */
   uint64_t passed;            /* how many have left the tail in this round */

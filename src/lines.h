@@ -29,11 +29,12 @@ enum line_state {
 typedef struct heads heads; /* see heads.h */
 
 typedef struct line {
-  uint64_t hash; /* of a namespace (odd) or of a key (even); 0: nothing is kept here */
-  int64_t first; /* nothing of it was left behind before; NEVER: nothing at all */
-  int64_t next;  /* the same, as far as this lap has come */
-  int64_t head;  /* HELD: the retry that it waits for */
-  heads *heads;  /* PARKED: of its keys, as far as they are known; may be NULL */
+  uint64_t hash;  /* of a namespace (odd) or of a key (even); 0: nothing is kept here */
+  int64_t first;  /* nothing of it was left behind before; NEVER: nothing at all */
+  int64_t next;   /* the same, as far as this lap has come */
+  int64_t head;   /* HELD: the retry that it waits for */
+  heads *heads;   /* PARKED: of its keys, as far as they are known; may be NULL */
+  uint64_t since; /* PARKED: the sweep that was on when it was parked, or its round began */
   enum line_state state;
   bool joined;  /* this lap serves it */
   bool blocked; /* something of it is in hand, and was not delivered */

@@ -176,6 +176,7 @@ int outbox_serve(outbox_store *store, const outbox_service *service) {
     lane->lines.free_heads = heads_free;
     lane->lap = NEVER;
     lane->main = lane->due_at = lane->due_seq = lane->highest = INT64_MIN;
+    lane_begin_sweep(lane, INT64_MIN);
     for (int i = 0; i < BOX_CLASSES; i++)
       lane->floor[i] = INT64_MIN;
     sqlite3_randomness(sizeof lane->random, &lane->random);
@@ -189,6 +190,11 @@ int outbox_serve(outbox_store *store, const outbox_service *service) {
 }
 
 /* --- What is left behind --------------------------------------------------------------------- */
+
+void lane_begin_sweep(lane *lane, int64_t at) {
+  lane->sweep++;
+  lane->swept_from = lane->swept[lane->sweep % SWEEPS] = at;
+}
 
 void lane_release(lane *lane, line *line) {
   line->blocked = false;
@@ -212,6 +218,7 @@ void lane_begin_anew(lane *lane, int64_t from) {
   lane->main = lines_lower(lane->main, from);
   lane->lap = NEVER;
   lane->due_at = lane->due_seq = INT64_MIN;
+  lane_begin_sweep(lane, lane->main);
   for (line *line = NULL; (line = lines_next(lines, line)) != NULL;) {
     if (line->state != LINE_PARKED) {
       lines_drop(lines, line);
@@ -222,6 +229,7 @@ void lane_begin_anew(lane *lane, int64_t from) {
     if (line->first > lane->main) line->first = NEVER; /* main will come by again */
     if (line->heads != NULL) heads_free(line->heads);
     line->heads = NULL;
+    line->since = lane->sweep;
   }
 }
 
@@ -244,6 +252,7 @@ int outbox_park(outbox_store *store, outbox_bytes namespace) {
   line *line = lines_add(&lane->lines, box_space(namespace), LINE_PARKED);
   line->state = LINE_PARKED;
   line->joined = false;
+  line->since = lane->sweep;
   return OUTBOX_OK;
 }
 

@@ -34,6 +34,7 @@ typedef struct items {
   block *blocks; /* where these bytes are */
 } items;
 
+#define SWEEPS 16
 #define MANY 256 /* delayed entries that a reading remembers */
 
 typedef struct lane {
@@ -49,7 +50,10 @@ typedef struct lane {
   int64_t busy_at;             /* when there was something to do last */
   int64_t checked_at;          /* when the heads of held lines were last looked for */
   int64_t looked;              /* rows, by all walks */
-  int64_t met_at;              /* when heads were looked for last, of any namespace */
+  int64_t swept_at;            /* when heads of parked namespaces were looked for last */
+  int64_t swept_from;          /* where the sweep that meets them began */
+  uint64_t sweep;              /* its number, from 1 on */
+  int64_t swept[SWEEPS];       /* how far the last ones came, by number */
   bool main_has_turn, wants_lap, skipped;
   bool ahead; /* a retry was skipped because main has not come by its place */
   uint64_t random;
@@ -130,6 +134,9 @@ uint64_t lane_random(lane *lane);
 
 /* Goes back to the place `from`, or to the lowest left behind. Parked namespaces stay known. */
 void lane_begin_anew(lane *lane, int64_t from);
+
+/* Begins a new sweep after a place; see sweep.c. */
+void lane_begin_sweep(lane *lane, int64_t at);
 
 /* What kept a line back is gone. */
 void lane_release(lane *lane, line *line);

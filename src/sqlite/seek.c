@@ -1,6 +1,7 @@
 /*
 ** Reading what is asked for by name: an entry by its place, or entries of one namespace that is
-** parked, the oldest or known heads. Several of a key in one batch only where they are the oldest.
+** parked, the oldest or known heads (see sweep.c). Several of a key in one batch only where they are
+** the oldest.
 */
 #include "walk.h"
 
@@ -100,77 +101,6 @@ static int read_oldest(reading *r, line *space, bool *more) {
   return OUTBOX_OK;
 }
 
-/*
-** Goes on with the walk that meets the heads of a parked namespace. All these walks together take a
-** twentieth of the time, but where no head is known; and none keeps others waiting for long.
-*/
-static int meet_heads(reading *r, const line *space, heads *heads) {
-  lane *lane = r->lane;
-  int64_t since = r->now - lane->met_at, looked = 0;
-  int64_t most = since > 0 ? since / 20 * 1000 / ROW_NS : 0;
-  if (most < LOOK && heads->count == 0) most = LOOK;
-  if (most > 2 * LOOK) most = 2 * LOOK;
-  sqlite3_stmt *row;
-  lane->met_at = r->now;
-  int code = sql_query(r->store, take_walk_sql, &row, "iii", heads->at, lane->main, most);
-  if (code != OUTBOX_OK) return code;
-  while (looked < most && (code = sql_step(r->store, row)) == OUTBOX_ROW) {
-    item item = {.delayed = false};
-    bool held = false;
-    int64_t head;
-    looked++;
-    heads->at = sqlite3_column_int64(row, 0);
-    if (!take_is_ours(r, row, &item) || item.space != space->hash) continue;
-    if (heads_met(heads, item.line) || lane_has(lane, heads->at)) continue;
-    line *line = lines_find(&lane->lines, item.line);
-    held = line != NULL;
-    int failed = OUTBOX_OK;
-    if (!held && r->retries) looked += 4; /* the following costs as much as so many rows */
-    if (!held) failed = take_is_held(r, &item, &held, &head);
-    if (failed != OUTBOX_OK) {
-      sql_reset(r->store, row);
-      return failed;
-    }
-    if (!held) heads_add(heads, heads->at, lane_random(lane));
-  }
-  if (code == OUTBOX_ROW || code == OUTBOX_OK) sql_reset(r->store, row);
-  lane->looked += looked;
-  if (code == OUTBOX_DONE) heads->at = lane->main; /* the last rows up to there are gone */
-  return code == OUTBOX_ROW || code == OUTBOX_DONE ? OUTBOX_OK : code;
-}
-
-static bool is_avoided(const outbox_want *want, int64_t place) {
-  for (size_t i = 0; i < want->avoid_count; i++)
-    if (want->avoid[i] == place) return true;
-  return false;
-}
-
-/* Takes known heads of a parked namespace, until there are enough or none is left. */
-static int read_heads(reading *r, line *space, bool *more) {
-  lane *lane = r->lane;
-  bool newest = r->want->where == OUTBOX_NEWEST;
-  if (space->heads == NULL) {
-    space->heads = heads_make(lane->lines.reallocate);
-    if (space->heads == NULL) return store_fail_nomem(r->store);
-    heads_begin(space->heads, space->first - 1);
-  }
-  heads *heads = space->heads;
-  if (space->first - 1 < heads->from) heads_begin(heads, space->first - 1); /* one lies before */
-  int code = heads->at < lane->main && (newest || heads->count == 0) ? meet_heads(r, space, heads)
-                                                                     : OUTBOX_OK;
-  for (int round = 0; round < 2 && code == OUTBOX_OK; round++) {
-    int64_t place;
-    while (code == OUTBOX_OK && !take_is_enough(r) &&
-           (place = heads_take(heads, newest, lane_random(lane))) != NEVER)
-      if (!is_avoided(r->want, place)) code = seek_place(r, place);
-    if (r->found->count > 0 || round > 0 || code != OUTBOX_OK) break;
-    if (heads->at >= lane->main) heads_begin(heads, space->first - 1);
-    code = meet_heads(r, space, heads);
-  }
-  if (r->found->count == 0 && heads->at < lane->main) *more = true;
-  return code;
-}
-
 int seek_space(reading *r, bool *more) {
   line *space = lines_find(&r->lane->lines, box_space(r->want->namespace));
   bool oldest = r->want->where == OUTBOX_OLDEST;
@@ -179,7 +109,7 @@ int seek_space(reading *r, bool *more) {
   size_t half = ((size_t)r->want->batch_size + (lane_random(r->lane) & 1)) / 2;
   int code = oldest ? read_due(r, space, half) : OUTBOX_OK;
   if (code == OUTBOX_OK && space->first != NEVER)
-    code = oldest ? read_oldest(r, space, more) : read_heads(r, space, more);
+    code = oldest ? read_oldest(r, space, more) : sweep_read(r, space, more);
   if (code == OUTBOX_OK && oldest && r->found->count == 0) code = read_due(r, space, 1);
   return code;
 }

@@ -55,6 +55,9 @@ int seek_place(reading *reading, int64_t place);
 /* Hands out entries of one namespace, which is parked. *more: it may have ended early. */
 int seek_space(reading *reading, bool *more);
 
+/* The same of its known heads, until there are enough or none is left. */
+int sweep_read(reading *reading, line *space, bool *more);
+
 #pragma GCC visibility pop
 
 #endif

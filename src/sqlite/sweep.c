@@ -1,0 +1,112 @@
+/*
+** Known heads of parked namespaces, and the walk that meets them.
+**
+** One walk, the *sweep*, meets the heads of all parked namespaces at once. A namespace joins it at
+** the first of its entries, if the sweep began no later than its round did, and passed nothing of it
+** before. One that cannot join begins a new sweep from where its own round stands. How far the last
+** sweeps came is remembered, so that nobody walks there again.
+*/
+#include "walk.h"
+
+/* How far the round of a namespace has come. */
+static int64_t come(const lane *lane, const heads *heads) {
+  if (heads->sweep == 0 || lane->sweep - heads->sweep >= SWEEPS) return heads->at;
+  int64_t at = lane->swept[heads->sweep % SWEEPS];
+  return at > heads->at ? at : heads->at;
+}
+
+static void begin_round(const lane *lane, line *space) {
+  heads_begin(space->heads, space->first - 1);
+  space->since = lane->sweep;
+}
+
+/* The heads of a parked namespace that is met at a place; NULL if it has no part in this sweep. */
+static heads *take_part(const lane *lane, line *space, int64_t place) {
+  if (space->heads == NULL || space->heads->sweep != lane->sweep) {
+    int64_t at = space->heads != NULL ? come(lane, space->heads) : space->first - 1;
+    bool may = space->since != lane->sweep && at >= lane->swept_from;
+    if (may && space->heads == NULL) {
+      space->heads = heads_make(lane->lines.reallocate);
+      if (space->heads != NULL) begin_round(lane, space);
+    }
+    if (!may || space->heads == NULL) {
+      space->since = lane->sweep; /* it has missed this one */
+      return NULL;
+    }
+    space->heads->at = at;
+    space->heads->sweep = lane->sweep;
+  }
+  return place > space->heads->at ? space->heads : NULL;
+}
+
+/* The sweep that is on, if it meets heads of this namespace soon; else a new one. */
+static void join(lane *lane, const line *space) {
+  heads *heads = space->heads;
+  int64_t at = come(lane, heads), swept = lane->swept[lane->sweep % SWEEPS];
+  if ((heads->sweep != lane->sweep && at < swept) || (heads->count == 0 && at > swept))
+    lane_begin_sweep(lane, at);
+  heads->sweep = lane->sweep;
+  heads->at = at;
+}
+
+/*
+** Goes on with the sweep. All of them together take a twentieth of the time, but where no head of
+** this namespace is known; and none keeps others waiting for long.
+*/
+static int sweep(reading *r, const line *space) {
+  lane *lane = r->lane;
+  int64_t since = r->now - lane->swept_at, looked = 0;
+  int64_t most = since > 0 ? since / 20 * 1000 / ROW_NS : 0;
+  if (most < LOOK && space->heads->count == 0) most = LOOK;
+  if (most > 2 * LOOK) most = 2 * LOOK;
+  sqlite3_stmt *row;
+  lane->swept_at = r->now;
+  join(lane, space);
+  int64_t *at = &lane->swept[lane->sweep % SWEEPS];
+  int code = sql_query(r->store, take_walk_sql, &row, "iii", *at, lane->main, most);
+  if (code != OUTBOX_OK) return code;
+  while (looked < most && (code = sql_step(r->store, row)) == OUTBOX_ROW) {
+    item item = {.delayed = false};
+    looked++;
+    *at = sqlite3_column_int64(row, 0);
+    if (!take_is_ours(r, row, &item)) continue;
+    line *line = lines_find(&lane->lines, item.space);
+    if (line == NULL || line->state != LINE_PARKED) continue;
+    heads *heads = take_part(lane, line, *at);
+    if (heads == NULL || heads_met(heads, item.line) || lane_has(lane, *at)) continue;
+    /* Whether a retry holds it back is asked when it is taken. */
+    if (lines_find(&lane->lines, item.line) == NULL) heads_add(heads, *at, lane_random(lane));
+  }
+  if (code == OUTBOX_ROW || code == OUTBOX_OK) sql_reset(r->store, row);
+  lane->looked += looked;
+  if (code == OUTBOX_DONE && looked < most) *at = lane->main; /* up to there all is gone */
+  return code == OUTBOX_ROW || code == OUTBOX_DONE ? OUTBOX_OK : code;
+}
+
+static bool is_avoided(const outbox_want *want, int64_t place) {
+  for (size_t i = 0; i < want->avoid_count; i++)
+    if (want->avoid[i] == place) return true;
+  return false;
+}
+
+int sweep_read(reading *r, line *space, bool *more) {
+  lane *lane = r->lane;
+  bool newest = r->want->where == OUTBOX_NEWEST, is_new = space->heads == NULL;
+  if (is_new) space->heads = heads_make(lane->lines.reallocate);
+  if (space->heads == NULL) return store_fail_nomem(r->store);
+  heads *heads = space->heads;
+  if (is_new || space->first - 1 < heads->from) begin_round(lane, space); /* one lies before */
+  int code =
+      come(lane, heads) < lane->main && (newest || heads->count == 0) ? sweep(r, space) : OUTBOX_OK;
+  for (int round = 0; round < 2 && code == OUTBOX_OK; round++) {
+    int64_t place;
+    while (code == OUTBOX_OK && !take_is_enough(r) &&
+           (place = heads_take(heads, newest, lane_random(lane))) != NEVER)
+      if (!is_avoided(r->want, place)) code = seek_place(r, place);
+    if (r->found->count > 0 || round > 0 || code != OUTBOX_OK) break;
+    if (come(lane, heads) >= lane->main) begin_round(lane, space);
+    code = sweep(r, space);
+  }
+  if (r->found->count == 0 && come(lane, heads) < lane->main) *more = true;
+  return code;
+}
