@@ -61,6 +61,7 @@ build = {
     ["outbox.processor.jury"] = "lua/outbox/processor/jury.lua",
     ["outbox.processor.options"] = "lua/outbox/processor/options.lua",
     ["outbox.processor.outcome"] = "lua/outbox/processor/outcome.lua",
+    ["outbox.processor.roster"] = "lua/outbox/processor/roster.lua",
     ["outbox.processor.timer"] = "lua/outbox/processor/timer.lua",
     ["outbox.processor.waves"] = "lua/outbox/processor/waves.lua",
     ["outbox.processor.work"] = "lua/outbox/processor/work.lua",

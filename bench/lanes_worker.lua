@@ -16,6 +16,7 @@
 --   window=10    ends so many seconds after "ready"
 --   expect=1000  ends after so many deliveries of what is not numbered
 --   idle=1       ends after so many seconds without a call
+--   half=1000    the number of the message up to which the first half lasts
 --
 --   lua5.4 bench/lanes_worker.lua publish DATABASE [OPTIONS]
 --
@@ -59,7 +60,7 @@ local function publish()
 end
 
 -- What is measured.
-local run = { began = now(), ready = nil, last = nil, cpu = nil, count = 0, called = {} }
+local run = { began = now(), count = 0, called = {} }
 
 local function is_down(namespace)
   if options.healthy or not namespace:find("^down") then
@@ -70,7 +71,7 @@ local function is_down(namespace)
 end
 
 local function begin()
-  run.ready, run.cpu = now(), os.clock()
+  run.ready, run.ready_cpu = now(), os.clock()
   print("ready")
   io.stdout:flush()
 end
@@ -80,6 +81,9 @@ local function note(messages, time)
     local number = tonumber(message.payload)
     if number then
       run.called[number] = time
+      if number == options.half then
+        run.half, run.half_cpu = time, os.clock()
+      end
     else
       run.count = run.count + 1
       run.first = run.first or time
@@ -157,10 +161,10 @@ local function serve()
   else
     processor:run()
   end
-  print(("cpu %.6f"):format(os.clock() - run.cpu))
-  for _, name in ipairs({ "began", "ready", "first", "drained", "last", "count" }) do
-    if run[name] then
-      print(("%s %.6f"):format(name, run[name]))
+  run.cpu = os.clock()
+  for name, value in pairs(run) do
+    if name ~= "called" then
+      print(("%s %.6f"):format(name, value))
     end
   end
   for number, time in pairs(run.called) do

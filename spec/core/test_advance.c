@@ -288,6 +288,45 @@ static void processors_may_follow_one_another_on_a_store(void **state) {
   assert_string_equal(in_hand(f->store), "1");
 }
 
+static int count_row_batch(void *count) {
+  ++*(int *)count;
+  return 0;
+}
+
+/* One walk meets the heads of all namespaces that are parked. */
+static void many_parked_namespaces_cost_no_more_than_one(void **state) {
+  enum { SPACES = 60, ROWS = 6000, STEPS = 100 };
+  fixture *f = *state;
+  outbox_want want = {.batch_size = 1};
+  char names[SPACES][8], sql[200];
+  int work = 0, handed_out = 0;
+  snprintf(sql, sizeof sql,
+           "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT %d)"
+           " INSERT INTO outbox_entries (id, namespace, key) SELECT i, i %% %d, i FROM n",
+           ROWS, SPACES);
+  execute(f->db, sql);
+  serve(f->store, "p", NULL, true, OUTBOX_ORDERING_KEY);
+  for (int i = 0; i < SPACES; i++) {
+    snprintf(names[i], sizeof names[i], "%d", i);
+    assert_ok(f->store, outbox_park(f->store, text(names[i])));
+  }
+  while (advance(f, f->store, OUTBOX_AGAIN, &want).more)
+    ;
+  want.where = OUTBOX_NEWEST;
+  sqlite3_progress_handler(f->db, STEPS, count_row_batch, &work);
+  for (int round = 0; round < 5; round++) {
+    for (int i = SPACES; i-- > 0;) { /* each began before the one that comes before it */
+      want.namespace = text(names[i]);
+      advance(f, f->store, OUTBOX_PUT_OFF, &want);
+      handed_out += outbox_batch(f->store, 0) != NULL;
+      f->now += 1000;
+    }
+  }
+  sqlite3_progress_handler(f->db, 0, NULL, NULL);
+  assert_int_equal(handed_out, 5 * SPACES);
+  assert_in_range(work, 1, 20 * ROWS * SPACES / STEPS / 10);
+}
+
 int test_advance(void) {
   const struct CMUnitTest tests[] = {
       TEST_WITHOUT_STORE(a_set_of_namespaces_is_written_in_one_way),
@@ -303,6 +342,7 @@ int test_advance(void) {
       TEST(what_waits_behind_a_failed_entry_is_not_read_again),
       TEST(a_retry_waits_for_what_is_ready_before_it),
       TEST(processors_may_follow_one_another_on_a_store),
+      TEST(many_parked_namespaces_cost_no_more_than_one),
   };
   return cmocka_run_group_tests_name("advance", tests, NULL, NULL);
 }

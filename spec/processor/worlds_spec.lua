@@ -290,6 +290,37 @@ describe("a processor", function()
     end)
   end)
 
+  it("does no more for a message beside many namespaces that rest", function()
+    local looks
+    local function looks_at_the_clock(spaces)
+      local fake = support.clock()
+      local clock = setmetatable({ now = function()
+        looks = looks + 1
+        return fake.now()
+      end }, { __index = fake })
+      local store <close> = support.store({ clock = clock, synchronous = "off" })
+      looks = 0
+      for i = 1, 20 * spaces do
+        store:publish({ namespace = "down " .. i % spaces })
+      end
+      local p = outbox.processor({ store = store, on_error = function() end,
+        publisher = function(_, namespace)
+          assert(namespace == "up", "down")
+        end })
+      for _ = 1, 200 do
+        p:pump()
+        fake.advance(0.1)
+      end
+      looks = 0
+      for _ = 1, 100 do
+        store:publish({ namespace = "up" })
+        p:pump()
+      end
+      return looks
+    end
+    assert.is_true(looks_at_the_clock(100) <= 2 * looks_at_the_clock(2))
+  end)
+
   it("remembers nothing of what is well again", function()
     local clock = support.clock()
     local store <close> = support.store({ clock = clock, synchronous = "off" })

@@ -39,12 +39,23 @@ static heads *take_part(const lane *lane, line *space, int64_t place) {
   return place > space->heads->at ? space->heads : NULL;
 }
 
+/* Where a new sweep begins for one that stands at a place: with others that stand a little before. */
+static int64_t start_of(const lane *lane, int64_t at) {
+  int64_t from = at;
+  for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;) {
+    if (line->state != LINE_PARKED) continue;
+    int64_t its = line->heads != NULL ? come(lane, line->heads) : line->first - 1;
+    if (its < from && (uint64_t)at - (uint64_t)its <= LOOK / 2) from = its;
+  }
+  return from;
+}
+
 /* The sweep that is on, if it meets heads of this namespace soon; else a new one. */
 static void join(lane *lane, const line *space) {
   heads *heads = space->heads;
   int64_t at = come(lane, heads), swept = lane->swept[lane->sweep % SWEEPS];
-  if ((heads->sweep != lane->sweep && at < swept) || (heads->count == 0 && at > swept))
-    lane_begin_sweep(lane, at);
+  if ((heads->sweep != lane->sweep && at < swept) || (heads->count == 0 && at > swept + LOOK / 2))
+    lane_begin_sweep(lane, start_of(lane, at));
   heads->sweep = lane->sweep;
   heads->at = at;
 }

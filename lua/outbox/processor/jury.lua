@@ -12,6 +12,7 @@
 -- then the store leaves its entries behind, but where they are asked for.
 
 local new_docket = require("outbox.processor.docket")
+local new_roster = require("outbox.processor.roster")
 
 local huge, max, min = math.huge, math.max, math.min
 
@@ -34,19 +35,12 @@ end
 --- Namespaces ---------------------------------------------------------------------------------
 
 local function space_of(self, name)
-  local s = self.spaces[name]
+  local s = self.roster.by_name[name]
   if not s then
     s = new_docket(name, self.size, self.timer)
-    self.spaces[name], self.number, self.changed = s, self.number + 1, true
+    self.roster:add(s)
   end
   return s
-end
-
-local function forget(self, s)
-  self.spaces[s.name], self.number, self.changed = nil, self.number - 1, true
-  if self.number == 0 then
-    self.spaces, self.awake, self.asleep = {}, {}, nil -- gives the memory back
-  end
 end
 
 local function park(self, s)
@@ -68,35 +62,17 @@ local function settle_down(self, s)
   if s:is_well() then
     unpark(self, s)
     if s.count == 0 and s.top >= self.size then
-      forget(self, s)
+      self.roster:remove(s)
     end
   end
 end
 
 --- What to call next --------------------------------------------------------------------------
 
--- Lists the namespaces that do not rest.
-local function awake(self)
-  if self.changed or self.asleep and left(self, self.asleep) == 0 then
-    local list, soonest = {}, huge
-    for _, s in pairs(self.spaces) do
-      local rest = left(self, s.rest)
-      soonest = rest > 0 and min(soonest, rest) or soonest
-      if rest == 0 then
-        list[#list + 1] = s
-        s.looks, s.rest = s.rest and 0 or s.looks, nil
-      end
-    end
-    self.awake, self.changed = list, false
-    self.asleep = soonest < huge and self.timer:span(soonest) or nil
-  end
-  return self.awake
-end
-
 -- In strict order all wait for the first.
 local function choose_strictly(self)
   local want
-  for _, s in pairs(self.spaces) do
+  for _, s in pairs(self.roster.by_name) do
     if not want or s.w < want.batch_size then
       want = { batch_size = s.w, space = s }
     end
@@ -107,14 +83,15 @@ end
 --- What the next call is to be, as `advance` takes it; nil: of anybody's. The namespaces that are
 -- here take turns, and all others together have every other turn.
 function Jury:choose()
-  if self.number == 0 or self.strict then
+  if self.roster.number == 0 or self.strict then
     return choose_strictly(self)
   end
   self.others = not self.others
-  local list = not (self.others and not self.idle) and awake(self) or {}
-  for _ = 1, #list do
-    self.last = self.last % #list + 1
-    local want = list[self.last]:choose(left(self, self.debt), self.idle)
+  if self.others and not self.idle then
+    return nil
+  end
+  for _ = 1, #self.roster:up() do
+    local want = self.roster:next():choose(left(self, self.debt), self.idle)
     if want then
       return want
     end
@@ -125,28 +102,28 @@ end
 --- Seconds until some namespace wants a call of its own; math.huge for none.
 function Jury:wait()
   local seconds = huge
-  if self.number == 0 then
+  if self.roster.number == 0 then
     return seconds
   elseif self.strict then
-    for _, s in pairs(self.spaces) do
+    for _, s in pairs(self.roster.by_name) do
       seconds = min(seconds, s.row > 0 and s.looks == 0 and self:rest() or huge)
     end
     return seconds
   end
-  for _, s in ipairs(awake(self)) do
+  for _, s in ipairs(self.roster:up()) do
     local want, later = s:choose(left(self, self.debt), self.idle)
     if want then
       return 0
     end
     seconds = min(seconds, later)
   end
-  return self.asleep and min(seconds, left(self, self.asleep)) or seconds
+  return min(seconds, self.roster:asleep())
 end
 
 --- For how many seconds nothing may be handed out at all: in strict order all wait for the first.
 function Jury:rest()
   local seconds = 0
-  for _, s in pairs(self.strict and self.spaces or {}) do
+  for _, s in pairs(self.strict and self.roster.by_name or {}) do
     seconds = max(seconds, left(self, s.rest))
   end
   return seconds
@@ -166,7 +143,7 @@ end
 
 -- What was found may be more for all that do not rest.
 local function look_again(self)
-  for _, s in ipairs(self.awake) do
+  for _, s in ipairs(self.roster.awake) do
     s.looks = 0
   end
 end
@@ -198,7 +175,7 @@ function Jury:found(want, count, more)
     return
   elseif s.count == 0 then
     unpark(self, s)
-    forget(self, s)
+    self.roster:remove(s)
   else
     s.w = s.top
     settle_down(self, s)
@@ -213,18 +190,18 @@ end
 
 --- Whether there is nothing to remember of any namespace.
 function Jury:is_calm()
-  return self.number == 0
+  return self.roster.number == 0
 end
 
 --- How many messages of a namespace a call may have; 0 while it rests.
 function Jury:limit(namespace)
-  local s = self.spaces[namespace]
+  local s = self.roster.by_name[namespace]
   return not s and self.size or left(self, s.rest) > 0 and 0 or s.w
 end
 
 --- Whether a message, of so many that were handed out together, must be left out of their calls.
 function Jury:must_wait(namespace, place, count)
-  local s = self.spaces[namespace]
+  local s = self.roster.by_name[namespace]
   local it = s and s.known[place]
   return it ~= nil and it.n ~= nil
     and (count > 1 or left(self, self.debt) > 0 or it.n > 0 and s.accused ~= nil)
@@ -232,7 +209,7 @@ end
 
 --- A message was left out of the calls. One that failed alone steps aside.
 function Jury:leave_out(namespace, failure, outcome)
-  local s = self.spaces[namespace]
+  local s = self.roster.by_name[namespace]
   local it = s and s.known[failure.seq]
   if it and it.n > 0 then
     it.state, it.due = "aside", nil
@@ -242,7 +219,7 @@ end
 
 --- The store has forgotten what is parked.
 function Jury:park_again()
-  for name, s in pairs(self.spaces) do
+  for name, s in pairs(self.roster.by_name) do
     if s.parked then
       self.store:park(name)
     end
@@ -291,7 +268,8 @@ local function got_through(self, s, size, outcome)
   if s.f >= s.FEW then
     s.top = self.size -- it was down
   end
-  s.f, s.row, s.rest, s.ok = 0, 0, nil, self.timer.now()
+  s.f, s.row, s.ok = 0, 0, self.timer.now()
+  self.roster:rouse(s)
   if size >= s.top then
     s.top = min(s.top + 1, self.size)
   end
@@ -301,7 +279,11 @@ end
 local function take_rest(self, s, told)
   if s.row >= s.FEW or told then
     local seconds = told and told > 0 and min(told, LONGEST) or jitter(max(1, s.f - s.FEW + 1))
-    s.rest = self.timer:span(seconds)
+    if self.strict then
+      s.rest = self.timer:span(seconds) -- it is asked for in any case
+    else
+      self.roster:lay(s, seconds)
+    end
   end
 end
 
@@ -400,7 +382,7 @@ end
 -- messages, and two lists: the messages that were `told` to wait, each with its `delay`, and the
 -- `unanswered` ones. `outcome` takes the verdicts.
 function Jury:judge(answer, outcome)
-  local s, list = self.spaces[answer.namespace], answer.list
+  local s, list = self.roster.by_name[answer.namespace], answer.list
   local well = not list and answer.delivered == answer.size
   if not s and well then
     return
@@ -421,7 +403,7 @@ function Jury:judge(answer, outcome)
   if not well and (list or answer.delivered == 0 or answer.seconds > 0.1) then
     self.debt = self.timer:span(answer.seconds)
   end
-  s.looks, self.idle, self.changed = 0, false, true
+  s.looks, self.idle = 0, false
   settle_down(self, s)
 end
 
@@ -429,10 +411,8 @@ end
 -- whether nothing may be tried before the first.
 return function(store, timer, size, strict)
   return setmetatable({ store = store, timer = timer, size = size, strict = strict,
-    spaces = {}, number = 0, -- of namespaces, by name
-    awake = {}, -- the namespaces that do not rest
-    asleep = nil, changed = false, -- until when the first of the others rests
-    last = 0, others = false, -- whose turn it was
+    roster = new_roster(timer), -- of namespaces, each with its docket
+    others = false, -- whether it was the turn of all that are not there
     idle = false, -- there was nothing of anybody's
     debt = nil, -- a span: until when time is owed to others
     recovered = {},
