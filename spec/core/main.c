@@ -11,10 +11,10 @@
 
 int main(int argc, char **argv) {
   static int (*const GROUPS[])(void) = {
-      test_open,   test_schema,  test_transactions, test_sql,     test_publish, test_ids,
-      test_values, test_claims,  test_limits,       test_delayed, test_settle,  test_dead,
-      test_plans,  test_process, test_attach,       test_memory,  test_faults,  test_power,
-      test_boxes,  test_advance, test_lanes,
+      test_open,   test_schema, test_transactions, test_sql,    test_publish, test_ids,
+      test_values, test_claims, test_clock,        test_limits, test_delayed, test_settle,
+      test_dead,   test_plans,  test_process,      test_attach, test_memory,  test_faults,
+      test_power,  test_boxes,  test_advance,      test_lanes,
   };
   int failures = 0;
   begin_allocations();

@@ -30,6 +30,7 @@ int test_publish(void);
 int test_ids(void);
 int test_values(void);
 int test_claims(void);
+int test_clock(void);
 int test_limits(void);
 int test_delayed(void);
 int test_settle(void);

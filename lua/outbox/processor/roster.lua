@@ -1,5 +1,6 @@
 -- The namespaces that the jury remembers: by name, in a list of those that are awake, and in a heap
--- of those that rest, by the end of their rests. So what a call costs does not grow with what rests.
+-- of those that rest, by the end of their rests. So what a call costs does not grow with what
+-- rests.
 
 local Roster = {}
 Roster.__index = Roster
