@@ -1,7 +1,7 @@
 /*
 ** Reading what is asked for by name: an entry by its place, or entries of one namespace that is
-** parked, the oldest or known heads (see sweep.c). Several of a key in one batch only where they are
-** the oldest.
+** parked, the oldest or known heads (see sweep.c). Several of a key in one batch only where they
+** are the oldest.
 */
 #include "walk.h"
 

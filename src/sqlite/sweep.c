@@ -2,9 +2,9 @@
 ** Known heads of parked namespaces, and the walk that meets them.
 **
 ** One walk, the *sweep*, meets the heads of all parked namespaces at once. A namespace joins it at
-** the first of its entries, if the sweep began no later than its round did, and passed nothing of it
-** before. One that cannot join begins a new sweep from where its own round stands. How far the last
-** sweeps came is remembered, so that nobody walks there again.
+** the first of its entries, if the sweep began no later than its round did, and passed nothing of
+** it before. One that cannot join begins a new sweep from where its own round stands. How far the
+** last sweeps came is remembered, so that nobody walks there again.
 */
 #include "walk.h"
 
@@ -39,7 +39,7 @@ static heads *take_part(const lane *lane, line *space, int64_t place) {
   return place > space->heads->at ? space->heads : NULL;
 }
 
-/* Where a new sweep begins for one that stands at a place: with others that stand a little before. */
+/* Where a new sweep begins for one that stands at a place: with others a little before it. */
 static int64_t start_of(const lane *lane, int64_t at) {
   int64_t from = at;
   for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;) {
