@@ -1,7 +1,6 @@
 /*
-** Reading what is asked for by name: an entry by its place, or entries of one namespace that is
-** parked, the oldest or known heads (see sweep.c). Several of a key in one batch only where they
-** are the oldest.
+** Reading what is asked for by name: an entry by its place, or the oldest entries of a namespace
+** that is parked. Only there several of a key come in one batch.
 */
 #include "walk.h"
 
@@ -101,15 +100,10 @@ static int read_oldest(reading *r, line *space, bool *more) {
   return OUTBOX_OK;
 }
 
-int seek_space(reading *r, bool *more) {
-  line *space = lines_find(&r->lane->lines, box_space(r->want->namespace));
-  bool oldest = r->want->where == OUTBOX_OLDEST;
-  if (space == NULL || space->state != LINE_PARKED) return OUTBOX_OK;
-  /* Up to half are retries; of batches of one, every other. */
+/* Up to half are retries; of batches of one, every other. */
+int seek_oldest(reading *r, line *space, bool *more) {
   size_t half = ((size_t)r->want->batch_size + (lane_random(r->lane) & 1)) / 2;
-  int code = oldest ? read_due(r, space, half) : OUTBOX_OK;
-  if (code == OUTBOX_OK && space->first != NEVER)
-    code = oldest ? read_oldest(r, space, more) : sweep_read(r, space, more);
-  if (code == OUTBOX_OK && oldest && r->found->count == 0) code = read_due(r, space, 1);
-  return code;
+  int code = read_due(r, space, half);
+  if (code == OUTBOX_OK && space->first != NEVER) code = read_oldest(r, space, more);
+  return code == OUTBOX_OK && r->found->count == 0 ? read_due(r, space, 1) : code;
 }

@@ -100,9 +100,10 @@ static bool is_avoided(const outbox_want *want, int64_t place) {
   return false;
 }
 
-int sweep_read(reading *r, line *space, bool *more) {
+int sweep_heads(reading *r, line *space, bool *more) {
   lane *lane = r->lane;
   bool newest = r->want->where == OUTBOX_NEWEST, is_new = space->heads == NULL;
+  if (space->first == NEVER) return OUTBOX_OK;
   if (is_new) space->heads = heads_make(lane->lines.reallocate);
   if (space->heads == NULL) return store_fail_nomem(r->store);
   heads *heads = space->heads;

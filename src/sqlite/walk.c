@@ -292,7 +292,12 @@ int walk_read(outbox_store *store, const outbox_want *want, uint64_t mask, int64
   }
   if (code != OUTBOX_OK || want->batch_size <= 0) return code;
   if (want->where == OUTBOX_PLACE) return seek_place(&r, want->place);
-  if (want->where != OUTBOX_ANYWHERE) return seek_space(&r, more);
+  if (want->where != OUTBOX_ANYWHERE) {
+    line *space = lines_find(&lane->lines, box_space(want->namespace));
+    if (space == NULL || space->state != LINE_PARKED) return OUTBOX_OK;
+    return want->where == OUTBOX_OLDEST ? seek_oldest(&r, space, more)
+                                        : sweep_heads(&r, space, more);
+  }
   code = read_due(&r, (want->batch_size + 1) / 2);
   return code == OUTBOX_OK ? read_anywhere(&r, more) : code;
 }

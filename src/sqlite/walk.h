@@ -52,11 +52,11 @@ bool take_is_enough(const reading *reading);
 /* Hands out one entry by its place, if it is the first of its key. */
 int seek_place(reading *reading, int64_t place);
 
-/* Hands out entries of one namespace, which is parked. *more: it may have ended early. */
-int seek_space(reading *reading, bool *more);
+/* Hands out the oldest of a namespace that is parked. *more: it may have ended early. */
+int seek_oldest(reading *reading, line *space, bool *more);
 
 /* The same of its known heads, until there are enough or none is left. */
-int sweep_read(reading *reading, line *space, bool *more);
+int sweep_heads(reading *reading, line *space, bool *more);
 
 #pragma GCC visibility pop
 
