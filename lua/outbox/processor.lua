@@ -321,9 +321,11 @@ end
 -- returns nothing or true when all were delivered, or a table `{[i] = reason}` of those that failed
 -- (false: it was delivered). A reason is any value, or a table with `reason` and any of `permanent
 -- = true` (the message becomes a dead letter at once), `retry_after` (seconds until the next
--- attempt) and `uncharged = true` (the message was not sent, or is not to blame: it is handed out
--- again, after `retry_after`). When the publisher raises, or returns false or `nil, reason`, or all
--- messages failed uncharged, no message is charged, because the destination may be down. The
+-- attempt) and `uncharged = true` (it is not to blame: with `retry_after` it waits so long, for an
+-- hour at most; without, there was no answer). When the publisher raises, or returns false or `nil,
+-- reason`, or there was no answer for any message, no message is charged, because the destination
+-- may be down: its messages are tried again, each alone, and others meanwhile. A message is charged
+-- for that only where it fails alone again and again while others get through. The
 -- publisher may yield, if the loop around it can.
 --
 -- `retry` says how long an entry waits after a failed delivery. It is a table of numbers for an
