@@ -50,9 +50,11 @@ static int look(step *s) {
   if (code == OUTBOX_OK && !s->settles) code = share_survey(store, s->now, false, &s->survey);
   s->version = data_version(store);
   uint64_t mask = s->mine ? s->lane->mask : UINT64_MAX;
+  bool delayed = false;
+  if (code == OUTBOX_OK) code = due_any(store, &delayed);
   if (code == OUTBOX_OK && !s->want->leave)
-    code = walk_read(store, s->want, mask, s->now, &s->found, &s->more);
-  return code == OUTBOX_OK ? due_look(store, s->now, &s->due_at, &s->ahead) : code;
+    code = walk_read(store, s->want, mask, s->now, delayed, &s->found, &s->more);
+  return code == OUTBOX_OK && delayed ? due_look(store, s->now, &s->due_at, &s->ahead) : code;
 }
 
 /* Reads without the write lock, all of one snapshot. */

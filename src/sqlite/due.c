@@ -8,6 +8,8 @@
 #define MOST_PROMOTED 1000     /* entries at a time: keeps the transaction short */
 #define MOST_CORRECTED "10000" /* likewise */
 
+static const char ANY_SQL[] = "SELECT 1 FROM @delayed WHERE due_at >= ?1 LIMIT 1";
+
 static const char LOOK_SQL[] =
     "SELECT (SELECT due_at FROM @delayed WHERE due_at > ?1 ORDER BY due_at LIMIT 1),"
     " EXISTS (SELECT 1 FROM @delayed WHERE delayed_at > ?2)";
@@ -39,6 +41,11 @@ int64_t due_future(const outbox_store *store, int64_t now) {
 
 int64_t due_earlier(int64_t a, int64_t b) {
   return a == 0 || (b != 0 && b < a) ? b : a;
+}
+
+int due_any(outbox_store *store, bool *any) {
+  int64_t one;
+  return sql_fetch(store, ANY_SQL, &one, 1, any, "i", INT64_MIN);
 }
 
 int due_look(outbox_store *store, int64_t now, int64_t *due_at, bool *ahead) {

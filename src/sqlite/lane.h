@@ -94,9 +94,12 @@ int share_write(outbox_store *store, uint64_t mask, int64_t now, const items *ha
 
 /* --- walk.c ---------------------------------------------------------------------------------- */
 
-/* Reads what is wanted, without the write lock. *more: it may have ended early. */
+/*
+** Reads what is wanted, without the write lock. `delayed`: some entry is. *more: it may have ended
+** early.
+*/
 int walk_read(outbox_store *store, const outbox_want *want, uint64_t mask, int64_t now,
-              items *found, bool *more);
+              bool delayed, items *found, bool *more);
 
 /*
 ** Inside the write lock: drops what is not ours any more or, where others have committed since, has

@@ -26,6 +26,9 @@ int64_t due_future(const outbox_store *store, int64_t now);
 /* The earlier of two times. 0 is no time. */
 int64_t due_earlier(int64_t a, int64_t b);
 
+/* Whether any entry is delayed. */
+int due_any(outbox_store *store, bool *any);
+
 /*
 ** When the next delayed entry falls due, 0: never; and whether a retry was delayed in the future.
 ** Such retries are due now: due_correct writes that, for at most 10,000.

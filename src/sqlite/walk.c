@@ -275,13 +275,14 @@ static int check_heads(reading *r) {
 /* --- Reading --------------------------------------------------------------------------------- */
 
 int walk_read(outbox_store *store, const outbox_want *want, uint64_t mask, int64_t now,
-              items *found, bool *more) {
+              bool delayed, items *found, bool *more) {
   lane *lane = store->lane;
   reading r = {store, lane, want, mask, now, false, false, found};
+  int code = OUTBOX_OK;
   int64_t position;
   forget_suspects(lane);
   lane->scheduled_count = 0;
-  int code = sql_fetch(store, FIRST_POSITION_SQL, &position, 1, &r.retries, "");
+  if (delayed) code = sql_fetch(store, FIRST_POSITION_SQL, &position, 1, &r.retries, "");
   if (code == OUTBOX_OK && now - lane->checked_at >= SECOND) {
     lane->checked_at = now;
     lane->due_at = lane->due_seq = INT64_MIN;
@@ -298,7 +299,7 @@ int walk_read(outbox_store *store, const outbox_want *want, uint64_t mask, int64
     return want->where == OUTBOX_OLDEST ? seek_oldest(&r, space, more)
                                         : sweep_heads(&r, space, more);
   }
-  code = read_due(&r, (want->batch_size + 1) / 2);
+  if (delayed) code = read_due(&r, (want->batch_size + 1) / 2);
   return code == OUTBOX_OK ? read_anywhere(&r, more) : code;
 }
 
