@@ -33,7 +33,7 @@ typedef struct line {
   int64_t first;  /* nothing of it was left behind before; NEVER: nothing at all */
   int64_t next;   /* the same, as far as this lap has come */
   int64_t head;   /* HELD: the retry that it waits for */
-  heads *heads;   /* PARKED: of its keys, as far as they are known; may be NULL */
+  heads *heads;   /* of a namespace that is, or was, PARKED: as far as they are known, or NULL */
   uint64_t since; /* PARKED: the sweep that was on when it was parked, or its round began */
   enum line_state state;
   bool joined;  /* this lap serves it */

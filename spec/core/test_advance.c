@@ -327,6 +327,33 @@ static void many_parked_namespaces_cost_no_more_than_one(void **state) {
   assert_in_range(work, 1, 20 * ROWS * SPACES / STEPS / 10);
 }
 
+/* The lap that it has left does not go on to the end for nobody. */
+static void a_namespace_that_fails_and_recovers_again_and_again_waits_for_no_lap(void **state) {
+  fixture *f = *state;
+  const outbox_want want = {.batch_size = 10};
+  execute(f->db, "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000)"
+                 " INSERT INTO outbox_entries (id, namespace) SELECT i, 'a' FROM n");
+  serve(f->store, "p", NULL, true, OUTBOX_ORDERING_KEY);
+  assert_ok(f->store, outbox_park(f->store, text("a")));
+  while (advance(f, f->store, OUTBOX_DELIVERED, &want).more)
+    ;
+  for (int round = 0; round < 10; round++) {
+    outbox_recover(f->store, text("a"));
+    for (int i = 0; i < 3 && outbox_batch(f->store, 0) == NULL; i++)
+      advance(f, f->store, OUTBOX_DELIVERED, &want);
+    assert_non_null(outbox_batch(f->store, 0));
+    assert_ok(f->store, outbox_park(f->store, text("a")));
+    while (outbox_batch(f->store, 0) != NULL)
+      advance(f, f->store, OUTBOX_DELIVERED, &want);
+  }
+  outbox_recover(f->store, text("a"));
+  for (int i = 0; i < 400; i++) {
+    advance(f, f->store, OUTBOX_DELIVERED, &want);
+    f->now += 1000;
+  }
+  assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_entries"), 0);
+}
+
 int test_advance(void) {
   const struct CMUnitTest tests[] = {
       TEST_WITHOUT_STORE(a_set_of_namespaces_is_written_in_one_way),
@@ -343,6 +370,7 @@ int test_advance(void) {
       TEST(a_retry_waits_for_what_is_ready_before_it),
       TEST(processors_may_follow_one_another_on_a_store),
       TEST(many_parked_namespaces_cost_no_more_than_one),
+      TEST(a_namespace_that_fails_and_recovers_again_and_again_waits_for_no_lap),
   };
   return cmocka_run_group_tests_name("advance", tests, NULL, NULL);
 }

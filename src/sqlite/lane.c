@@ -196,14 +196,22 @@ void lane_begin_sweep(lane *lane, int64_t at) {
   lane->swept_from = lane->swept[lane->sweep % SWEEPS] = at;
 }
 
+int64_t lane_swept(const lane *lane, const heads *heads) {
+  if (heads->sweep == 0 || lane->sweep - heads->sweep >= SWEEPS) return heads->at;
+  int64_t at = lane->swept[heads->sweep % SWEEPS];
+  return at > heads->at ? at : heads->at;
+}
+
 void lane_release(lane *lane, line *line) {
   line->blocked = false;
   if (line->first > lane->main) { /* the main walk comes by */
     lines_drop(&lane->lines, line);
     return;
   }
-  if (line->heads != NULL) heads_free(line->heads);
-  line->heads = NULL;
+  if (line->heads != NULL) { /* it may soon be parked again */
+    line->heads->at = lane_swept(lane, line->heads);
+    line->heads->sweep = 0;
+  }
   line->state = LINE_LAGGING;
   line->joined = lane->lap != NEVER && line->first > lane->lap;
   line->next = line->joined ? NEVER : line->next;
@@ -251,6 +259,7 @@ int outbox_park(outbox_store *store, outbox_bytes namespace) {
   if (!lines_reserve(&lane->lines, 1)) return store_fail_nomem(store);
   line *line = lines_add(&lane->lines, box_space(namespace), LINE_PARKED);
   line->state = LINE_PARKED;
+  lane->left_lap |= line->joined;
   line->joined = false;
   line->since = lane->sweep;
   return OUTBOX_OK;

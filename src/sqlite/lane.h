@@ -46,16 +46,16 @@ typedef struct lane {
   int64_t floor[BOX_CLASSES]; /* the lowest place where something of a class may lie */
   int64_t main, lap;          /* read up to here; NEVER: no lap is on */
   int64_t due_at, due_seq;
-  int64_t next_lap, lap_began; /* not before this time; rows looked at by then */
-  int64_t busy_at;             /* when there was something to do last */
-  int64_t checked_at;          /* when the heads of held lines were last looked for */
-  int64_t looked;              /* rows, by all walks */
-  int64_t swept_at;            /* when heads of parked namespaces were looked for last */
-  int64_t swept_from;          /* where the sweep that meets them began */
-  uint64_t sweep;              /* its number, from 1 on */
-  int64_t swept[SWEEPS];       /* how far the last ones came, by number */
+  int64_t next_lap, lap_rows; /* not before this time; how many rows this one has looked at */
+  int64_t busy_at;            /* when there was something to do last */
+  int64_t checked_at;         /* when the heads of held lines were last looked for */
+  int64_t swept_at;           /* when heads of parked namespaces were looked for last */
+  int64_t swept_from;         /* where the sweep that meets them began */
+  uint64_t sweep;             /* its number, from 1 on */
+  int64_t swept[SWEEPS];      /* how far the last ones came, by number */
   bool main_has_turn, wants_lap, skipped;
-  bool ahead; /* a retry was skipped because main has not come by its place */
+  bool left_lap; /* a line that the lap was to serve has left it */
+  bool ahead;    /* a retry was skipped because main has not come by its place */
   uint64_t random;
   lines lines;
   items hand;
@@ -138,8 +138,9 @@ uint64_t lane_random(lane *lane);
 /* Goes back to the place `from`, or to the lowest left behind. Parked namespaces stay known. */
 void lane_begin_anew(lane *lane, int64_t from);
 
-/* Begins a new sweep after a place; see sweep.c. */
+/* Begins a new sweep after a place; how far the sweeps came for a namespace. See sweep.c. */
 void lane_begin_sweep(lane *lane, int64_t at);
+int64_t lane_swept(const lane *lane, const heads *heads);
 
 /* What kept a line back is gone. */
 void lane_release(lane *lane, line *line);

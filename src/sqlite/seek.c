@@ -91,7 +91,6 @@ static int read_oldest(reading *r, line *space, bool *more) {
     if (!taken) first = lines_lower(first, at);
   }
   if (code == OUTBOX_ROW || code == OUTBOX_OK) sql_reset(r->store, row);
-  lane->looked += looked;
   if (code != OUTBOX_DONE && code != OUTBOX_ROW && code != OUTBOX_OK) return code;
   bool end = code == OUTBOX_DONE && looked < LOOK;
   if (!end) first = lines_lower(first, at + 1); /* the rest was not looked at */

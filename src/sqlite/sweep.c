@@ -8,13 +8,6 @@
 */
 #include "walk.h"
 
-/* How far the round of a namespace has come. */
-static int64_t come(const lane *lane, const heads *heads) {
-  if (heads->sweep == 0 || lane->sweep - heads->sweep >= SWEEPS) return heads->at;
-  int64_t at = lane->swept[heads->sweep % SWEEPS];
-  return at > heads->at ? at : heads->at;
-}
-
 static void begin_round(const lane *lane, line *space) {
   heads_begin(space->heads, space->first - 1);
   space->since = lane->sweep;
@@ -23,7 +16,7 @@ static void begin_round(const lane *lane, line *space) {
 /* The heads of a parked namespace that is met at a place; NULL if it has no part in this sweep. */
 static heads *take_part(const lane *lane, line *space, int64_t place) {
   if (space->heads == NULL || space->heads->sweep != lane->sweep) {
-    int64_t at = space->heads != NULL ? come(lane, space->heads) : space->first - 1;
+    int64_t at = space->heads != NULL ? lane_swept(lane, space->heads) : space->first - 1;
     bool may = space->since != lane->sweep && at >= lane->swept_from;
     if (may && space->heads == NULL) {
       space->heads = heads_make(lane->lines.reallocate);
@@ -44,7 +37,7 @@ static int64_t start_of(const lane *lane, int64_t at) {
   int64_t from = at;
   for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;) {
     if (line->state != LINE_PARKED) continue;
-    int64_t its = line->heads != NULL ? come(lane, line->heads) : line->first - 1;
+    int64_t its = line->heads != NULL ? lane_swept(lane, line->heads) : line->first - 1;
     if (its < from && (uint64_t)at - (uint64_t)its <= LOOK / 2) from = its;
   }
   return from;
@@ -53,7 +46,7 @@ static int64_t start_of(const lane *lane, int64_t at) {
 /* The sweep that is on, if it meets heads of this namespace soon; else a new one. */
 static void join(lane *lane, const line *space) {
   heads *heads = space->heads;
-  int64_t at = come(lane, heads), swept = lane->swept[lane->sweep % SWEEPS];
+  int64_t at = lane_swept(lane, heads), swept = lane->swept[lane->sweep % SWEEPS];
   if ((heads->sweep != lane->sweep && at < swept) || (heads->count == 0 && at > swept + LOOK / 2))
     lane_begin_sweep(lane, start_of(lane, at));
   heads->sweep = lane->sweep;
@@ -89,7 +82,6 @@ static int sweep(reading *r, const line *space) {
     if (lines_find(&lane->lines, item.line) == NULL) heads_add(heads, *at, lane_random(lane));
   }
   if (code == OUTBOX_ROW || code == OUTBOX_OK) sql_reset(r->store, row);
-  lane->looked += looked;
   if (code == OUTBOX_DONE && looked < most) *at = lane->main; /* up to there all is gone */
   return code == OUTBOX_ROW || code == OUTBOX_DONE ? OUTBOX_OK : code;
 }
@@ -108,17 +100,17 @@ int sweep_heads(reading *r, line *space, bool *more) {
   if (space->heads == NULL) return store_fail_nomem(r->store);
   heads *heads = space->heads;
   if (is_new || space->first - 1 < heads->from) begin_round(lane, space); /* one lies before */
-  int code =
-      come(lane, heads) < lane->main && (newest || heads->count == 0) ? sweep(r, space) : OUTBOX_OK;
+  int code = lane_swept(lane, heads) < lane->main && (newest || heads->count == 0) ? sweep(r, space)
+                                                                                   : OUTBOX_OK;
   for (int round = 0; round < 2 && code == OUTBOX_OK; round++) {
     int64_t place;
     while (code == OUTBOX_OK && !take_is_enough(r) &&
            (place = heads_take(heads, newest, lane_random(lane))) != NEVER)
       if (!is_avoided(r->want, place)) code = seek_place(r, place);
     if (r->found->count > 0 || round > 0 || code != OUTBOX_OK) break;
-    if (come(lane, heads) >= lane->main) begin_round(lane, space);
+    if (lane_swept(lane, heads) >= lane->main) begin_round(lane, space);
     code = sweep(r, space);
   }
-  if (r->found->count == 0 && come(lane, heads) < lane->main) *more = true;
+  if (r->found->count == 0 && lane_swept(lane, heads) < lane->main) *more = true;
   return code;
 }

@@ -36,27 +36,40 @@ static const char IS_DELAYED_SQL[] = "SELECT 1 FROM @delayed WHERE position = ?1
 
 static void start_lap(lane *lane, int64_t from) {
   lane->lap = from - 1;
-  lane->lap_began = lane->looked;
+  lane->lap_rows = 0;
+  lane->left_lap = false;
   for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;) {
     line->joined = line->state != LINE_PARKED && !line->blocked && line->first >= from;
     line->next = NEVER;
   }
 }
 
-/* The lap has met main: the lines that it served are forgotten, but what waits again. */
-static void end_lap(lane *lane, int64_t now) {
+/*
+** The lines that the lap has served are forgotten, but what waits again, and but what lies at the
+** place `rest` and after it; NEVER: the lap has met main.
+*/
+static void end_lap(lane *lane, int64_t rest, int64_t now) {
   lane->lap = NEVER;
   /* A lap may take a tenth of the time; a short one is not worth a sleep. */
-  int64_t pause = 10 * (lane->looked - lane->lap_began) * ROW_NS / 1000;
+  int64_t pause = 10 * lane->lap_rows * ROW_NS / 1000;
   lane->next_lap = now + (pause < SHORT ? 0 : pause);
   for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;) {
     if (line->state == LINE_PARKED || !line->joined) continue;
-    line->first = line->next;
+    line->first = lines_lower(line->next, rest);
     line->next = NEVER;
     line->state = LINE_HELD;
     line->joined = false;
     if (line->first == NEVER) lines_drop(&lane->lines, line);
   }
+}
+
+/* A lap that has nobody to serve any more ends at once. */
+static void leave_lap(lane *lane, int64_t now) {
+  bool serves = false;
+  for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;)
+    serves |= line->joined && line->state == LINE_LAGGING;
+  if (!serves && lane->lap != NEVER) end_lap(lane, lane->lap + 1, now);
+  lane->left_lap = false;
 }
 
 /*
@@ -138,7 +151,7 @@ static int walk(reading *r, int64_t *at, int64_t to, bool lap, bool *end) {
     if (!refused) *at = item.entry.seq;
   }
   if (code == OUTBOX_ROW || code == OUTBOX_OK) sql_reset(r->store, row);
-  lane->looked += looked;
+  if (lap) lane->lap_rows += looked;
   *end = code == OUTBOX_DONE && looked < LOOK;
   return code == OUTBOX_ROW || code == OUTBOX_DONE ? OUTBOX_OK : code;
 }
@@ -146,6 +159,7 @@ static int walk(reading *r, int64_t *at, int64_t to, bool lap, bool *end) {
 /* Main and lap take turns, batch by batch. */
 static int read_anywhere(reading *r, bool *more) {
   lane *lane = r->lane;
+  if (lane->left_lap) leave_lap(lane, r->now);
   consider_lap(lane, r->now);
   lane->main_has_turn = !lane->main_has_turn;
   for (int i = 0; i < 2 && !take_is_enough(r); i++) {
@@ -155,7 +169,7 @@ static int read_anywhere(reading *r, bool *more) {
     int code = lap ? walk(r, &lane->lap, lane->main, true, &end)
                    : walk(r, &lane->main, NEVER, false, &end);
     if (code != OUTBOX_OK) return code;
-    if (lap && end) end_lap(lane, r->now);
+    if (lap && end) end_lap(lane, NEVER, r->now);
     if (!end) *more = true;
     if (!lap && end && lane->ahead) { /* what lay ahead of main does so no more */
       lane->ahead = false;
