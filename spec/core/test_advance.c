@@ -298,7 +298,7 @@ static void many_parked_namespaces_cost_no_more_than_one(void **state) {
   enum { SPACES = 60, ROWS = 6000, STEPS = 100 };
   fixture *f = *state;
   outbox_want want = {.batch_size = 1};
-  char names[SPACES][8], sql[200];
+  char names[SPACES][12], sql[200];
   int work = 0, handed_out = 0;
   snprintf(sql, sizeof sql,
            "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT %d)"
