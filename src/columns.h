@@ -1,6 +1,7 @@
 /*
 ** The table of the ready entries, and the columns of the tables, which every statement of every
-** engine names in this order.
+** engine names in this order. source_id is the id of the message that a copy was made of; of one
+** that is no copy it is NULL, or its own id.
 **
 ** outbox_delayed adds due_at, position and delayed_at, outbox_dead adds died_at.
 */
@@ -16,6 +17,6 @@
 #define MESSAGE_COLUMNS "id, " MESSAGE_COLUMNS_BUT_ID
 
 /* The columns of an entry: the message, and the result of its deliveries so far. */
-#define ENTRY_COLUMNS MESSAGE_COLUMNS ", attempts, last_error"
+#define ENTRY_COLUMNS MESSAGE_COLUMNS ", attempts, last_error, source_id"
 
 #endif

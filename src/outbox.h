@@ -117,6 +117,7 @@ typedef struct outbox_entry {
   int64_t created_at;
   int64_t attempts;        /* failed deliveries so far */
   outbox_bytes last_error; /* why the last one failed */
+  outbox_bytes source_id;  /* of a copy, the id of the message; see outbox_subscribe */
   int64_t died_at;         /* of dead letters, else 0 */
   int64_t due_at;          /* of delayed entries, else 0 */
 } outbox_entry;
@@ -244,6 +245,11 @@ typedef struct outbox_suspect {
 ** or its destination is to blame, so it is a suspect, not charged.
 */
 #define OUTBOX_OVERTIME "its delivery took too long"
+
+/* What is published to `namespace` becomes a copy in the namespace `copy`. */
+typedef struct outbox_subscription {
+  outbox_bytes namespace, copy;
+} outbox_subscription;
 
 typedef struct outbox_counts {
   int64_t ready, delayed, dead; /* entries */
@@ -467,6 +473,26 @@ int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t co
 ** open and usable, except where SQLite itself had to end it.
 */
 int outbox_publish(outbox_store *store, outbox_message *messages, size_t count);
+
+/*
+** From now on, each message that is published to `namespace` becomes a copy in the namespace `copy`
+** instead, and in those of its other subscriptions: each is an entry with a fate of its own. Its id
+** is the id of the message, ":" and `copy`; its source_id is the id of the message. So it is for
+** everyone who publishes, also with plain SQL. Copies are not copied again. `copy` may be
+** `namespace` itself. Whatever was published before stays as it is, also what is scheduled.
+** *added: it was not subscribed yet. The transaction that is open takes part.
+*/
+int outbox_subscribe(outbox_store *store, outbox_bytes namespace, outbox_bytes copy, bool *added);
+
+/* Ends a subscription, but not the copies that are there. *removed: there was one. */
+int outbox_unsubscribe(outbox_store *store, outbox_bytes namespace, outbox_bytes copy,
+                       bool *removed);
+
+/* Starts reading the subscriptions, in the order of their names. */
+int outbox_subscriptions(outbox_store *store);
+
+/* The next one: OUTBOX_ROW and *subscription, OUTBOX_DONE, or an error. Ends as outbox_next does. */
+int outbox_next_subscription(outbox_store *store, outbox_subscription *subscription);
 
 /* --- Processing ------------------------------------------------------------------------------ */
 

@@ -108,6 +108,9 @@ local function make_insert(self, message, id, now)
   for _, name in ipairs(known and { "entries", "delayed", "dead" } or {}) do
     known[#known + 1] = ("EXISTS (SELECT 1 FROM main.%s%s WHERE id = %s)"):format(prefix, name,
       parameter(values, id, "TEXT"))
+    known[#known + 1] = ("EXISTS (SELECT 1 FROM main.%ssubscriptions AS s JOIN main.%s%s AS e ON "
+      .. "e.id = %s || ':' || s.copy WHERE s.namespace = %s)"):format(prefix, prefix, name,
+      parameter(values, id, "TEXT"), parameter(values, message.namespace or "", "TEXT"))
   end
   id = parameter(values, id, "TEXT")
   if known then

@@ -31,11 +31,13 @@ enum {
   ENTRY_ATTEMPTS,
   ENTRY_LAST_ERROR,
   ENTRY_SEQ,
+  ENTRY_SOURCE_ID,
   ENTRIES /* the array of entries */
 };
 
-static const char *const ENTRY_NAMES[] = {
-    "id", "namespace", "key", "payload", "headers", "created_at", "attempts", "last_error", "seq"};
+static const char *const ENTRY_NAMES[] = {"id",      "namespace",  "key",      "payload",
+                                          "headers", "created_at", "attempts", "last_error",
+                                          "seq",     "source_id"};
 
 /*
 ** Room for the fields of most entries: only one with headers and an error has more. One more here
@@ -114,6 +116,7 @@ static int read_entries(lua_State *L) {
     lua_pushvalue(L, ENTRY_SEQ);
     lua_pushinteger(L, entry.seq);
     lua_rawset(L, -3);
+    set_entry_bytes(L, ENTRY_SOURCE_ID, entry.source_id);
     if (reading->listed) {
       if (entry.state == OUTBOX_DEAD) shim_set_seconds(L, "died_at", entry.died_at);
       if (entry.state == OUTBOX_DELAYED) shim_set_seconds(L, "due_at", entry.due_at);
@@ -247,4 +250,24 @@ static int read_leases(lua_State *L) {
 void shim_push_leases(lua_State *L, shim_store *self, int code) {
   lua_pushnil(L);
   push_reading(L, self, code, read_leases, (reading){.listed = false});
+}
+
+static int read_subscriptions(lua_State *L) {
+  reading *reading = lua_touserdata(L, 1);
+  outbox_subscription subscription;
+  lua_newtable(L);
+  for (lua_Integer i = 1;
+       (reading->code = outbox_next_subscription(reading->store, &subscription)) == OUTBOX_ROW;
+       i++) {
+    lua_createtable(L, 0, 2);
+    set_bytes(L, "namespace", subscription.namespace);
+    set_bytes(L, "copy", subscription.copy);
+    lua_rawseti(L, -2, i);
+  }
+  return 1;
+}
+
+void shim_push_subscriptions(lua_State *L, shim_store *self, int code) {
+  lua_pushnil(L);
+  push_reading(L, self, code, read_subscriptions, (reading){.listed = false});
 }

@@ -4,9 +4,10 @@
 #include "../columns.h"
 #include "operations.h"
 
+/* It has a source from now on, so that no copies are made of it. */
 static const char REQUEUE_DEAD_SQL[] =
-    "INSERT INTO " ENTRIES " (" MESSAGE_COLUMNS ", last_error)"
-    " SELECT " MESSAGE_COLUMNS ", last_error FROM @dead WHERE id = ?1";
+    "INSERT INTO " ENTRIES " (" MESSAGE_COLUMNS ", last_error, source_id)"
+    " SELECT " MESSAGE_COLUMNS ", last_error, coalesce(source_id, id) FROM @dead WHERE id = ?1";
 
 static const char FIND_READY_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES " WHERE id = ?1)";
 

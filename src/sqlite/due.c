@@ -23,13 +23,15 @@ static const char SELECT_SCHEDULED_SQL[] =
     " LIMIT 0 + ?2";
 
 /*
-** Where plain SQL has published the id again meanwhile, the entry gets another id: if it waited
+** What was published once is not published again, and so it has a source from now on: no copies are
+** made of it. Where plain SQL has published the id again meanwhile, the entry gets another id: if it waited
 ** instead, the two might wait for each other.
 */
 static const char PROMOTE_SQL[] =
     "INSERT OR IGNORE INTO " ENTRIES " (" ENTRY_COLUMNS ")"
     " SELECT CASE WHEN EXISTS (SELECT 1 FROM " ENTRIES " WHERE id = d.id) THEN d.id || '~' || seq"
-    " ELSE d.id END, " MESSAGE_COLUMNS_BUT_ID ", attempts, last_error FROM @delayed AS d"
+    " ELSE d.id END, " MESSAGE_COLUMNS_BUT_ID ", attempts, last_error, coalesce(source_id, id)"
+    " FROM @delayed AS d"
     " WHERE seq = ?1 AND position IS NULL AND due_at <= ?2";
 
 static const char DELETE_SCHEDULED_SQL[] =

@@ -52,9 +52,9 @@ int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, const item *kn
   }
   outbox_bytes namespace = known->entry.namespace, key = known->entry.key, id = sql_column(row, 1),
                payload = sql_column(row, 4), headers = sql_column(row, 5),
-               last_error = sql_column(row, 8);
+               last_error = sql_column(row, 8), source_id = sql_source(row);
   size_t size = id.size + namespace.size + key.size + payload.size + headers.size;
-  char *end = take_bytes(list, size + last_error.size);
+  char *end = take_bytes(list, size + last_error.size + source_id.size);
   if (end == NULL) return store_fail_nomem(store);
   item *item = &list->items[list->count++];
   item->space = known->space;
@@ -71,7 +71,8 @@ int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, const item *kn
                                .headers = keep(headers, &end),
                                .created_at = sqlite3_column_int64(row, 6),
                                .attempts = sqlite3_column_int64(row, 7),
-                               .last_error = keep(last_error, &end)};
+                               .last_error = keep(last_error, &end),
+                               .source_id = keep(source_id, &end)};
   list->bytes += (int64_t)size;
   return OUTBOX_OK;
 }

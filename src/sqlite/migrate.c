@@ -5,19 +5,11 @@
 #include "schema.h"
 #include "transaction.h"
 
-static int run(outbox_store *store, const char *script) {
-  char *sql = sql_expand(store, script);
-  if (sql == NULL) return OUTBOX_NOMEM;
-  int sqlite_code = sql_script(store, sql);
-  sqlite3_free(sql);
-  return sqlite_code == SQLITE_OK ? OUTBOX_OK : store_fail_sqlite(store);
-}
-
 static int write_version(outbox_store *store) {
   char script[80];
   sqlite3_snprintf(sizeof script, script, "DELETE FROM @schema; INSERT INTO @schema VALUES (%d);",
                    schema_version);
-  return run(store, script);
+  return sql_execute(store, script);
 }
 
 int outbox_migrate(outbox_store *store) {
@@ -31,7 +23,7 @@ int outbox_migrate(outbox_store *store) {
   code = sql_schema_version(store, &version); /* another process may have been faster */
   bool older = code == OUTBOX_OK && version < schema_version;
   for (; code == OUTBOX_OK && version < schema_version; version++)
-    code = run(store, schema_steps[version]);
+    code = sql_execute(store, schema_steps[version]);
   if (code == OUTBOX_OK && older) code = write_version(store);
   return transaction_end(store, code);
 }

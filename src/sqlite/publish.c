@@ -21,15 +21,25 @@ static const char INSERT_READY_ROWS_SQL[] =
 static const char INSERT_DELAYED_SQL[] =
     "INSERT INTO @delayed (" MESSAGE_COLUMNS ", due_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
-/* An id is unique in the whole outbox. SQL's UNIQUE covers one table. */
-static const char FIND_ID_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES " WHERE id = ?1)"
-                                  " OR EXISTS (SELECT 1 FROM @delayed WHERE id = ?1)"
-                                  " OR EXISTS (SELECT 1 FROM @dead WHERE id = ?1)";
+static outbox_bytes namespace_of(const outbox_message *m) {
+  return m->namespace.data != NULL ? m->namespace : (outbox_bytes){"", 0};
+}
 
-static int check_id(outbox_store *store, outbox_bytes id) {
+/* An id is unique in the whole outbox. SQL's UNIQUE covers one table. */
+#define IS_TAKEN(id)                                                                               \
+  "EXISTS (SELECT 1 FROM " ENTRIES " WHERE id = " id ")"                                           \
+  " OR EXISTS (SELECT 1 FROM @delayed WHERE id = " id ")"                                          \
+  " OR EXISTS (SELECT 1 FROM @dead WHERE id = " id ")"
+
+static const char FIND_ID_SQL[] =
+    "SELECT " IS_TAKEN("?1") " OR EXISTS (SELECT 1 FROM @subscriptions WHERE namespace = ?2"
+                             " AND (" IS_TAKEN("?1 || ':' || copy") "))";
+
+/* Checks that the id of a message is new, or the ids of its copies. */
+static int check_id(outbox_store *store, const outbox_message *m) {
   int64_t taken;
   bool found;
-  int code = sql_fetch(store, FIND_ID_SQL, &taken, 1, &found, "t", id);
+  int code = sql_fetch(store, FIND_ID_SQL, &taken, 1, &found, "tt", m->id, namespace_of(m));
   return code == OUTBOX_OK && taken ? store_fail_duplicate(store) : code;
 }
 
@@ -42,15 +52,11 @@ static int check_id(outbox_store *store, outbox_bytes id) {
 static int explain_refusal(outbox_store *store, const outbox_message *messages, size_t count) {
   int code = OUTBOX_OK;
   for (size_t i = 0; i < count && code == OUTBOX_OK; i++) {
-    code = check_id(store, messages[i].id);
+    code = check_id(store, &messages[i]);
     for (size_t j = 0; j < i && code == OUTBOX_OK; j++)
       if (bytes_equal(messages[j].id, messages[i].id)) code = store_fail_duplicate(store);
   }
   return code == OUTBOX_OK ? OUTBOX_CONSTRAINT : code;
-}
-
-static outbox_bytes namespace_of(const outbox_message *m) {
-  return m->namespace.data != NULL ? m->namespace : (outbox_bytes){"", 0};
 }
 
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
@@ -106,7 +112,7 @@ static int write(outbox_store *store, outbox_message *messages, size_t count, in
   while (count > 0 && code == OUTBOX_OK) {
     size_t rows = all_ready(messages, count, now) ? ROWS : 1;
     for (size_t i = 0; i < rows && code == OUTBOX_OK; i++) {
-      if (!messages[i].unique) code = check_id(store, messages[i].id);
+      if (!messages[i].unique) code = check_id(store, &messages[i]);
       messages[i].unique = false; /* from now on the id is there */
     }
     if (code == OUTBOX_OK)

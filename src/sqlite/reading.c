@@ -77,9 +77,10 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
                           .created_at = sqlite3_column_int64(row, 6),
                           .attempts = sqlite3_column_int64(row, 7),
                           .last_error = sql_column(row, 8),
-                          .died_at = sqlite3_column_int64(row, 9),
-                          .due_at = sqlite3_column_int64(row, 10),
-                          .state = (enum outbox_state)sqlite3_column_int(row, 11)};
+                          .source_id = sql_source(row),
+                          .died_at = sqlite3_column_int64(row, 10),
+                          .due_at = sqlite3_column_int64(row, 11),
+                          .state = (enum outbox_state)sqlite3_column_int(row, 12)};
   if (store->filter.active && exceeds(&store->filter, entry)) {
     outbox_finish(store);
     return OUTBOX_DONE;

@@ -43,7 +43,7 @@ static const char DELETE_RANGE_SQL[] = "DELETE FROM " ENTRIES " WHERE seq BETWEE
 #define DELAYED_ID_IN_DEAD FREE_ID("@dead", "position")
 
 /* ?3 is the attempts to add, ?4 the error, ?5 the time until when it waits, ?6 now. */
-#define CHARGED ", attempts + ?3, coalesce(?4, last_error)"
+#define CHARGED ", attempts + ?3, coalesce(?4, last_error), source_id"
 
 static const char DELAY_READY_SQL[] =
     "INSERT INTO @delayed (" ENTRY_COLUMNS ", due_at, position, delayed_at)"
@@ -79,8 +79,8 @@ static const char CHARGE_DELAYED_SQL[] =
 
 static const char SUSPECT_READY_SQL[] =
     "INSERT OR IGNORE INTO @delayed (" ENTRY_COLUMNS ", due_at, position, delayed_at)"
-    " SELECT " ID_IN_DELAYED MESSAGE_COLUMNS_BUT_ID ", attempts, '" OUTBOX_OVERTIME "', ?3, seq, ?3"
-    " FROM " ENTRIES " AS entry WHERE seq BETWEEN ?1 AND ?2";
+    " SELECT " ID_IN_DELAYED MESSAGE_COLUMNS_BUT_ID ", attempts, '" OUTBOX_OVERTIME "', source_id,"
+    " ?3, seq, ?3 FROM " ENTRIES " AS entry WHERE seq BETWEEN ?1 AND ?2";
 
 static const char DELETE_SUSPECTED_SQL[] =
     "DELETE FROM " ENTRIES " WHERE seq IN"

@@ -44,6 +44,14 @@ int sql_script(outbox_store *store, const char *sql) {
   return sqlite_code;
 }
 
+int sql_execute(outbox_store *store, const char *script) {
+  char *sql = sql_expand(store, script);
+  if (sql == NULL) return OUTBOX_NOMEM;
+  int sqlite_code = sql_script(store, sql);
+  sqlite3_free(sql);
+  return sqlite_code == SQLITE_OK ? OUTBOX_OK : store_fail_sqlite(store);
+}
+
 int sql_configure(outbox_store *store, const char *sql, const char *wanted, bool *answered) {
   sqlite3_stmt *statement = NULL;
   int sqlite_code = sql_compile(store, sql, 0, &statement);
@@ -271,6 +279,11 @@ int sql_process(outbox_store *store, const char *sql, const char *types, ...) {
   va_end(values);
   store->doorbell.processing += sqlite3_total_changes64(store->db) - before;
   return code;
+}
+
+outbox_bytes sql_source(sqlite3_stmt *statement) {
+  outbox_bytes id = sql_column(statement, 1), source = sql_column(statement, 9);
+  return source.data != NULL && bytes_equal(source, id) ? (outbox_bytes){NULL, 0} : source;
 }
 
 outbox_bytes sql_column(sqlite3_stmt *statement, int index) {

@@ -23,6 +23,9 @@ int sql_compile(outbox_store *store, const char *sql, unsigned flags, sqlite3_st
 int sql_work(outbox_store *store, sqlite3_stmt *statement);
 int sql_script(outbox_store *store, const char *sql);
 
+/* Runs a script that names our tables as the statements below do. */
+int sql_execute(outbox_store *store, const char *script);
+
 /* Runs a PRAGMA. Where `wanted` is not NULL, *answered becomes whether the answer is `wanted`. */
 int sql_configure(outbox_store *store, const char *sql, const char *wanted, bool *answered);
 
@@ -68,6 +71,12 @@ int sql_run(outbox_store *store, const char *sql, const char *types, ...);
 
 /* The same for the writes of a processor, which do not end the wait of its own store. */
 int sql_process(outbox_store *store, const char *sql, const char *types, ...);
+
+/*
+** The source of an entry, where its columns are those from 1 on (see ../columns.h). Has no value
+** where it is the entry itself.
+*/
+outbox_bytes sql_source(sqlite3_stmt *statement);
 
 /* The bytes of a column, whatever its type. A NULL has no value. */
 outbox_bytes sql_column(sqlite3_stmt *statement, int index);

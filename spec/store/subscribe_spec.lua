@@ -1,0 +1,265 @@
+-- Subscriptions: what is published to a namespace becomes copies in others, whoever publishes it.
+
+local outbox = require("outbox")
+local support = require("spec.support")
+
+local EXTENSION = assert(package.searchpath("outbox_sqlite", package.cpath)):gsub("%.so$", "")
+
+describe("a subscription", function()
+  local store, path
+
+  before_each(function()
+    store, path = support.store({ id_generator = require("outbox.testing").ids() })
+    store:subscribe("orders", "mail")
+    store:subscribe("orders", "stock")
+  end)
+
+  after_each(function()
+    store:close()
+    support.remove()
+  end)
+
+  -- Runs a statement of a store on a function, but no savepoints.
+  local function run(sql, ...)
+    if not sql:find("SAVEPOINT") then
+      support.sql(store, sql, ...)
+    end
+  end
+
+  local function rows()
+    local list = {}
+    for _, row in ipairs(support.sql(store, "SELECT id, namespace, key, payload, headers,"
+      .. " source_id FROM outbox_entries ORDER BY seq")) do
+      list[#list + 1] = ("%s %s %s %s %s %s"):format(row.id, row.namespace, row.key, row.payload,
+        row.headers, row.source_id)
+    end
+    return list
+  end
+
+  it("puts copies in the place of each message, which know it", function()
+    local ids = { store:publish({ namespace = "orders", key = "k", payload = "1",
+      headers = { a = "b" } }, { namespace = "other" }, { namespace = "orders", id = "own" }) }
+    assert.same({ "id-1", "id-2", "own" }, ids)
+    assert.same({
+      'id-1:mail mail k 1 {"a":"b"} id-1', 'id-1:stock stock k 1 {"a":"b"} id-1',
+      "id-2 other nil nil nil nil",
+      "own:mail mail nil nil nil own", "own:stock stock nil nil nil own",
+    }, rows())
+    assert.same({ "id-1", "id-1", nil, "own", "own" },
+      support.pluck(store:ready_entries(), "source_id"))
+  end)
+
+  it("is for every way of publishing", function()
+    outbox.install()
+    local luasql = require("luasql.sqlite3").sqlite3():connect(path)
+    local ways = {
+      store = function(message)
+        store:publish(message)
+      end,
+      transaction = function(message)
+        store:transaction(function(txn)
+          txn:publish(message)
+        end)
+      end,
+      connection = function(message)
+        outbox.attach(luasql):publish(message)
+      end,
+      ["function"] = function(message)
+        outbox.attach(run):publish(message)
+      end,
+      sql = function(message)
+        support.sql(store, "INSERT INTO outbox_entries (namespace, payload) VALUES (?, ?)",
+          message.namespace, message.payload)
+      end,
+      trigger = function(message)
+        support.sql(store, "CREATE TABLE sales (payload)")
+        support.sql(store, "CREATE TRIGGER sold AFTER INSERT ON sales BEGIN INSERT INTO "
+          .. "outbox_entries (namespace, payload) VALUES ('orders', NEW.payload); END")
+        support.sql(store, "INSERT INTO sales VALUES (?)", message.payload)
+      end,
+      ["older publisher"] = function(message)
+        support.sql(store, "INSERT INTO outbox_entries (id, namespace, key, payload, headers,"
+          .. " created_at) VALUES ('old', ?, NULL, ?, NULL, 1)", message.namespace, message.payload)
+      end,
+      extension = function(message)
+        local pipe = io.popen(("sqlite3 -cmd '.load %s' -cmd '.timeout 5000' %s \"SELECT "
+          .. "outbox_publish('%s', NULL, '%s')\""):format(EXTENSION, path, message.namespace,
+          message.payload))
+        pipe:read("a")
+        assert(pipe:close())
+      end,
+    }
+    for name, publish in pairs(ways) do
+      publish({ namespace = "orders", payload = name })
+      local copies = support.sql(store, "SELECT id, namespace, source_id FROM outbox_entries"
+        .. " WHERE CAST(payload AS TEXT) = ?", name)
+      assert.same({ "mail", "stock" }, support.pluck(copies, "namespace"), name)
+      for _, copy in ipairs(copies) do
+        assert.equal(copy.source_id .. ":" .. copy.namespace, copy.id, name)
+      end
+    end
+    luasql:close()
+  end)
+
+  it("keeps the order of a call of many, and of each key", function()
+    local messages, expected = {}, {}
+    for i = 1, 40 do
+      messages[i] = { id = "m" .. i, namespace = i % 3 == 0 and "other" or "orders", key = i % 2 }
+      expected[#expected + 1] = i % 3 == 0 and "m" .. i or "m" .. i .. ":mail"
+      expected[#expected + 1] = i % 3 ~= 0 and "m" .. i .. ":stock" or nil
+    end
+    store:publish(table.unpack(messages))
+    assert.same(expected, support.pluck(store:ready_entries(), "id"))
+  end)
+
+  it("leaves nothing of what is rolled back", function()
+    pcall(store.transaction, store, function(txn)
+      txn:publish({ namespace = "orders" })
+      error("no")
+    end)
+    assert.same({}, rows())
+  end)
+
+  it("is for scheduled messages when they are published", function()
+    local clock = support.clock()
+    local timed <close> = outbox.open(path, { clock = clock })
+    timed:publish({ id = "a", namespace = "orders", deliver_at = clock.time + 10 })
+    assert.same({ "a:mail", "a:stock" }, support.pluck(timed:delayed_entries(), "id"))
+    clock.advance(10)
+    timed:claim_entries("p", clock.time + 10)
+    local entries = timed:get_claimed_entries("p", 10)
+    assert.same({ "a:mail", "a:stock" }, support.pluck(entries, "id"))
+    assert.same({ "a", "a" }, support.pluck(entries, "source_id"))
+  end)
+
+  it("concerns nothing that was published before, wherever that is moved", function()
+    local clock = support.clock()
+    local timed <close> = outbox.open(path, { clock = clock })
+    timed:publish({ id = "ready", namespace = "late" }, { id = "dead", namespace = "late" },
+      { id = "retried", namespace = "late" },
+      { id = "scheduled", namespace = "late", deliver_at = clock.time + 10 })
+    timed:subscribe("late", "mail")
+    timed:bury_entry("dead")
+    timed:requeue_entries("dead")
+    timed:retry_entry("retried", clock.time, "no")
+    clock.advance(10)
+    timed:claim_entries("p", clock.time + 10)
+    local entries = timed:get_claimed_entries("p", 10)
+    local ids = support.pluck(entries, "id")
+    table.sort(ids)
+    assert.same({ "dead", "ready", "retried", "scheduled" }, ids)
+    assert.same({ nil, nil, nil, nil }, support.pluck(entries, "source_id"))
+  end)
+
+  it("gives each copy retries and a death of its own", function()
+    store:publish({ id = "a", namespace = "orders", payload = "x" })
+    assert.is_true(store:retry_entry("a:mail", 5e9, "later"))
+    assert.is_true(store:bury_entry("a:stock", "never"))
+    assert.same({ "a" }, support.pluck(store:delayed_entries(), "source_id"))
+    local dead = store:dead_entries()
+    assert.same({ "a:stock", "a", "never" }, { dead[1].id, dead[1].source_id, dead[1].last_error })
+    store:requeue_entries("a:stock")
+    local back = store:ready_entries()
+    assert.same({ "a:stock", "stock", "a" }, { back[1].id, back[1].namespace, back[1].source_id })
+    assert.equal(1, #back)
+  end)
+
+  it("refuses an id while a copy of it is in the outbox", function()
+    store:publish({ id = "a", namespace = "orders" })
+    local function refused()
+      assert.equal("duplicate", support.raised(store.publish, store, { id = "a",
+        namespace = "orders" }).code)
+      local attached = outbox.attach(run)
+      assert.equal("constraint", support.raised(attached.publish, attached, { id = "a",
+        namespace = "orders" }).code)
+    end
+    refused()
+    store:delete_entries("a:mail")
+    refused()
+    store:retry_entry("a:stock", 5e9, "later")
+    refused()
+    store:bury_entry("a:stock")
+    refused()
+    store:purge_entries("a:stock")
+    assert.equal("a", store:publish({ id = "a", namespace = "orders" }))
+  end)
+
+  it("may lead back to its own namespace, and copies are not copied", function()
+    store:subscribe("orders", "orders")
+    store:subscribe("mail", "elsewhere")
+    support.sql(store, "PRAGMA recursive_triggers = ON")
+    store:publish({ id = "a", namespace = "orders" })
+    assert.same({ "a:mail", "a:orders", "a:stock" }, support.pluck(store:ready_entries(), "id"))
+  end)
+
+  it("may have names of any bytes", function()
+    local odd, copy = "\0\255'\n", ":\0:"
+    store:subscribe(odd, copy)
+    store:subscribe("", "from the empty one")
+    store:publish({ id = "\0a", namespace = odd }, { id = "b" })
+    local entries = store:ready_entries()
+    assert.same({ "\0a:" .. copy, copy, "\0a" },
+      { entries[1].id, entries[1].namespace, entries[1].source_id })
+    assert.same({ "b:from the empty one", "from the empty one", "b" },
+      { entries[2].id, entries[2].namespace, entries[2].source_id })
+  end)
+
+  it("is listed, added and removed once, in the open transaction", function()
+    assert.is_false(store:subscribe("orders", "mail"))
+    assert.is_true(store:subscribe("orders", "audit"))
+    assert.is_true(store:unsubscribe("orders", "stock"))
+    assert.is_false(store:unsubscribe("orders", "stock"))
+    pcall(store.transaction, store, function()
+      store:unsubscribe("orders", "audit")
+      store:unsubscribe("orders", "mail")
+      error("no")
+    end)
+    assert.same({
+      { namespace = "orders", copy = "audit" }, { namespace = "orders", copy = "mail" },
+    }, store:subscriptions())
+    store:publish({ id = "a", namespace = "orders" })
+    assert.same({ "a:audit", "a:mail" }, support.pluck(store:ready_entries(), "id"))
+  end)
+
+  it("that is the last one leaves nothing behind that a message would pass", function()
+    local function triggers()
+      return #support.sql(store, "SELECT 1 FROM sqlite_schema WHERE type = 'trigger'"
+        .. " AND tbl_name IN ('outbox_entries', 'outbox_delayed')")
+    end
+    assert.is_true(triggers() > 0)
+    store:unsubscribe("orders", "mail")
+    assert.is_true(triggers() > 0)
+    store:unsubscribe("orders", "stock")
+    assert.equal(0, triggers())
+    store:publish({ id = "a", namespace = "orders" })
+    assert.same({ "a" }, support.pluck(store:ready_entries(), "id"))
+  end)
+
+  it("reaches processes that have the database open", function()
+    local other <close> = outbox.open(path)
+    other:publish({ id = "a", namespace = "late" })
+    store:subscribe("late", "mail")
+    other:publish({ id = "b", namespace = "late" })
+    store:unsubscribe("late", "mail")
+    other:publish({ id = "c", namespace = "late" })
+    assert.same({ "a", "b:mail", "c" }, support.pluck(store:ready_entries(), "id"))
+  end)
+
+  it("belongs to its prefix", function()
+    local other <close> = outbox.open(path, { prefix = "my_" })
+    other:migrate()
+    other:subscribe("orders", "mine")
+    other:publish({ id = "a", namespace = "orders" })
+    store:publish({ id = "a", namespace = "orders" })
+    assert.same({ "a:mine" }, support.pluck(other:ready_entries(), "id"))
+    assert.same({ "a:mail", "a:stock" }, support.pluck(store:ready_entries(), "id"))
+  end)
+
+  it("needs two strings", function()
+    for _, arguments in ipairs({ { "a" }, { "a", 1 }, { {}, "b" } }) do
+      assert.has_error(function()
+        store:subscribe(table.unpack(arguments))
+      end)
+    end
+  end)
+end)

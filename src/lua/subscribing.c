@@ -1,0 +1,69 @@
+/***
+Methods of a store for subscriptions: one message for several destinations.
+@submodule outbox.store
+*/
+#include "shim.h"
+
+typedef int change(outbox_store *store, outbox_bytes namespace, outbox_bytes copy, bool *changed);
+
+static int call(lua_State *L, change *function) {
+  bool changed;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes namespace = shim_check_bytes(L, 2), copy = shim_check_bytes(L, 3);
+  shim_check(L, self->store, function(self->store, namespace, copy, &changed));
+  lua_pushboolean(L, changed);
+  return 1;
+}
+
+/***
+From now on, each message that is published to `namespace` becomes a copy in the namespace `copy`
+instead, and in those of its other subscriptions. Each copy is an entry with a fate of its own. Its
+`id` is the id of the message, a colon and `copy`; its `source_id` is the id of the message. So it
+is for everyone who publishes, also with plain SQL. `publish` returns the id of the message. Copies
+are not copied again. `copy` may be `namespace` itself. Whatever was published before stays as it
+is. The transaction that is open on the store takes part.
+
+    store:subscribe("orders", "warehouse")
+    store:subscribe("orders", "mail")
+
+@function store:subscribe
+@tparam string namespace
+@tparam string copy
+@treturn boolean whether it was not subscribed yet
+@raise `busy`, `full`
+*/
+static int store_subscribe(lua_State *L) {
+  return call(L, outbox_subscribe);
+}
+
+/***
+Ends a subscription. The copies that are there stay.
+@function store:unsubscribe
+@tparam string namespace
+@tparam string copy
+@treturn boolean whether there was one
+@raise `busy`, `full`
+*/
+static int store_unsubscribe(lua_State *L) {
+  return call(L, outbox_unsubscribe);
+}
+
+/***
+Lists the subscriptions.
+@function store:subscriptions
+@treturn {table,...} each with `namespace` and `copy`, in the order of these
+*/
+static int store_subscriptions(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  shim_push_subscriptions(L, self, outbox_subscriptions(self->store));
+  return 1;
+}
+
+static const luaL_Reg METHODS[] = {{"subscribe", store_subscribe},
+                                   {"unsubscribe", store_unsubscribe},
+                                   {"subscriptions", store_subscriptions},
+                                   {NULL, NULL}};
+
+void shim_add_subscribing(lua_State *L) {
+  luaL_setfuncs(L, METHODS, 0);
+}
