@@ -45,6 +45,7 @@ build = {
     ["outbox.command.relay"] = "lua/outbox/command/relay.lua",
     ["outbox.command.show"] = "lua/outbox/command/show.lua",
     ["outbox.command.stats"] = "lua/outbox/command/stats.lua",
+    ["outbox.command.subscribe"] = "lua/outbox/command/subscribe.lua",
     ["outbox.command.top"] = "lua/outbox/command/top.lua",
     ["outbox.error"] = "lua/outbox/error.lua",
     ["outbox.headers"] = "lua/outbox/headers.lua",

@@ -170,6 +170,7 @@ end
 local FIELDS = {
   id = "string", namespace = "string", key = "string", payload = "string", headers = "table",
   seq = "number", created_at = "number", attempts = "number", last_error = "string",
+  source_id = "string",
 }
 local OWN_FIELDS = { entry = { due_at = "number" }, dead_entry = { died_at = "number" } }
 

@@ -20,9 +20,14 @@
 ---@field created_at number seconds since the epoch
 ---@field attempts integer failed deliveries so far
 ---@field last_error? string why the last one failed
+---@field source_id? string of a copy, the id of the message: see `store:subscribe`
 ---@field died_at? number seconds since the epoch; dead letters only
 ---@field due_at? number seconds since the epoch; delayed ones only, when listed
 ---@field seq integer place in the order of commits; of a delayed one that is listed, its own
+
+---@class outbox.subscription
+---@field namespace string
+---@field copy string the namespace of the copies
 
 ---@class outbox.lease
 ---@field lease integer its number; none has it again
@@ -124,6 +129,9 @@
 ---@field find_entries fun(self: outbox.store, id: string): outbox.entry[]
 ---@field requeue_entries fun(self: outbox.store, ...: string): integer
 ---@field purge_entries fun(self: outbox.store, ...: string): integer
+---@field subscribe fun(self: outbox.store, namespace: string, copy: string): boolean
+---@field unsubscribe fun(self: outbox.store, namespace: string, copy: string): boolean
+---@field subscriptions fun(self: outbox.store): outbox.subscription[]
 ---@field stats fun(self: outbox.store): outbox.stats
 ---@field close fun(self: outbox.store)
 

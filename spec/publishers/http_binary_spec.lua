@@ -90,6 +90,17 @@ describe("the http publisher in binary mode", function()
       { sent[1].headers["ce-sequence"], sent[2].headers["ce-sequence"] })
   end)
 
+  it("sends the id of the message with each copy", function()
+    local store <close> = store_with({ id = "1" })
+    store:subscribe("orders", "mail")
+    store:publish({ id = "a b", namespace = "orders" })
+    processor(store):pump()
+    local sent = requests()
+    assert.is_nil(sent[1].headers["ce-sourceid"])
+    local copy = sent[2].headers
+    assert.same({ "a%20b:mail", "a%20b" }, { copy["ce-id"], copy["ce-sourceid"] })
+  end)
+
   it("makes attributes of headers", function()
     local _, _, made = publish({ event("1", { headers = {
       ["X-Request-Id"] = "7 8", traceparent = "00-1", ["ce-type"] = "com.shop.placed",

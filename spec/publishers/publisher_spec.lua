@@ -108,6 +108,14 @@ describe("the file publisher", function()
       .. [["attempts":0,"seq":2}]] .. "\n", read(path))
   end)
 
+  it("writes the id of the message with each copy", function()
+    store:subscribe("orders", "mail")
+    store:publish({ id = "1", namespace = "orders" })
+    local publisher <close> = outbox.publisher("file:" .. path)
+    processor(publisher):pump()
+    assert.matches('^{"id":"1:mail","source_id":"1","namespace":"mail",', read(path))
+  end)
+
   it("writes each time to the microsecond", function()
     local publisher <close> = outbox.publisher("file:" .. path)
     local messages = {}

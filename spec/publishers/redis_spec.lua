@@ -106,6 +106,15 @@ describe("the redis publisher", function()
       seq = "3" } }, entries("outbox"))
   end)
 
+  it("adds the id of the message to each copy", function()
+    store:subscribe("orders", "mail")
+    store:publish({ id = "1", namespace = "orders", headers = { a = "b" } })
+    local publisher <close> = outbox.publisher(url())
+    processor(publisher):pump()
+    local copy = entries("outbox:mail")[1]
+    assert.same({ "1:mail", "1" }, { copy.id, copy.source_id })
+  end)
+
   it("adds to the stream that the option names, and keeps it short", function()
     local messages = {}
     for i = 1, 1000 do

@@ -71,6 +71,9 @@ local function show_text(store, entry)
   add("state", state)
   add("seq", format.number(entry.seq))
   add("namespace", format.cell(entry.namespace))
+  if entry.source_id then
+    add("copy of", format.cell(entry.source_id))
+  end
   add("key", format.cell(entry.key))
   add_time("created", entry.created_at)
   add_time("due", entry.due_at)

@@ -22,7 +22,8 @@ local option = require("outbox.options")
 local format, redis, xadd -- need lua-cjson and lua-redis, so `new` loads them
 
 local SLICE = 65536 -- bytes that must be sent within one timeout
-local PLAIN = { "id", "namespace", "key", "payload" } -- the fields that need no encoding
+-- The fields that need no encoding.
+local PLAIN = { "id", "source_id", "namespace", "key", "payload" }
 
 local M = {
   summary = { url = "redis://[user:password@]host[:port][/db]", text = "Redis Streams" },
@@ -97,7 +98,7 @@ end
 -- the largest part of the time per message.
 local function arguments(self, message, stream)
   local list = { stream, "*", nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil,
-    nil }
+    nil, nil, nil }
   local count = 2
   for i = 1, #PLAIN do
     local name = PLAIN[i]

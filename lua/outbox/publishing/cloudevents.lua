@@ -58,13 +58,14 @@ end
 
 -- The attributes that must be strings.
 local STRINGS = { source = true, type = true, subject = true, partitionkey = true,
-  datacontenttype = true, dataschema = true, headers = true, sequence = true }
+  datacontenttype = true, dataschema = true, headers = true, sequence = true, sourceid = true }
 
 local function attributes(message, namespace, options)
   local list = {
     source = format.expand(options.source, M.encode(namespace)), -- a URI
     type = format.expand(options.type, namespace),
     sequence = message.seq and ("%019d"):format(message.seq), -- the digits of the largest integer
+    sourceid = message.source_id,
   }
   local headers = message.headers or {}
   for name, value in pairs(type(headers) == "table" and headers or { headers = headers }) do

@@ -117,7 +117,7 @@ end
 -- `<name>_base64`.
 function M.line(message)
   local fields = {}
-  for _, name in ipairs({ "id", "namespace", "key", "payload" }) do
+  for _, name in ipairs({ "id", "source_id", "namespace", "key", "payload" }) do
     add(fields, name, message[name], json.encode)
   end
   local headers = message.headers
