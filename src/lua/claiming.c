@@ -77,9 +77,9 @@ those of `id`, `namespace`, `key`, `payload` and `headers` count. `hold` (a bool
 claim that these entries are in hand, so that they are charged if the processor dies. With `hold`,
 it is best to make this call in one transaction with the settlement of the batch before
 @treturn {outbox.entry,...} each with `id`, `namespace`, `key`, `payload`, `headers`, `created_at`
-(seconds since the Unix epoch), `attempts` (failed deliveries), `last_error`, `seq` (its place in the
-order of commits: it rises within a key, and a dead letter that is requeued gets a new one) and, of a
-copy, `source_id` (the id of the message, see `subscribe`)
+(seconds since the Unix epoch), `attempts` (failed deliveries), `last_error`, `seq` (its place in
+the order of commits: it rises within a key, and a dead letter that is requeued gets a new one) and,
+of a copy, `source_id` (the id of the message, see `subscribe`)
 @raise `busy`, `full` with `hold`; `misuse` when 100,000 entries are remembered; what the clock
 raises
 */
