@@ -36,8 +36,9 @@ typedef struct line {
   heads *heads;   /* of a namespace that is, or was, PARKED: as far as they are known, or NULL */
   uint64_t since; /* PARKED: the sweep that was on when it was parked, or its round began */
   enum line_state state;
-  bool joined;  /* this lap serves it */
-  bool blocked; /* something of it is in hand, and was not delivered */
+  bool parked, paused; /* PARKED: by the processor; by an operator */
+  bool joined;         /* this lap serves it */
+  bool blocked;        /* something of it is in hand, and was not delivered */
 } line;
 
 /* A hash table. Empty if all fields but the functions, which work as realloc and free, are zero. */

@@ -251,10 +251,16 @@ typedef struct outbox_subscription {
   outbox_bytes namespace, copy;
 } outbox_subscription;
 
+/* A namespace of which nothing is handed out, and since when. */
+typedef struct outbox_paused {
+  outbox_bytes namespace;
+  int64_t paused_at;
+} outbox_paused;
+
 typedef struct outbox_counts {
   int64_t ready, delayed, dead; /* entries */
   int64_t retries;              /* delayed entries that were ready before */
-  int64_t oldest_age;           /* since the first ready entry was published; at least 0 */
+  int64_t oldest_age;           /* since the first ready entry was published; -1: there is none */
   int64_t due_at;               /* when the next delayed entry falls due; 0 without one */
   int64_t last_seq;             /* the highest seq ever given to a ready entry; 0 without one */
 } outbox_counts;
@@ -491,7 +497,7 @@ int outbox_unsubscribe(outbox_store *store, outbox_bytes namespace, outbox_bytes
 /* Starts reading the subscriptions, in the order of their names. */
 int outbox_subscriptions(outbox_store *store);
 
-/* The next one: OUTBOX_ROW and *subscription, OUTBOX_DONE, or an error. Ends as outbox_next does. */
+/* The next one: OUTBOX_ROW and *subscription, OUTBOX_DONE, or an error; as outbox_next. */
 int outbox_next_subscription(outbox_store *store, outbox_subscription *subscription);
 
 /* --- Processing ------------------------------------------------------------------------------ */
@@ -693,11 +699,26 @@ int outbox_purge_entries(outbox_store *store, const outbox_bytes *ids, size_t co
                          int64_t *purged);
 
 /*
+** From now on nothing of a namespace is handed out, by any processor or claim by hand: its entries
+** wait, uncharged, until it is resumed. What is in hand is finished. *paused: it was not yet.
+*/
+int outbox_pause(outbox_store *store, outbox_bytes namespace, bool *paused);
+
+/* What waited is handed out again, in order. *resumed: it was paused. */
+int outbox_resume(outbox_store *store, outbox_bytes namespace, bool *resumed);
+
+/* Starts reading which namespaces are paused, in the order of their names. */
+int outbox_paused_namespaces(outbox_store *store);
+
+/* The next one: OUTBOX_ROW and *paused, OUTBOX_DONE, or an error. Ends as outbox_next does. */
+int outbox_next_paused(outbox_store *store, outbox_paused *paused);
+
+/*
 ** Counts what waits. Unlike the operations above, this takes longer the more entries there are,
-** because it counts rows. Delayed and dead entries do not count for oldest_age. From one count to
-** the next, last_seq rises by the number of entries that became ready: published, fallen due or
-** requeued. That number minus the growth of ready + retries is the number of entries that were
-** delivered, or died.
+** because it counts rows. Entries that are delayed, dead or paused do not count for oldest_age.
+** From one count to the next, last_seq rises by the number of entries that became ready: published,
+** fallen due or requeued. That number minus the growth of ready + retries is the number of entries
+** that were delivered, or died.
 */
 int outbox_count_entries(outbox_store *store, outbox_counts *counts);
 

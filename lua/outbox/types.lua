@@ -29,6 +29,10 @@
 ---@field namespace string
 ---@field copy string the namespace of the copies
 
+---@class outbox.paused
+---@field namespace string
+---@field paused_at number seconds since the epoch
+
 ---@class outbox.lease
 ---@field lease integer its number; none has it again
 ---@field processor_id string
@@ -132,6 +136,9 @@
 ---@field subscribe fun(self: outbox.store, namespace: string, copy: string): boolean
 ---@field unsubscribe fun(self: outbox.store, namespace: string, copy: string): boolean
 ---@field subscriptions fun(self: outbox.store): outbox.subscription[]
+---@field pause fun(self: outbox.store, namespace: string): boolean
+---@field resume fun(self: outbox.store, namespace: string): boolean
+---@field paused fun(self: outbox.store): outbox.paused[]
 ---@field stats fun(self: outbox.store): outbox.stats
 ---@field close fun(self: outbox.store)
 

@@ -187,7 +187,7 @@ static void an_empty_outbox_counts_nothing(void **state) {
   assert_int_equal(counts.ready, 0);
   assert_int_equal(counts.delayed, 0);
   assert_int_equal(counts.dead, 0);
-  assert_int_equal(counts.oldest_age, 0);
+  assert_int_equal(counts.oldest_age, -1);
   assert_int_equal(counts.due_at, 0);
   assert_int_equal(counts.retries, 0);
   assert_int_equal(counts.last_seq, 0);
@@ -218,7 +218,7 @@ static void what_is_delayed_or_dead_has_no_age(void **state) {
   publish_at(f->store, "delayed", NOW + 9 * SECOND);
   assert_true(bury(f->store, "dead"));
   f->now = NOW + 3 * SECOND;
-  assert_int_equal(counts_of(f).oldest_age, 0);
+  assert_int_equal(counts_of(f).oldest_age, -1);
 }
 
 /* Asserts how many entries have ever become ready, and how many of them have been deleted or buried

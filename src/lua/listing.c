@@ -80,11 +80,12 @@ static int store_find_entries(lua_State *L) {
 Counts the entries. This takes longer the more entries there are.
 @function store:stats
 @treturn table `ready`, `delayed`, `dead`: numbers of entries. `retries`: how many of the delayed
-entries were ready before. `oldest_age`: seconds since the first ready entry was published, nil
-without one. `due_at`: when the next delayed entry falls due, seconds since the Unix epoch, nil
-without one. `last_seq`: the highest `seq` that a ready entry ever had. From one call to the next,
-its growth is the number of entries that became ready. That number minus the growth of `ready` and
-`retries` is the number of entries that were delivered or died. `leases`: an array of tables, one
+entries were ready before. `oldest_age`: seconds since the first ready entry was published whose
+namespace is not paused, nil without one. `due_at`: when the next delayed entry falls due, seconds
+since the Unix epoch, nil without one. `last_seq`: the highest `seq` that a ready entry ever had.
+From one call to the next, its growth is the number of entries that became ready. That number minus
+the growth of `ready` and `retries` is the number of entries that were delivered or died. `leases`:
+an array of tables, one
 for each processor, and for a claim by hand one for each interval, with `lease` (a number that none
 has again), `processor_id`, `namespaces` (an array, or a table with an array `except`; nil: all),
 `classes` (how many of 64: the share of the keys; 0 while it stands by), `first_seq` and `last_seq`
@@ -112,7 +113,7 @@ static int store_stats(lua_State *L) {
     lua_pushinteger(L, NUMBERS[i].count);
     lua_setfield(L, -2, NUMBERS[i].name);
   }
-  if (counts.ready > 0) shim_set_seconds(L, "oldest_age", counts.oldest_age);
+  if (counts.oldest_age >= 0) shim_set_seconds(L, "oldest_age", counts.oldest_age);
   if (counts.delayed > 0) shim_set_seconds(L, "due_at", counts.due_at);
   shim_check_store(L, 1); /* a finalizer may have closed it */
   shim_push_leases(L, self, outbox_leases(self->store));

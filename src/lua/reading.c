@@ -271,3 +271,22 @@ void shim_push_subscriptions(lua_State *L, shim_store *self, int code) {
   lua_pushnil(L);
   push_reading(L, self, code, read_subscriptions, (reading){.listed = false});
 }
+
+static int read_paused(lua_State *L) {
+  reading *reading = lua_touserdata(L, 1);
+  outbox_paused paused;
+  lua_newtable(L);
+  for (lua_Integer i = 1;
+       (reading->code = outbox_next_paused(reading->store, &paused)) == OUTBOX_ROW; i++) {
+    lua_createtable(L, 0, 2);
+    set_bytes(L, "namespace", paused.namespace);
+    shim_set_seconds(L, "paused_at", paused.paused_at);
+    lua_rawseti(L, -2, i);
+  }
+  return 1;
+}
+
+void shim_push_paused(lua_State *L, shim_store *self, int code) {
+  lua_pushnil(L);
+  push_reading(L, self, code, read_paused, (reading){.listed = false});
+}

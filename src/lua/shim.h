@@ -258,6 +258,7 @@ void shim_push_hand(lua_State *L, shim_store *self);
 /* The same for leases. */
 void shim_push_leases(lua_State *L, shim_store *self, int code);
 void shim_push_subscriptions(lua_State *L, shim_store *self, int code);
+void shim_push_paused(lua_State *L, shim_store *self, int code);
 
 /* --- publish.c: Lua tables as messages ------------------------------------------------------- */
 
@@ -276,7 +277,7 @@ void shim_add_claiming(lua_State *L);
 void shim_add_lane(lua_State *L);
 void shim_add_settling(lua_State *L);
 void shim_add_listing(lua_State *L);
-void shim_add_subscribing(lua_State *L);
+void shim_add_steering(lua_State *L);
 
 /* ... and of a transaction. */
 void shim_add_sql(lua_State *L);

@@ -108,7 +108,7 @@ void shim_open_store(lua_State *L) {
   shim_add_lane(L);
   shim_add_settling(L);
   shim_add_listing(L);
-  shim_add_subscribing(L);
+  shim_add_steering(L);
   lua_pushvalue(L, -1);
   lua_setfield(L, -3, "__index");
   lua_setfield(L, -3, "store"); /* where the module `outbox` adds the methods that are in Lua */

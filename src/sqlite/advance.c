@@ -46,10 +46,15 @@ static void put_back(step *s, int64_t dropped) {
 
 static int look(step *s) {
   outbox_store *store = s->store;
+  lane *lane = s->lane;
   int code = doorbell_see(store);
+  if (code == OUTBOX_OK && lane->paused_at_version != store->doorbell.version) {
+    code = pause_see(store);
+    if (code == OUTBOX_OK) lane->paused_at_version = store->doorbell.version;
+  }
   if (code == OUTBOX_OK && !s->settles) code = share_survey(store, s->now, false, &s->survey);
   s->version = data_version(store);
-  uint64_t mask = s->mine ? s->lane->mask : UINT64_MAX;
+  uint64_t mask = s->mine ? lane->mask : UINT64_MAX;
   bool delayed = false;
   if (code == OUTBOX_OK) code = due_any(store, &delayed);
   if (code == OUTBOX_OK && !s->want->leave)
@@ -76,7 +81,7 @@ static int read_first(step *s) {
 /* An idle claim is not renewed but given back, so that it keeps nobody waiting. */
 static bool is_idle(const step *s) {
   lane *lane = s->lane;
-  if (s->found.count > 0 || lane->hand.count > 0 || lane->lines.live > 0 || lane->lap != NEVER ||
+  if (s->found.count > 0 || lane->hand.count > 0 || lane_is_waiting(lane) || lane->lap != NEVER ||
       s->more || s->want->batch_size <= 0)
     lane->busy_at = s->now;
   else if (s->now < lane->busy_at)
@@ -127,7 +132,9 @@ static int write_all(step *s, outbox_verdict *verdicts, size_t count, kept *kept
   /* What was charged just now must be handed out alone, so it is all read again. */
   uint64_t usable = s->survey.lapsed ? 0 : kept->mask;
   kept->wanted = s->mine || s->found.count > 0 || s->want->join;
-  code = walk_verify(store, &s->found, usable, data_version(store) != s->version, &kept->dropped);
+  bool changed = data_version(store) != s->version;
+  if (changed) code = pause_see(store);
+  if (code == OUTBOX_OK) code = walk_verify(store, &s->found, usable, changed, &kept->dropped);
   bool drop = s->leaves || !kept->wanted || (kept->mask == 0 && !s->mine && !s->want->join);
   if (drop) kept->mask = 0;
   if (code == OUTBOX_OK)

@@ -23,8 +23,8 @@ static const char SELECT_SCHEDULED_SQL[] =
     " LIMIT 0 + ?2";
 
 /*
-** What was published once is not published again, and so it has a source from now on: no copies are
-** made of it. Where plain SQL has published the id again meanwhile, the entry gets another id: if it waited
+** It has a source from now on: what was published before is not copied. Where plain SQL has
+** published the id again meanwhile, the entry gets another id: if it waited
 ** instead, the two might wait for each other.
 */
 static const char PROMOTE_SQL[] =

@@ -177,6 +177,7 @@ int outbox_serve(outbox_store *store, const outbox_service *service) {
     lane->lines.free_heads = heads_free;
     lane->lap = NEVER;
     lane->main = lane->due_at = lane->due_seq = lane->highest = INT64_MIN;
+    lane->paused_at_version = -1;
     lane_begin_sweep(lane, INT64_MIN);
     for (int i = 0; i < BOX_CLASSES; i++)
       lane->floor[i] = INT64_MIN;
@@ -201,6 +202,20 @@ int64_t lane_swept(const lane *lane, const heads *heads) {
   if (heads->sweep == 0 || lane->sweep - heads->sweep >= SWEEPS) return heads->at;
   int64_t at = lane->swept[heads->sweep % SWEEPS];
   return at > heads->at ? at : heads->at;
+}
+
+bool lane_is_waiting(const lane *lane) {
+  if (lane->pauses == 0) return lane->lines.live > 0;
+  for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;)
+    if (!line->paused || line->first != NEVER) return true;
+  return false;
+}
+
+void lane_park(lane *lane, line *line) {
+  line->state = LINE_PARKED;
+  lane->left_lap |= line->joined;
+  line->joined = false;
+  line->since = lane->sweep;
 }
 
 void lane_release(lane *lane, line *line) {
@@ -259,10 +274,8 @@ int outbox_park(outbox_store *store, outbox_bytes namespace) {
   if (lane == NULL) return store_fail(store, OUTBOX_MISUSE, "the store serves no processor");
   if (!lines_reserve(&lane->lines, 1)) return store_fail_nomem(store);
   line *line = lines_add(&lane->lines, box_space(namespace), LINE_PARKED);
-  line->state = LINE_PARKED;
-  lane->left_lap |= line->joined;
-  line->joined = false;
-  line->since = lane->sweep;
+  lane_park(lane, line);
+  line->parked = true;
   return OUTBOX_OK;
 }
 
@@ -270,6 +283,9 @@ void outbox_recover(outbox_store *store, outbox_bytes namespace) {
   lane *lane = store->lane;
   if (lane == NULL) return;
   line *line = lines_find(&lane->lines, box_space(namespace));
-  if (line != NULL && line->state == LINE_PARKED) lane_release(lane, line);
+  if (line != NULL && line->state == LINE_PARKED) {
+    line->parked = false;
+    if (!line->paused) lane_release(lane, line);
+  }
   lane->due_at = lane->due_seq = INT64_MIN;
 }

@@ -53,6 +53,8 @@ typedef struct lane {
   int64_t swept_from;         /* where the sweep that meets them began */
   uint64_t sweep;             /* its number, from 1 on */
   int64_t swept[SWEEPS];      /* how far the last ones came, by number */
+  int64_t paused_at_version;  /* of the database, for which it knows what is paused */
+  uint64_t pauses;            /* the sum of the hashes of these namespaces */
   bool main_has_turn, wants_lap, skipped;
   bool left_lap; /* a line that the lap was to serve has left it */
   bool ahead;    /* a retry was skipped because main has not come by its place */
@@ -107,6 +109,11 @@ int walk_read(outbox_store *store, const outbox_want *want, uint64_t mask, int64
 */
 int walk_verify(outbox_store *store, items *found, uint64_t mask, bool changed, int64_t *dropped);
 
+/* --- pause.c --------------------------------------------------------------------------------- */
+
+/* Reads which namespaces are paused. */
+int pause_see(outbox_store *store);
+
 /* --- verdict.c ------------------------------------------------------------------------------- */
 
 /* Before anything is read: notes what these verdicts keep back. There must be room for lines. */
@@ -141,6 +148,12 @@ void lane_begin_anew(lane *lane, int64_t from);
 /* Begins a new sweep after a place; how far the sweeps came for a namespace. See sweep.c. */
 void lane_begin_sweep(lane *lane, int64_t at);
 int64_t lane_swept(const lane *lane, const heads *heads);
+
+/* Whether something was left behind. A namespace that is paused, and empty, is nothing. */
+bool lane_is_waiting(const lane *lane);
+
+/* A namespace is handed out only where it is asked for. */
+void lane_park(lane *lane, line *line);
 
 /* What kept a line back is gone. */
 void lane_release(lane *lane, line *line);

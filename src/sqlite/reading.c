@@ -16,30 +16,37 @@
 static const char SELECT_CLAIMED_SQL[] = "SELECT seq, " ENTRY_COLUMNS ", 0, 0, 0" CLAIMED_READY
                                          " ORDER BY l.first_seq, l.lease, e.seq LIMIT 0 + ?3";
 
-/* The same where entries wait for a retry. A retry that is due is read at its place. */
+/*
+** The same where entries wait for a retry, or a namespace is paused. A retry that is due is read at
+** its place.
+*/
+#define IS_PAUSED(table)                                                                           \
+  "EXISTS (SELECT 1 FROM @pauses AS p WHERE p.namespace = " table ".namespace)"
 #define READY_IS_HELD IS_HELD("e", "e.seq", "l.first_seq")
 #define RETRY_IS_HELD IS_HELD("d", "d.position", "l.first_seq")
 static const char SELECT_MERGED_SQL[] =
     "SELECT seq AS place, " ENTRY_COLUMNS
     ", 0, 0, 0, l.first_seq AS first, l.lease AS lease" CLAIMED_READY " AND NOT " READY_IS_HELD
-    " UNION ALL SELECT position, " ENTRY_COLUMNS
-    ", 0, due_at, 1, l.first_seq, l.lease" CLAIMED_RETRIES
-    " AND d.due_at <= ?2 AND NOT " RETRY_IS_HELD " ORDER BY first, lease, place LIMIT 0 + ?3";
+    " AND NOT " IS_PAUSED("e") " UNION ALL SELECT position, " ENTRY_COLUMNS
+                               ", 0, due_at, 1, l.first_seq, l.lease" CLAIMED_RETRIES
+                               " AND d.due_at <= ?2 AND NOT " RETRY_IS_HELD " AND NOT " IS_PAUSED(
+                                   "d") " ORDER BY first, lease, place LIMIT 0 + ?3";
 
-static const char FIND_RETRY_SQL[] =
-    "SELECT EXISTS (SELECT 1 FROM @delayed WHERE position IS NOT NULL)";
+static const char ANY_IS_HELD_SQL[] =
+    "SELECT EXISTS (SELECT 1 FROM @delayed WHERE position IS NOT NULL)"
+    " OR EXISTS (SELECT 1 FROM @pauses)";
 
 int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size,
                                int64_t batch_bytes) {
-  int64_t now, retries = 0;
+  int64_t now, any = 0;
   bool found;
   int code = transaction_enter(store);
   if (code == OUTBOX_OK) code = store_now(store, &now);
-  if (code == OUTBOX_OK) code = sql_fetch(store, FIND_RETRY_SQL, &retries, 1, &found, "");
+  if (code == OUTBOX_OK) code = sql_fetch(store, ANY_IS_HELD_SQL, &any, 1, &found, "");
   if (code != OUTBOX_OK) return code;
   batch_start(store);
   store->filter = (filter){.active = batch_bytes > 0, .left = batch_bytes, .none = true};
-  return sql_query(store, retries ? SELECT_MERGED_SQL : SELECT_CLAIMED_SQL, &store->reading, "Tii",
+  return sql_query(store, any ? SELECT_MERGED_SQL : SELECT_CLAIMED_SQL, &store->reading, "Tii",
                    processor_id, now, batch_size);
 }
 

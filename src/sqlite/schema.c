@@ -84,15 +84,17 @@ static const char VERSION_3[] =
     "CREATE INDEX @delayed_position ON @@delayed (position, due_at);";
 
 /*
-** Version 4. A subscription: what is published to a namespace becomes a copy in another. See
-** subscribe.c.
+** Version 4. A subscription: what is published to a namespace becomes a copy in another. A pause:
+** nothing of a namespace is handed out. See subscribe.c and pause.c.
 */
 static const char VERSION_4[] =
     "ALTER TABLE @entries ADD COLUMN source_id TEXT;"
     "ALTER TABLE @delayed ADD COLUMN source_id TEXT;"
     "ALTER TABLE @dead ADD COLUMN source_id TEXT;"
     "CREATE TABLE @subscriptions (namespace TEXT NOT NULL, copy TEXT NOT NULL,"
-    " PRIMARY KEY (namespace, copy)) WITHOUT ROWID;";
+    " PRIMARY KEY (namespace, copy)) WITHOUT ROWID;"
+    "CREATE TABLE @pauses (namespace TEXT NOT NULL PRIMARY KEY, paused_at INTEGER NOT NULL)"
+    " WITHOUT ROWID;";
 
 const char *const schema_steps[] = {VERSION_1, VERSION_2, VERSION_3, VERSION_4};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

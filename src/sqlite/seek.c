@@ -20,7 +20,9 @@ int seek_place(reading *r, int64_t place) {
     if (code == OUTBOX_DONE) continue;
     if (code != OUTBOX_ROW) return code;
     code = OUTBOX_OK;
-    if (take_is_ours(r, row, &item) && !lane_has(r->lane, place)) {
+    bool ours = take_is_ours(r, row, &item);
+    const line *space = lines_find(&r->lane->lines, item.space);
+    if (ours && !(space != NULL && space->paused) && !lane_has(r->lane, place)) {
       line *line = lines_find(&r->lane->lines, item.line);
       held = (line != NULL && (line->first < place || line->blocked)) ||
              lane_keeps(r->lane, item.line);

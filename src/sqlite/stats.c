@@ -6,7 +6,9 @@
 
 static const char COUNT_ENTRIES_SQL[] =
     "SELECT (SELECT count(*) FROM " ENTRIES "), (SELECT count(*) FROM @delayed),"
-    " (SELECT count(*) FROM @dead), (SELECT ?1 - created_at FROM " ENTRIES " ORDER BY seq LIMIT 1),"
+    " (SELECT count(*) FROM @dead), coalesce((SELECT max(?1 - created_at, 0) FROM " ENTRIES
+    " AS e WHERE NOT EXISTS"
+    " (SELECT 1 FROM @pauses AS p WHERE p.namespace = e.namespace) ORDER BY seq LIMIT 1), -1),"
     " (SELECT min(due_at) FROM @delayed), (SELECT count(position) FROM @delayed),"
     " (SELECT max(seq) FROM main.sqlite_sequence WHERE name = '@@" ENTRIES_NAME "' COLLATE NOCASE)";
 
@@ -21,7 +23,7 @@ int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
     *counts = (outbox_counts){.ready = values[0],
                               .delayed = values[1],
                               .dead = values[2],
-                              .oldest_age = values[3] > 0 ? values[3] : 0,
+                              .oldest_age = values[3],
                               .due_at = values[4],
                               .retries = values[5],
                               .last_seq = values[6]};

@@ -236,6 +236,8 @@ static int read_due_row(reading *r, sqlite3_stmt *row) {
     return OUTBOX_OK;
   }
   if (!take_is_ours(r, row, &item) || lane_has(r->lane, item.entry.seq)) return OUTBOX_OK;
+  const line *space = lines_find(&r->lane->lines, item.space);
+  if (space != NULL && space->paused) return OUTBOX_OK;
   bool suspect = r->lane->ordering != OUTBOX_ORDERING_STRICT && /* all would wait for it */
                  sqlite3_column_int64(row, 6) == 0 && sqlite3_column_int(row, 7) != 0;
   if (suspect) return name_suspect(r, row, &item);
@@ -309,7 +311,7 @@ int walk_read(outbox_store *store, const outbox_want *want, uint64_t mask, int64
   if (want->where == OUTBOX_PLACE) return seek_place(&r, want->place);
   if (want->where != OUTBOX_ANYWHERE) {
     line *space = lines_find(&lane->lines, box_space(want->namespace));
-    if (space == NULL || space->state != LINE_PARKED) return OUTBOX_OK;
+    if (space == NULL || space->state != LINE_PARKED || space->paused) return OUTBOX_OK;
     return want->where == OUTBOX_OLDEST ? seek_oldest(&r, space, more)
                                         : sweep_heads(&r, space, more);
   }
@@ -337,7 +339,9 @@ int walk_verify(outbox_store *store, items *found, uint64_t mask, bool changed, 
   *dropped = NEVER;
   for (size_t i = 0; i < found->count; i++) {
     const item *item = &found->items[i];
-    bool good = code == OUTBOX_OK && (mask >> item->class & 1) != 0;
+    const line *space = lines_find(&lane->lines, item->space);
+    bool good =
+        code == OUTBOX_OK && (mask >> item->class & 1) != 0 && !(space != NULL && space->paused);
     if (good && changed) code = is_there(store, item, &good);
     if (good && code == OUTBOX_OK) {
       if (kept != i) found->items[kept] = *item;

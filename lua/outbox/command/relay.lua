@@ -76,13 +76,18 @@ local function processor_options(arguments)
   return options
 end
 
--- Whether something is ready in the namespaces that it serves.
-local function is_any_left(store, namespaces, ready)
+-- Whether something is ready in the namespaces that it serves, and not paused.
+local function is_any_left(store, namespaces, stats)
   if not namespaces then
-    return ready > 0
+    return stats.oldest_age ~= nil
+  end
+  local is_paused = {}
+  for _, paused in ipairs(store:paused()) do
+    is_paused[paused.namespace] = true
   end
   for _, namespace in ipairs(namespaces) do
-    if store:ready_entries({ namespace = namespace, limit = 1 })[1] then
+    local first = store:ready_entries({ namespace = namespace, limit = 1 })[1]
+    if first and not is_paused[namespace] then
       return true
     end
   end
@@ -151,7 +156,7 @@ function M.run(arguments)
     error(unread, 0)
   end
   local left = done.retried + done.deferred + done.dead + done.errors > 0
-    or is_any_left(store, publisher.namespaces, after.ready)
+    or is_any_left(store, publisher.namespaces, after)
   return arguments.once and left and UNDELIVERED or 0
 end
 

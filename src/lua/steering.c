@@ -1,8 +1,11 @@
 /***
-Methods of a store for subscriptions: one message for several destinations.
+Methods of a store by which its messages are steered: subscriptions, by which one goes to several
+destinations; and pauses.
 @submodule outbox.store
 */
 #include "shim.h"
+
+/* --- Subscriptions --------------------------------------------------------------------------- */
 
 typedef int change(outbox_store *store, outbox_bytes namespace, outbox_bytes copy, bool *changed);
 
@@ -59,11 +62,65 @@ static int store_subscriptions(lua_State *L) {
   return 1;
 }
 
+/* --- Pauses ---------------------------------------------------------------------------------- */
+
+/***
+From now on nothing of a namespace is handed out, by any processor or claim by hand: its entries
+wait, uncharged, until it is resumed. What is in hand is finished. This is kept in the database.
+@function store:pause
+@tparam string namespace
+@treturn boolean whether it was not paused yet
+@raise `busy`, `full`; what the clock raises
+*/
+static int store_pause(lua_State *L) {
+  bool paused;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes namespace = shim_check_bytes(L, 2);
+  shim_read_clock(L, self, 1);
+  shim_check_store(L, 1);
+  shim_check(L, self->store, outbox_pause(self->store, namespace, &paused));
+  lua_pushboolean(L, paused);
+  return 1;
+}
+
+/***
+Ends a pause. What waited is handed out again, in order.
+@function store:resume
+@tparam string namespace
+@treturn boolean whether it was paused
+@raise `busy`, `full`
+*/
+static int store_resume(lua_State *L) {
+  bool resumed;
+  shim_store *self = shim_check_store(L, 1);
+  outbox_bytes namespace = shim_check_bytes(L, 2);
+  shim_check(L, self->store, outbox_resume(self->store, namespace, &resumed));
+  lua_pushboolean(L, resumed);
+  return 1;
+}
+
+/***
+Lists the namespaces that are paused.
+@function store:paused
+@treturn {table,...} each with `namespace` and `paused_at`, seconds since the Unix epoch, in the
+order of the names
+*/
+static int store_paused(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  shim_push_paused(L, self, outbox_paused_namespaces(self->store));
+  return 1;
+}
+
+/* --- The methods ----------------------------------------------------------------------------- */
+
 static const luaL_Reg METHODS[] = {{"subscribe", store_subscribe},
                                    {"unsubscribe", store_unsubscribe},
                                    {"subscriptions", store_subscriptions},
+                                   {"pause", store_pause},
+                                   {"resume", store_resume},
+                                   {"paused", store_paused},
                                    {NULL, NULL}};
 
-void shim_add_subscribing(lua_State *L) {
+void shim_add_steering(lua_State *L) {
   luaL_setfuncs(L, METHODS, 0);
 }
