@@ -24,6 +24,7 @@ void heads_begin(heads *heads, int64_t at) {
   heads->sweep = 0;
   heads->count = heads->tail = heads->keys = 0;
   heads->passed = 0;
+  heads->fruitful = heads->done = false;
   memset(heads->few, 0, sizeof heads->few);
   if (heads->many != NULL) heads->reallocate(heads->many, 0);
   heads->many = NULL;

@@ -19,6 +19,7 @@ typedef struct heads {
   uint64_t sweep;             /* or at least so far as this walk did; 0: none */
   int64_t places[HEADS_MOST]; /* the sample, then the last that were met */
   size_t count, tail;         /* of all; of the last ones */
+  bool fruitful, done;        /* this round: an entry came of it; it ended, and none came last */
   uint64_t passed;            /* how many have left the tail in this round */
   size_t keys; /* that were met in this round: by their hashes in `few`, then in `many` */
   uint32_t few[HEADS_FEW];

@@ -34,7 +34,7 @@ typedef struct items {
   block *blocks; /* where these bytes are */
 } items;
 
-#define SWEEPS 16
+#define SWEEPS 64
 #define MANY 256 /* delayed entries that a reading remembers */
 
 typedef struct lane {

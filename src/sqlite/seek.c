@@ -67,7 +67,7 @@ static int read_due(reading *r, const line *space, size_t most) {
 }
 
 /* Walks through a parked namespace, from the first of it that was left behind. */
-static int read_oldest(reading *r, line *space, bool *more) {
+static int read_oldest(reading *r, line *space, bool *unseen) {
   lane *lane = r->lane;
   int64_t looked = 0, first = NEVER, at = space->first - 1;
   sqlite3_stmt *row;
@@ -97,14 +97,14 @@ static int read_oldest(reading *r, line *space, bool *more) {
   bool end = code == OUTBOX_DONE && looked < LOOK;
   if (!end) first = lines_lower(first, at + 1); /* the rest was not looked at */
   space->first = first;
-  if (!end && r->found->count == 0) *more = true;
+  *unseen = !end && r->found->count == 0;
   return OUTBOX_OK;
 }
 
 /* Up to half are retries; of batches of one, every other. */
-int seek_oldest(reading *r, line *space, bool *more) {
+int seek_oldest(reading *r, line *space, bool *unseen) {
   size_t half = ((size_t)r->want->batch_size + (lane_random(r->lane) & 1)) / 2;
   int code = read_due(r, space, half);
-  if (code == OUTBOX_OK && space->first != NEVER) code = read_oldest(r, space, more);
+  if (code == OUTBOX_OK && space->first != NEVER) code = read_oldest(r, space, unseen);
   return code == OUTBOX_OK && r->found->count == 0 ? read_due(r, space, 1) : code;
 }

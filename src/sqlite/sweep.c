@@ -77,7 +77,9 @@ static int sweep(reading *r, const line *space) {
     line *line = lines_find(&lane->lines, item.space);
     if (line == NULL || line->state != LINE_PARKED) continue;
     heads *heads = take_part(lane, line, *at);
-    if (heads == NULL || heads_met(heads, item.line) || lane_has(lane, *at)) continue;
+    if (heads == NULL) continue;
+    heads->at = *at;
+    if (heads_met(heads, item.line) || lane_has(lane, *at)) continue;
     /* Whether a retry holds it back is asked when it is taken. */
     if (lines_find(&lane->lines, item.line) == NULL) heads_add(heads, *at, lane_random(lane));
   }
@@ -92,25 +94,41 @@ static bool is_avoided(const outbox_want *want, int64_t place) {
   return false;
 }
 
+/* Takes known heads, until there are enough or none is left; before that, looks for some. */
+static int look(reading *r, line *space) {
+  lane *lane = r->lane;
+  heads *heads = space->heads;
+  bool newest = r->want->where == OUTBOX_NEWEST;
+  int64_t place;
+  int code = OUTBOX_OK;
+  if (lane_swept(lane, heads) < lane->main && (newest || heads->count == 0)) code = sweep(r, space);
+  while (code == OUTBOX_OK && !take_is_enough(r) &&
+         (place = heads_take(heads, newest, lane_random(lane))) != NEVER)
+    if (!is_avoided(r->want, place)) code = seek_place(r, place);
+  return code;
+}
+
+/*
+** A round that has come to its end is followed by another one if anything came of it. So a look
+** ends where nothing is to be had.
+*/
 int sweep_heads(reading *r, line *space, bool *more) {
   lane *lane = r->lane;
-  bool newest = r->want->where == OUTBOX_NEWEST, is_new = space->heads == NULL;
+  bool is_new = space->heads == NULL;
   if (space->first == NEVER) return OUTBOX_OK;
   if (is_new) space->heads = heads_make(lane->lines.reallocate);
   if (space->heads == NULL) return store_fail_nomem(r->store);
   heads *heads = space->heads;
-  if (is_new || space->first - 1 < heads->from) begin_round(lane, space); /* one lies before */
-  int code = lane_swept(lane, heads) < lane->main && (newest || heads->count == 0) ? sweep(r, space)
-                                                                                   : OUTBOX_OK;
-  for (int round = 0; round < 2 && code == OUTBOX_OK; round++) {
-    int64_t place;
-    while (code == OUTBOX_OK && !take_is_enough(r) &&
-           (place = heads_take(heads, newest, lane_random(lane))) != NEVER)
-      if (!is_avoided(r->want, place)) code = seek_place(r, place);
-    if (r->found->count > 0 || round > 0 || code != OUTBOX_OK) break;
-    if (lane_swept(lane, heads) >= lane->main) begin_round(lane, space);
-    code = sweep(r, space);
+  if (is_new || heads->done || space->first - 1 < heads->from) begin_round(lane, space);
+  int code = look(r, space);
+  bool end = lane_swept(lane, heads) >= lane->main;
+  if (code == OUTBOX_OK && r->found->count == 0 && end && heads->fruitful) {
+    begin_round(lane, space);
+    code = look(r, space);
+    end = lane_swept(lane, heads) >= lane->main;
   }
-  if (r->found->count == 0 && lane_swept(lane, heads) < lane->main) *more = true;
+  if (r->found->count > 0) heads->fruitful = true;
+  heads->done = r->found->count == 0 && end;
+  *more |= r->found->count == 0 && !end;
   return code;
 }

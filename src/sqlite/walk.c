@@ -312,8 +312,9 @@ int walk_read(outbox_store *store, const outbox_want *want, uint64_t mask, int64
   if (want->where != OUTBOX_ANYWHERE) {
     line *space = lines_find(&lane->lines, box_space(want->namespace));
     if (space == NULL || space->state != LINE_PARKED || space->paused) return OUTBOX_OK;
-    return want->where == OUTBOX_OLDEST ? seek_oldest(&r, space, more)
-                                        : sweep_heads(&r, space, more);
+    bool heads = want->where != OUTBOX_OLDEST; /* also where all the first rows are held back */
+    if (!heads) code = seek_oldest(&r, space, &heads);
+    return heads && code == OUTBOX_OK ? sweep_heads(&r, space, more) : code;
   }
   if (delayed) code = read_due(&r, (want->batch_size + 1) / 2);
   return code == OUTBOX_OK ? read_anywhere(&r, more) : code;

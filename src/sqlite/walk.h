@@ -52,10 +52,13 @@ bool take_is_enough(const reading *reading);
 /* Hands out one entry by its place, if it is the first of its key. */
 int seek_place(reading *reading, int64_t place);
 
-/* Hands out the oldest of a namespace that is parked. *more: it may have ended early. */
-int seek_oldest(reading *reading, line *space, bool *more);
+/*
+** Hands out the oldest of a namespace that is parked. *unseen: nothing was found among the first
+** rows, and it has not looked further.
+*/
+int seek_oldest(reading *reading, line *space, bool *unseen);
 
-/* The same of its known heads, until there are enough or none is left. */
+/* The same of its known heads, until there are enough or none is left. *more: it ended early. */
 int sweep_heads(reading *reading, line *space, bool *more);
 
 #pragma GCC visibility pop

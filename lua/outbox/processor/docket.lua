@@ -62,6 +62,10 @@ end
 local ELSEWHERE = { "newest", "random", "newest", "oldest" }
 local RESTING = { "newest", "random" }
 
+local function is_overdue(self, it)
+  return it.due ~= nil and self.timer.now() - it.due.at > OVERDUE
+end
+
 -- Returns the place of the known message to be tried now. A message is *doubted* if it was in a
 -- call that told nothing and was not tried since: the newest of these comes first. Of the messages
 -- whose time has come, the one that failed alone least often comes next, and of equal ones the
@@ -76,7 +80,7 @@ local function next_known(self, in_vain)
       places[#places + 1] = place
     elseif seconds > 0 then
       later = min(later, seconds)
-    elseif in_vain or warm or it.told and self.timer.now() - it.due.at > OVERDUE then
+    elseif in_vain or warm or it.told and is_overdue(self, it) then
       if not (n > 0 and self.accused) and (n < least or n == least and place < other) then
         other, least = place, n
       end

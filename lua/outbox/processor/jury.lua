@@ -170,6 +170,8 @@ function Jury:found(want, count, more)
     return
   elseif not more then
     s:note_look(self.strict and "oldest" or want.where, count)
+  else
+    self.idle = false -- a long look keeps nobody waiting
   end
   if s.looks < 2 then
     return
@@ -312,6 +314,19 @@ local function failed_alone(self, s, failure, accusable, outcome)
   outcome:put_off(failure, delay, s.f < s.FEW or n > 0)
 end
 
+-- The first message of each key: a call to an `ordered` publisher may have several of one.
+local function firsts(list)
+  local firsts, seen = {}, {}
+  for _, failure in ipairs(list) do
+    local key = failure.entry.key
+    if not key or not seen[key] then
+      firsts[#firsts + 1] = failure
+      seen[key or firsts] = true
+    end
+  end
+  return firsts
+end
+
 -- A call that raised, or an answer as good as that.
 local function told_nothing(self, s, list, accusable, outcome)
   if #list == 1 then
@@ -319,7 +334,7 @@ local function told_nothing(self, s, list, accusable, outcome)
   else
     s.accused, s.f, s.row, s.ok = nil, s.f + 1, s.row + 1, nil
     s.top, s.w = max(1, #list // 2), 1
-    for _, failure in ipairs(self.strict and {} or list) do
+    for _, failure in ipairs(self.strict and {} or firsts(list)) do
       local it = s:know(failure.seq, failure.id)
       if it then
         it.n, it.state = it.n or 0, nil
