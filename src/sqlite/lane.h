@@ -50,6 +50,7 @@ typedef struct lane {
   int64_t busy_at;            /* when there was something to do last */
   int64_t checked_at;         /* when the heads of held lines were last looked for */
   int64_t swept_at;           /* when heads of parked namespaces were looked for last */
+  int64_t sweep_rows;         /* how many rows may still be looked at for that */
   int64_t swept_from;         /* where the sweep that meets them began */
   uint64_t sweep;             /* its number, from 1 on */
   int64_t swept[SWEEPS];      /* how far the last ones came, by number */

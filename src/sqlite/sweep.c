@@ -8,6 +8,10 @@
 */
 #include "walk.h"
 
+#define SAVED (10 * LOOK) /* rows */
+#define LEAST 100         /* rows; fewer are not worth the trouble */
+#define SECOND 1000000
+
 static void begin_round(const lane *lane, line *space) {
   heads_begin(space->heads, space->first - 1);
   space->since = lane->sweep;
@@ -53,18 +57,22 @@ static void join(lane *lane, const line *space) {
   heads->at = at;
 }
 
-/*
-** Goes on with the sweep. All of them together take a twentieth of the time, but where no head of
-** this namespace is known; and none keeps others waiting for long.
-*/
+/* How many rows may be looked at now: a twentieth of the time's worth, saved up to a bound. */
+static int64_t allowance(reading *r) {
+  lane *lane = r->lane;
+  int64_t since = r->now - lane->swept_at;
+  if (since > 0) lane->sweep_rows += since < SECOND ? since / 20 * 1000 / ROW_NS : SAVED;
+  if (lane->sweep_rows > SAVED) lane->sweep_rows = SAVED;
+  lane->swept_at = r->now;
+  return lane->sweep_rows < 2 * LOOK ? lane->sweep_rows : 2 * LOOK;
+}
+
+/* Goes on with the sweep. */
 static int sweep(reading *r, const line *space) {
   lane *lane = r->lane;
-  int64_t since = r->now - lane->swept_at, looked = 0;
-  int64_t most = since > 0 ? since / 20 * 1000 / ROW_NS : 0;
-  if (most < LOOK && space->heads->count == 0) most = LOOK;
-  if (most > 2 * LOOK) most = 2 * LOOK;
+  int64_t most = allowance(r), looked = 0;
   sqlite3_stmt *row;
-  lane->swept_at = r->now;
+  if (most < LEAST) return OUTBOX_OK;
   join(lane, space);
   int64_t *at = &lane->swept[lane->sweep % SWEEPS];
   int code = sql_query(r->store, take_walk_sql, &row, "iii", *at, lane->main, most);
@@ -84,6 +92,7 @@ static int sweep(reading *r, const line *space) {
     if (lines_find(&lane->lines, item.line) == NULL) heads_add(heads, *at, lane_random(lane));
   }
   if (code == OUTBOX_ROW || code == OUTBOX_OK) sql_reset(r->store, row);
+  lane->sweep_rows -= looked;
   if (code == OUTBOX_DONE && looked < most) *at = lane->main; /* up to there all is gone */
   return code == OUTBOX_ROW || code == OUTBOX_DONE ? OUTBOX_OK : code;
 }
@@ -110,7 +119,8 @@ static int look(reading *r, line *space) {
 
 /*
 ** A round that has come to its end is followed by another one if anything came of it. So a look
-** ends where nothing is to be had.
+** ends where nothing is to be had. It also ends where all the time that it may take is spent: then
+** the next one goes on.
 */
 int sweep_heads(reading *r, line *space, bool *more) {
   lane *lane = r->lane;
@@ -129,6 +139,6 @@ int sweep_heads(reading *r, line *space, bool *more) {
   }
   if (r->found->count > 0) heads->fruitful = true;
   heads->done = r->found->count == 0 && end;
-  *more |= r->found->count == 0 && !end;
+  *more |= r->found->count == 0 && !end && lane->sweep_rows >= LEAST;
   return code;
 }
