@@ -354,6 +354,43 @@ static void a_namespace_that_fails_and_recovers_again_and_again_waits_for_no_lap
   assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_entries"), 0);
 }
 
+static bool is_twice_in_hand(outbox_store *store) {
+  const outbox_entry *a, *b;
+  for (size_t i = 0; (a = outbox_batch(store, i)) != NULL; i++)
+    for (size_t j = 0; j < i && (b = outbox_batch(store, j)) != NULL; j++)
+      if (a->seq == b->seq) return true;
+  return false;
+}
+
+/* Also where more walks have begun since than a lane remembers. */
+static void an_entry_without_a_key_is_met_once_in_a_round(void **state) {
+  fixture *f = *state;
+  outbox_want want = {.batch_size = 1};
+  execute(f->db, "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 420)"
+                 " INSERT INTO outbox_entries (id, namespace) SELECT i, 'a' FROM n;"
+                 "INSERT INTO outbox_entries (id, namespace, key) VALUES ('b', 'b', 'k')");
+  serve(f->store, "p", NULL, true, OUTBOX_ORDERING_KEY);
+  assert_ok(f->store, outbox_park(f->store, text("a")));
+  assert_ok(f->store, outbox_park(f->store, text("b")));
+  while (advance(f, f->store, OUTBOX_AGAIN, &want).more)
+    ;
+  want.where = OUTBOX_NEWEST;
+  want.namespace = text("a");
+  advance(f, f->store, OUTBOX_AGAIN, &want);
+  for (int i = 0; i < 200; i++) { /* each begins a walk of its own */
+    assert_ok(f->store, outbox_park(f->store, text("b")));
+    want.namespace = text("b");
+    advance(f, f->store, OUTBOX_AGAIN, &want);
+  }
+  want.batch_size = 60;
+  want.namespace = text("a");
+  for (int i = 0; i < 4; i++) {
+    advance(f, f->store, OUTBOX_AGAIN, &want);
+    assert_false(is_twice_in_hand(f->store));
+    want.where = OUTBOX_RANDOM;
+  }
+}
+
 int test_advance(void) {
   const struct CMUnitTest tests[] = {
       TEST_WITHOUT_STORE(a_set_of_namespaces_is_written_in_one_way),
@@ -371,6 +408,7 @@ int test_advance(void) {
       TEST(processors_may_follow_one_another_on_a_store),
       TEST(many_parked_namespaces_cost_no_more_than_one),
       TEST(a_namespace_that_fails_and_recovers_again_and_again_waits_for_no_lap),
+      TEST(an_entry_without_a_key_is_met_once_in_a_round),
   };
   return cmocka_run_group_tests_name("advance", tests, NULL, NULL);
 }

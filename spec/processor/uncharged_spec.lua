@@ -203,6 +203,31 @@ describe("a failed delivery that is uncharged", function()
     assert.same({ "d" }, support.pluck(publisher.messages, "id"))
   end)
 
+  it("may later make the publisher raise, while others get through", function()
+    for seed = 1, 20 do
+      math.randomseed(seed)
+      local id, told = "told " .. seed, false
+      store:publish({ id = id, key = "1" }, { key = "2" }, { key = "3" })
+      local p = shared.processor(store, function(messages)
+        for i, message in ipairs(messages) do
+          if message.id == id and not told then
+            told = true
+            return { [i] = { uncharged = true, retry_after = 0 } }
+          end
+          assert(message.id ~= id, "down")
+        end
+      end, {}, {})
+      for i = 1, 100 do
+        p:step()
+        store:publish(i % 2 == 0 and { key = "other " .. i } or { id = seed .. "." .. i })
+        clock.advance(0.3)
+      end
+      store:bury_entry(id)
+      p:pump()
+      assert.equal(0, store:stats().ready + store:stats().delayed)
+    end
+  end)
+
   it("and permanent makes a dead letter", function()
     store:publish({ id = "a" })
     publisher:fail("a", { uncharged = true, permanent = true })

@@ -141,6 +141,31 @@ describe("the messages of a key", function()
     assert.same({ "a1 a2 b1 a3" }, calls())
   end)
 
+  it("keep their order when a call with several of them raises", function()
+    for raises = 1, 4 do
+      local delivered, calls_so_far = {}, 0
+      publisher = { ordered = true, publish = function(_, messages)
+        calls_so_far = calls_so_far + 1
+        if calls_so_far <= raises then
+          error("down", 0)
+        end
+        for _, message in ipairs(messages) do
+          delivered[#delivered + 1] = message.id
+        end
+      end }
+      publish("a1 a2 b1 a3 b2")
+      local p = processor()
+      for _ = 1, 200 do
+        p:pump()
+        clock.advance(0.5)
+      end
+      local order = table.concat(delivered, " ")
+      assert.equal("a1 a2 a3", (order:gsub(" ?b%d ?", " "):gsub("^ ", ""):gsub(" +", " ")
+        :gsub(" $", "")), order)
+      assert.is_true(order:find("b1") < order:find("b2"), order)
+    end
+  end)
+
   it("are handed out together where there is no order", function()
     publish("a1 a2 a3")
     processor({ ordering = "none" }):pump()

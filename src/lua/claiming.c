@@ -38,6 +38,11 @@ static int store_claim_entries(lua_State *L) {
   int64_t limit = 0;
   outbox_claimed claimed;
   static const char *const OPTIONS[] = {"limit", NULL};
+  if (lua_istable(L, 4) && lua_getfield(L, 4, "exclusive") != LUA_TNIL)
+    luaL_argerror(L, 4,
+                  "there is no option exclusive any more: use a processor, which keeps order "
+                  "with several workers, or a limit");
+  lua_settop(L, 4);
   if (shim_check_options(L, 4, OPTIONS)) limit = shim_opt_integer(L, 4, "limit", 1, 0);
   shim_renew_memory(L, self, 1, 2);
   shim_read_clock(L, self, 1);
