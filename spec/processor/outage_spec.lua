@@ -58,6 +58,17 @@ describe("a publisher that raises", function()
     assert.equal(17, errors[2].cause)
   end)
 
+  it("is reported with the message, if the call had no other", function()
+    store:publish({ id = "a", key = "1" }, { id = "b", key = "2" })
+    publisher:raise("down", 2)
+    local p = processor({})
+    p:pump()
+    clock.advance(1000)
+    p:pump()
+    assert.is_nil(errors[1].id)
+    assert.is_true(errors[2].id == "a" or errors[2].id == "b")
+  end)
+
   it("for the first of 10,000 messages stops no other, and charges it once others get through",
     function()
       fill(10000)

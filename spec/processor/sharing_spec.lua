@@ -104,6 +104,13 @@ describe("a processor", function()
       assert.outbox(store).has_entries(6)
     end)
 
+    it("is refused if its publisher does not serve them", function()
+      assert.error_matches(function()
+        outbox.processor({ store = store, namespaces = { "a", "b" },
+          publisher = outbox.publisher({ a = "stdout:" }) })
+      end, "the publisher does not serve the namespace 'b'", 1, true)
+    end)
+
     it("is refused if they are no names", function()
       for _, bad in ipairs({ {}, { 1 }, "a", { except = {} }, { except = { "a" }, "b" },
         { "a", except = { "b" } }, { a = "b" }, { "a", nil, "c" }, { [2] = "a" } }) do
@@ -123,6 +130,7 @@ describe("a processor", function()
       run(0.02, second)
       assert.same({}, second.ids)
       assert.same({ "overlapped" }, second.errors)
+      assert.same({ 64, 0 }, support.pluck(store:stats().leases, "classes")) -- seen to stand by
       first.processor:stop()
       first.processor:step()
       run(0.1, second)

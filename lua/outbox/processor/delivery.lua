@@ -178,6 +178,7 @@ local function make_call(self, outcome, call, waiting)
   end
   if raised then
     raised.namespace = call.namespace
+    raised.id = #call == 1 and outcome.batch.ids[call[1]] or nil
     outcome.raised[#outcome.raised + 1] = raised
   end
   self.jury:judge(heard, outcome)

@@ -316,15 +316,15 @@ end
 
 -- The first message of each key: a call to an `ordered` publisher may have several of one.
 local function firsts(list)
-  local firsts, seen = {}, {}
+  local chosen, seen = {}, {}
   for _, failure in ipairs(list) do
     local key = failure.entry.key
     if not key or not seen[key] then
-      firsts[#firsts + 1] = failure
-      seen[key or firsts] = true
+      chosen[#chosen + 1] = failure
+      seen[key or chosen] = true
     end
   end
-  return firsts
+  return chosen
 end
 
 -- A call that raised, or an answer as good as that.

@@ -2,6 +2,7 @@
 -- afterwards.
 
 local core = require("outbox.core")
+local errors = require("outbox.error")
 local hooks = require("outbox.processor.hooks")
 local option = require("outbox.options")
 
@@ -61,6 +62,20 @@ local function publish_of(publisher)
   end
 end
 
+-- Refuses namespaces that the publisher does not serve: they would be as good as down.
+local function check_namespaces(names, served, wrong)
+  local is_served = {}
+  for _, name in ipairs(served or {}) do
+    is_served[name] = true
+  end
+  for _, name in ipairs(served and names or {}) do
+    if not is_served[name] then
+      wrong[#wrong + 1] = ("the publisher does not serve the namespace '%s'"):format(
+        errors.text(name))
+    end
+  end
+end
+
 --- Makes the settings: the options with their defaults, also those that depend on others;
 -- `publish`, a function in any case; `ordered`, whether it keeps the order itself; and `backoff`,
 -- which is the table `retry` with its defaults, or the defaults alone where `retry` is a function.
@@ -71,6 +86,9 @@ function M.read(given)
   local settings = option.check(M.OPTIONS, given, "", wrong, GONE)
   local retry = type(given.retry) == "table" and given.retry or {}
   settings.backoff = option.check(M.RETRY, retry, "retry.", wrong)
+  if not wrong[1] then
+    check_namespaces(given.namespaces, option.namespaces(settings.publisher), wrong)
+  end
   if wrong[1] then
     return settings, wrong
   end

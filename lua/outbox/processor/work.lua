@@ -54,7 +54,7 @@ local function stand_by(self, progress)
       .. "but not the same ones; this one stands by"))
   end
   self.overlapped = progress.overlapped
-  self.joins = progress.refused and not progress.overlapped or nil
+  self.joins = progress.refused or nil
   if progress.refused then
     self.agenda:pause(STANDBY)
   end

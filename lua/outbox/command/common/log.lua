@@ -55,7 +55,7 @@ function Log:add_hooks(options, verbose)
   end
   function options.on_error(raised)
     self:write("error", "code", raised.code, "namespace", raised.namespace,
-      "message", raised.message)
+      "id", raised.id, "message", raised.message)
   end
   if verbose then
     function options.on_delivered(entry)
