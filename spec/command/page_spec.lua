@@ -38,7 +38,7 @@ describe("docs/command.md", function()
         end
       end
     end
-    assert.equal(13, count)
+    assert.equal(18, count)
   end)
 
   it("names every subcommand, metric and status, and files that are there", function()
