@@ -351,7 +351,7 @@ static void a_batch_takes_no_more_statements_than_it_must(void **state) {
   statements = 0;
   assert_ok(f->store, outbox_get_claimed_entries(f->store, text("p"), BATCH, 0));
   assert_int_equal(read_identities(f->store, entries, BATCH), BATCH);
-  assert_int_equal(statements, 2); /* whether any entry waits for a retry, the entries */
+  assert_int_equal(statements, 1); /* the entries */
 
   statements = 0;
   assert_ok(f->store, outbox_delete_entries(f->store, entries, BATCH, &deleted));
@@ -429,10 +429,10 @@ static void from_batch_to_batch_takes_no_more_statements_than_it_must(void **sta
   assert_ok(f->store, outbox_hold_batch(f->store, text("p")));
   assert_ok(f->store, outbox_commit(f->store));
   /*
-  ** BEGIN, the renewal, whether all are there, one DELETE, whether any entry waits for a retry, the
-  ** next batch, its mark as in hand, COMMIT
+  ** BEGIN, the renewal, whether all are there, one DELETE, the next batch, its mark as in hand,
+  ** COMMIT
   */
-  assert_int_equal(statements, 8);
+  assert_int_equal(statements, 7);
   sqlite3_trace_v2(f->db, 0, NULL, NULL);
 }
 

@@ -13,8 +13,13 @@
 #define CLAIMED_READY " FROM @claims AS l CROSS JOIN " ENTRIES " AS e ON e.seq" WITHIN OF_CLAIM
 #define CLAIMED_RETRIES " FROM @claims AS l CROSS JOIN @delayed AS d ON d.position" WITHIN OF_CLAIM
 
-static const char SELECT_CLAIMED_SQL[] = "SELECT seq, " ENTRY_COLUMNS ", 0, 0, 0" CLAIMED_READY
-                                         " ORDER BY l.first_seq, l.lease, e.seq LIMIT 0 + ?3";
+/* Where something may be held back, this finds nothing, and the query after it is to be used. */
+#define ANY_IS_HELD                                                                                \
+  "(EXISTS (SELECT 1 FROM @delayed WHERE position IS NOT NULL) OR EXISTS (SELECT 1 FROM @pauses))"
+
+static const char SELECT_CLAIMED_SQL[] =
+    "SELECT seq, " ENTRY_COLUMNS ", 0, 0, 0" CLAIMED_READY " ORDER BY l.first_seq, l.lease, e.seq"
+    " LIMIT CASE WHEN " ANY_IS_HELD " THEN 0 ELSE ?3 END";
 
 /*
 ** The same where entries wait for a retry, or a namespace is paused. A retry that is due is read at
@@ -32,28 +37,43 @@ static const char SELECT_MERGED_SQL[] =
                                " AND d.due_at <= ?2 AND NOT " RETRY_IS_HELD " AND NOT " IS_PAUSED(
                                    "d") " ORDER BY first, lease, place LIMIT 0 + ?3";
 
-static const char ANY_IS_HELD_SQL[] =
-    "SELECT EXISTS (SELECT 1 FROM @delayed WHERE position IS NOT NULL)"
-    " OR EXISTS (SELECT 1 FROM @pauses)";
+static const char ANY_IS_HELD_SQL[] = "SELECT " ANY_IS_HELD;
+
+/* Asks what is held back only where nothing is found: a statement less for each batch. */
+static int start(outbox_store *store, outbox_bytes processor_id, int64_t now, int64_t batch_size) {
+  int64_t any = 0;
+  bool found;
+  sqlite3_stmt *row;
+  int code = sql_query(store, SELECT_CLAIMED_SQL, &row, "Tii", processor_id, now, batch_size);
+  if (code == OUTBOX_OK) code = sql_step(store, row);
+  if (code == OUTBOX_ROW) {
+    store->reading = row;
+    store->stepped = true;
+    return OUTBOX_OK;
+  }
+  if (code == OUTBOX_DONE) code = sql_fetch(store, ANY_IS_HELD_SQL, &any, 1, &found, "");
+  if (code != OUTBOX_OK) return code;
+  return sql_query(store, any ? SELECT_MERGED_SQL : SELECT_CLAIMED_SQL, &store->reading, "Tii",
+                   processor_id, now, batch_size);
+}
 
 int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size,
                                int64_t batch_bytes) {
-  int64_t now, any = 0;
-  bool found;
+  int64_t now;
   int code = transaction_enter(store);
   if (code == OUTBOX_OK) code = store_now(store, &now);
-  if (code == OUTBOX_OK) code = sql_fetch(store, ANY_IS_HELD_SQL, &any, 1, &found, "");
+  if (code == OUTBOX_OK) code = start(store, processor_id, now, batch_size);
   if (code != OUTBOX_OK) return code;
   batch_start(store);
   store->filter = (filter){.active = batch_bytes > 0, .left = batch_bytes, .none = true};
-  return sql_query(store, any ? SELECT_MERGED_SQL : SELECT_CLAIMED_SQL, &store->reading, "Tii",
-                   processor_id, now, batch_size);
+  return OUTBOX_OK;
 }
 
 int reading_next(outbox_store *store) {
   if (store->reading == NULL)
     return store_fail(store, OUTBOX_MISUSE, "nothing is being read, or another call ended it");
-  int code = sql_step(store, store->reading);
+  int code = store->stepped ? OUTBOX_ROW : sql_step(store, store->reading);
+  store->stepped = false;
   if (code != OUTBOX_ROW) {
     store->reading = NULL;
     store->batch.open = store->filter.active = false;

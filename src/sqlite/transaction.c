@@ -34,6 +34,7 @@ void outbox_finish(outbox_store *store) {
   if (store->reading == NULL || store->pid != getpid() || store->working) return;
   sql_reset(store, store->reading);
   store->reading = NULL;
+  store->stepped = false;
   store->batch.open = store->filter.active = false;
 }
 
