@@ -308,10 +308,8 @@ static void count(input *in) {
   expect_code("count", outbox_count_entries(store, &counts), OUTBOX_OK);
   size_t ready = model_list(READY, list);
   expect_number("ready", counts.ready, (int64_t)ready);
-  expect_number("oldest_age", counts.oldest_age,
-                ready > 0 && now > current->entries[list[0]].created_at
-                    ? now - current->entries[list[0]].created_at
-                    : 0);
+  int64_t age = ready > 0 ? now - current->entries[list[0]].created_at : -1;
+  expect_number("oldest_age", counts.oldest_age, ready > 0 && age < 0 ? 0 : age);
   size_t delayed = model_list(DELAYED, list);
   expect_number("delayed", counts.delayed, (int64_t)delayed);
   expect_number("due_at", counts.due_at, delayed > 0 ? current->entries[list[0]].due_at : 0);
