@@ -282,8 +282,9 @@ int sql_process(outbox_store *store, const char *sql, const char *types, ...) {
 }
 
 outbox_bytes sql_source(sqlite3_stmt *statement) {
+  if (sqlite3_column_type(statement, 9) == SQLITE_NULL) return (outbox_bytes){NULL, 0};
   outbox_bytes id = sql_column(statement, 1), source = sql_column(statement, 9);
-  return source.data != NULL && bytes_equal(source, id) ? (outbox_bytes){NULL, 0} : source;
+  return bytes_equal(source, id) ? (outbox_bytes){NULL, 0} : source;
 }
 
 outbox_bytes sql_column(sqlite3_stmt *statement, int index) {
