@@ -204,6 +204,12 @@ int64_t lane_swept(const lane *lane, const heads *heads) {
   return at > heads->at ? at : heads->at;
 }
 
+bool lane_is_paused(const lane *lane, uint64_t space) {
+  if (lane->pauses == 0) return false;
+  const line *line = lines_find(&lane->lines, space);
+  return line != NULL && line->paused;
+}
+
 bool lane_is_waiting(const lane *lane) {
   if (lane->pauses == 0) return lane->lines.live > 0;
   for (line *line = NULL; (line = lines_next(&lane->lines, line)) != NULL;)

@@ -150,6 +150,9 @@ void lane_begin_anew(lane *lane, int64_t from);
 void lane_begin_sweep(lane *lane, int64_t at);
 int64_t lane_swept(const lane *lane, const heads *heads);
 
+/* Whether nothing of a namespace may be handed out, not even by name. */
+bool lane_is_paused(const lane *lane, uint64_t space);
+
 /* Whether something was left behind. A namespace that is paused, and empty, is nothing. */
 bool lane_is_waiting(const lane *lane);
 

@@ -55,7 +55,6 @@ int outbox_next_paused(outbox_store *store, outbox_paused *paused) {
 
 static void note(lane *lane, uint64_t space) {
   line *line = lines_add(&lane->lines, space, LINE_PARKED);
-  if (line->state != LINE_PARKED) line->parked = false;
   lane_park(lane, line);
   line->paused = true;
 }

@@ -21,8 +21,7 @@ int seek_place(reading *r, int64_t place) {
     if (code != OUTBOX_ROW) return code;
     code = OUTBOX_OK;
     bool ours = take_is_ours(r, row, &item);
-    const line *space = lines_find(&r->lane->lines, item.space);
-    if (ours && !(space != NULL && space->paused) && !lane_has(r->lane, place)) {
+    if (ours && !lane_is_paused(r->lane, item.space) && !lane_has(r->lane, place)) {
       line *line = lines_find(&r->lane->lines, item.line);
       held = (line != NULL && (line->first < place || line->blocked)) ||
              lane_keeps(r->lane, item.line);

@@ -10,7 +10,6 @@
 
 #define SAVED (10 * LOOK) /* rows */
 #define LEAST 100         /* rows; fewer are not worth the trouble */
-#define SECOND 1000000
 
 static void begin_round(const lane *lane, line *space) {
   heads_begin(space->heads, space->first - 1);

@@ -12,7 +12,6 @@
 #include "../columns.h"
 #include "walk.h"
 
-#define SECOND 1000000
 #define SHORT 1000 /* microseconds */
 
 static const char WALK_ALL_SQL[] = "SELECT seq, " ENTRY_COLUMNS " FROM " ENTRIES
@@ -236,8 +235,7 @@ static int read_due_row(reading *r, sqlite3_stmt *row) {
     return OUTBOX_OK;
   }
   if (!take_is_ours(r, row, &item) || lane_has(r->lane, item.entry.seq)) return OUTBOX_OK;
-  const line *space = lines_find(&r->lane->lines, item.space);
-  if (space != NULL && space->paused) return OUTBOX_OK;
+  if (lane_is_paused(r->lane, item.space)) return OUTBOX_OK;
   bool suspect = r->lane->ordering != OUTBOX_ORDERING_STRICT && /* all would wait for it */
                  sqlite3_column_int64(row, 6) == 0 && sqlite3_column_int(row, 7) != 0;
   if (suspect) return name_suspect(r, row, &item);
@@ -340,9 +338,8 @@ int walk_verify(outbox_store *store, items *found, uint64_t mask, bool changed, 
   *dropped = NEVER;
   for (size_t i = 0; i < found->count; i++) {
     const item *item = &found->items[i];
-    const line *space = lines_find(&lane->lines, item->space);
     bool good =
-        code == OUTBOX_OK && (mask >> item->class & 1) != 0 && !(space != NULL && space->paused);
+        code == OUTBOX_OK && (mask >> item->class & 1) != 0 && !lane_is_paused(lane, item->space);
     if (good && changed) code = is_there(store, item, &good);
     if (good && code == OUTBOX_OK) {
       if (kept != i) found->items[kept] = *item;

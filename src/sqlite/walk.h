@@ -8,6 +8,7 @@
 
 #pragma GCC visibility push(hidden)
 
+#define SECOND 1000000
 #define LOOK 10000 /* rows at a time: 2 ms */
 #define ROW_NS 200 /* what a row costs a walk */
 
