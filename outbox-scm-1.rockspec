@@ -135,6 +135,7 @@ build = {
         "src/lua/listing.c",
         "src/lua/module.c",
         "src/lua/open.c",
+        "src/lua/places.c",
         "src/lua/process.c",
         "src/lua/publish.c",
         "src/lua/reading.c",

@@ -642,8 +642,8 @@ int outbox_retry_entry(outbox_store *store, outbox_identity entry, int64_t due_a
 */
 int outbox_bury_entry(outbox_store *store, outbox_identity entry, outbox_bytes error, bool *found);
 
-/* Whether an entry still waits, ready or delayed: the very one, not another with its id. */
-int outbox_is_waiting(outbox_store *store, outbox_identity entry, bool *waits);
+/* Whether an entry with this seq still waits, ready or delayed. */
+int outbox_is_waiting(outbox_store *store, int64_t seq, bool *waits);
 
 /* --- Waiting --------------------------------------------------------------------------------- */
 

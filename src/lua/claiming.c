@@ -44,14 +44,14 @@ static int store_claim_entries(lua_State *L) {
                   "with several workers, or a limit");
   lua_settop(L, 4);
   if (shim_check_options(L, 4, OPTIONS)) limit = shim_opt_integer(L, 4, "limit", 1, 0);
-  shim_renew_memory(L, self, 1, 2);
+  shim_renew_memory(L, 1, 2);
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_begin_asking(L, self);
   int code = outbox_claim_entries(self->store, processor_id, deadline, limit, &claimed);
   shim_end_asking(L, self);
   shim_check(L, self->store, code);
-  if (!claimed.any) shim_forget_claim(L, self, 1, 2, true);
+  if (!claimed.any) shim_forget_claim(L, 1, 2, true);
   lua_pushboolean(L, claimed.any);
   if (claimed.again_at != 0)
     shim_push_seconds(L, claimed.again_at);
@@ -85,8 +85,8 @@ it is best to make this call in one transaction with the settlement of the batch
 (seconds since the Unix epoch), `attempts` (failed deliveries), `last_error`, `seq` (its place in
 the order of commits: it rises within a key, and a dead letter that is requeued gets a new one) and,
 of a copy, `source_id` (the id of the message, see `subscribe`)
-@raise `busy`, `full` with `hold`; `misuse` when 100,000 entries are remembered; what the clock
-raises
+@raise `busy`, `full` with `hold`; `misuse` when the processor has read 100,000 entries that are not
+settled; what the clock raises
 */
 static int store_get_claimed_entries(lua_State *L) {
   static const char *const OPTIONS[] = {"batch_bytes", "hold", NULL};
@@ -100,7 +100,7 @@ static int store_get_claimed_entries(lua_State *L) {
     batch_bytes = shim_opt_integer(L, 4, "batch_bytes", 1, 0);
     hold = shim_opt_boolean(L, 4, "hold");
   }
-  shim_push_memory(L, 1, 2);
+  bool known = shim_push_memory(L, 1, 2);
   int memory = lua_gettop(L);
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
@@ -108,7 +108,7 @@ static int store_get_claimed_entries(lua_State *L) {
       L, self, outbox_get_claimed_entries(self->store, processor_id, batch_size, batch_bytes),
       memory);
   lua_pushvalue(L, memory);
-  shim_remember(L, self, 1, 2, read);
+  shim_remember(L, self, 1, 2, known);
   shim_check_store(L, 1); /* remembering allocates, and a finalizer may close the store */
   /* Last, because it writes: nothing may fail after it. With nothing in hand, the claim says so. */
   if (hold && read > 0) shim_check(L, self->store, outbox_hold_batch(self->store, processor_id));
@@ -134,7 +134,7 @@ static int store_renew_claim(lua_State *L) {
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self->store, outbox_renew_claim(self->store, processor_id, deadline, &renewed));
-  if (!renewed) shim_forget_claim(L, self, 1, 2, true);
+  if (!renewed) shim_forget_claim(L, 1, 2, true);
   lua_pushboolean(L, renewed);
   return 1;
 }
@@ -181,7 +181,7 @@ static int store_release_claim(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   shim_check(L, self->store, outbox_release_claim(self->store, processor_id));
-  shim_forget_claim(L, self, 1, 2, false);
+  shim_forget_claim(L, 1, 2, false);
   return 0;
 }
 

@@ -2,10 +2,9 @@
 ** Which entry an id means. It may have been published again since it was read; so a store remembers
 ** the place of each entry that it has read under its claim.
 **
-** User values: CLAIMS_VALUE has for each processor with a claim a table from ids to places;
-** READ_VALUE is the one of these that was used last; and OLD_VALUE is the one that a processor had
-** when its claim was lost, or when it claimed last and many were remembered: its batch may still be
-** settled.
+** User values: CLAIMS_VALUE has for each processor with a claim the places that it has read;
+** READ_VALUE has those that were used last; and OLD_VALUE has those that a processor had when its
+** claim was lost, or when it claimed last and many were remembered: its batch may still be settled.
 **
 ** An entry that is deleted in a transaction is not forgotten at once, because the transaction may
 ** be rolled back; nor is one that is buried. When many are remembered, those that are gone are
@@ -13,51 +12,18 @@
 */
 #include "shim.h"
 
-#define MAX_REMEMBERED 100000   /* entries */
-#define NOWHERE (INT64_MIN + 1) /* the place of no entry */
-#define FEW 8                   /* so few are forgotten faster one by one */
+#define MAX_REMEMBERED 100000   /* entries, of a claim */
 #define MANY 10000              /* so many are worth forgetting */
+#define NOWHERE (INT64_MIN + 1) /* the place of no entry */
 
-static int64_t count(lua_State *L, int table) {
-  int64_t number = 0;
-  for (lua_pushnil(L); lua_next(L, table) != 0; lua_pop(L, 1))
-    number++;
-  return number;
+/* The places at the top; NULL where there are none. */
+static shim_places *top_places(lua_State *L) {
+  return lua_touserdata(L, -1);
 }
 
-/* The number of entries that are remembered under the claims, counted again. */
-static void recount(lua_State *L, shim_store *self, int index) {
-  self->remembered = 0;
-  if (lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE)
-    for (lua_pushnil(L); lua_next(L, -2) != 0; lua_pop(L, 1))
-      self->remembered += count(L, lua_gettop(L));
-  lua_pop(L, 1);
-}
-
-/* Forgets the entries of the table on the top that do not wait any more. */
-static void sweep(lua_State *L, shim_store *self) {
-  for (lua_pushnil(L); lua_next(L, -2) != 0; lua_pop(L, 1)) {
-    outbox_identity entry = {.seq = lua_tointeger(L, -1)};
-    bool waits;
-    entry.id.data = lua_tolstring(L, -2, &entry.id.size);
-    shim_check(L, self->store, outbox_is_waiting(self->store, entry, &waits));
-    if (waits) continue;
-    lua_pushvalue(L, -2);
-    lua_pushnil(L);
-    lua_rawset(L, -5);
-  }
-}
-
-static void sweep_all(lua_State *L, shim_store *self, int index) {
-  if (lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE)
-    for (lua_pushnil(L); lua_next(L, -2) != 0; lua_pop(L, 1))
-      sweep(L, self);
-  lua_pop(L, 1);
-}
-
-/* Pops the table on the top and makes it that of the processor. Nil forgets the processor. */
+/* Pops the places on the top and makes them those of the processor. Nil forgets the processor. */
 static void set_claim(lua_State *L, int index, int processor) {
-  int table = lua_gettop(L);
+  int places = lua_gettop(L);
   if (lua_getiuservalue(L, index, CLAIMS_VALUE) != LUA_TTABLE) {
     lua_newtable(L);
     lua_pushvalue(L, -1);
@@ -65,49 +31,50 @@ static void set_claim(lua_State *L, int index, int processor) {
   }
   int claims = lua_gettop(L);
   lua_pushvalue(L, processor);
-  lua_pushvalue(L, table);
+  lua_pushvalue(L, places);
   lua_rawset(L, claims);
-  lua_settop(L, table);
+  lua_settop(L, places);
   lua_setiuservalue(L, index, READ_VALUE);
 }
 
-/* Pushes the table of the processor, or nil. */
+/* Pushes the places of the processor, or nil. */
 static bool push_claim(lua_State *L, int index, int processor) {
   if (lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE) {
     lua_pushvalue(L, processor);
     lua_rawget(L, -2);
     lua_remove(L, -2);
   }
-  return lua_istable(L, -1);
+  return top_places(L) != NULL;
 }
 
-void shim_push_memory(lua_State *L, int index, int processor) {
-  if (push_claim(L, index, processor)) return;
+bool shim_push_memory(lua_State *L, int index, int processor) {
+  if (push_claim(L, index, processor)) return true;
   lua_pop(L, 1);
-  lua_newtable(L);
+  shim_push_places(L);
+  return false;
 }
 
-void shim_remember(lua_State *L, shim_store *self, int index, int processor, size_t read) {
-  if (read == 0) {
+void shim_remember(lua_State *L, shim_store *self, int index, int processor, bool known) {
+  shim_places *places = top_places(L);
+  if (shim_count_places(places) == 0) {
     lua_pop(L, 1);
     return;
   }
-  set_claim(L, index, processor);
-  self->remembered += (int64_t)read; /* at most: some may have been read before */
-  if (self->remembered <= MAX_REMEMBERED) return;
-  sweep_all(L, self, index);
-  recount(L, self, index);
-  if (self->remembered > MAX_REMEMBERED)
+  if (known)
+    lua_setiuservalue(L, index, READ_VALUE);
+  else
+    set_claim(L, index, processor);
+  if (shim_count_places(places) <= MAX_REMEMBERED) return;
+  shim_sweep_places(L, places, self->store);
+  if (shim_count_places(places) > MAX_REMEMBERED)
     shim_raise(L, "misuse", "more than 100000 entries were read that are not settled");
 }
 
-void shim_renew_memory(lua_State *L, shim_store *self, int index, int processor) {
-  if (self->remembered <= MANY) return;
-  if (push_claim(L, index, processor)) {
+void shim_renew_memory(lua_State *L, int index, int processor) {
+  if (push_claim(L, index, processor) && shim_count_places(top_places(L)) > MANY) {
     lua_setiuservalue(L, index, OLD_VALUE);
-    lua_newtable(L);
+    shim_push_places(L);
     set_claim(L, index, processor);
-    recount(L, self, index);
   } else {
     lua_pop(L, 1);
   }
@@ -129,12 +96,11 @@ static bool is_last(lua_State *L, int index) {
   return last;
 }
 
-void shim_forget_claim(lua_State *L, shim_store *self, int index, int processor, bool lost) {
+void shim_forget_claim(lua_State *L, int index, int processor, bool lost) {
   bool known = push_claim(L, index, processor);
   if (known) {
     lua_pushnil(L);
     set_claim(L, index, processor);
-    recount(L, self, index);
   }
   bool last = is_last(L, index);
   if (known && lost) {
@@ -147,39 +113,35 @@ void shim_forget_claim(lua_State *L, shim_store *self, int index, int processor,
   lua_setiuservalue(L, index, OLD_VALUE);
 }
 
-/* Whether the value on the top is a table that has the id. Leaves it there. */
-static bool holds(lua_State *L, int id, int64_t *seq) {
-  if (!lua_istable(L, -1)) return false;
-  lua_pushvalue(L, id);
-  bool found = lua_rawget(L, -2) == LUA_TNUMBER;
-  if (found) *seq = lua_tointeger(L, -1);
-  lua_pop(L, 1);
+/* Whether the value on the top is the places of entries that have the id. Leaves it there. */
+static bool holds(lua_State *L, outbox_bytes id, int64_t *seq) {
+  return top_places(L) != NULL && shim_find_place(top_places(L), id, seq);
+}
+
+/* The places that have the id; NULL if none have. They are the store's, so they stay. */
+static shim_places *places_of(lua_State *L, int index, outbox_bytes id, int64_t *seq) {
+  int top = lua_gettop(L);
+  shim_places *found = NULL;
+  lua_getiuservalue(L, index, READ_VALUE);
+  if (holds(L, id, seq)) found = top_places(L);
+  if (found == NULL && lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE)
+    for (lua_pushnil(L); found == NULL && lua_next(L, -2) != 0; lua_pop(L, 1))
+      if (holds(L, id, seq)) found = top_places(L);
+  if (found == NULL) {
+    lua_getiuservalue(L, index, OLD_VALUE);
+    if (holds(L, id, seq)) found = top_places(L);
+  }
+  lua_settop(L, top);
   return found;
 }
 
-/* Pushes the table that has the id, if any does, and returns true. */
-static bool push_memory_of(lua_State *L, int index, int id, int64_t *seq) {
-  lua_getiuservalue(L, index, READ_VALUE);
-  if (holds(L, id, seq)) return true;
-  lua_pop(L, 1);
-  if (lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE)
-    for (lua_pushnil(L); lua_next(L, -2) != 0; lua_pop(L, 1))
-      if (holds(L, id, seq)) return true;
-  lua_pop(L, 1);
-  lua_getiuservalue(L, index, OLD_VALUE);
-  if (holds(L, id, seq)) return true;
-  lua_pop(L, 1);
-  return false;
-}
-
 /* Where the store has no claim, an id means whatever waits under it. */
-static int64_t locate(lua_State *L, int index, int id) {
+static int64_t locate(lua_State *L, int index, outbox_bytes id) {
   int64_t seq;
-  int top = lua_gettop(L);
-  if (!push_memory_of(L, index, id, &seq))
-    seq = lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE ? NOWHERE : OUTBOX_ANY_SEQ;
-  lua_settop(L, top);
-  return seq;
+  if (places_of(L, index, id, &seq) != NULL) return seq;
+  bool claims = lua_getiuservalue(L, index, CLAIMS_VALUE) == LUA_TTABLE;
+  lua_pop(L, 1);
+  return claims ? NOWHERE : OUTBOX_ANY_SEQ;
 }
 
 outbox_identity shim_identify(lua_State *L, int index, int argument) {
@@ -199,66 +161,40 @@ outbox_identity shim_identify(lua_State *L, int index, int argument) {
     entry.id = shim_check_bytes(L, argument);
   } else {
     entry.id = shim_check_bytes(L, argument);
-    entry.seq = locate(L, index, argument);
+    entry.seq = locate(L, index, entry.id);
   }
   return entry;
 }
 
-void shim_identify_all(lua_State *L, shim_store *self, int index, int first, int last,
-                       outbox_identity *entries) {
-  int count = last - first + 1;
-  bool from_last = true;
+bool shim_identify_all(lua_State *L, int index, int first, int last, outbox_identity *entries) {
   lua_getiuservalue(L, index, READ_VALUE);
+  const shim_places *read = top_places(L);
+  bool read_last = read != NULL;
   for (int argument = first; argument <= last; argument++) {
     outbox_identity *entry = &entries[argument - first];
-    if (lua_type(L, argument) == LUA_TSTRING && holds(L, argument, &entry->seq)) {
+    if (read != NULL && lua_type(L, argument) == LUA_TSTRING) {
       entry->id.data = lua_tolstring(L, argument, &entry->id.size);
-    } else {
-      from_last = false;
-      *entry = shim_identify(L, index, argument);
+      if (shim_find_place(read, entry->id, &entry->seq)) continue;
     }
+    *entry = shim_identify(L, index, argument);
+    read_last = false;
   }
   lua_pop(L, 1);
-  if (from_last && count == self->remembered && count > FEW)
-    lua_createtable(L, 0, count); /* its next batch will be as large */
-  else
-    lua_pushnil(L);
+  return read_last;
 }
 
-static void forget(lua_State *L, shim_store *self, int index, int id) {
-  int64_t seq;
-  if (!push_memory_of(L, index, id, &seq)) return;
-  lua_pushvalue(L, id);
-  lua_pushnil(L);
-  lua_rawset(L, -3);
-  lua_pop(L, 1);
-  if (self->remembered > 0) self->remembered--;
-}
-
-/*
-** Gives the processor that has read last the table on the top instead of its own. Assigns only to
-** fields that exist: it cannot fail.
-*/
-static void forget_last(lua_State *L, shim_store *self, int index) {
-  int table = lua_gettop(L);
-  lua_getiuservalue(L, index, CLAIMS_VALUE);
+void shim_forget(lua_State *L, int index, const outbox_identity *entries, size_t count,
+                 bool read_last) {
   lua_getiuservalue(L, index, READ_VALUE);
-  for (lua_pushnil(L); lua_next(L, -3) != 0; lua_pop(L, 1))
-    if (lua_rawequal(L, -1, -3)) break;
+  shim_places *read = top_places(L);
   lua_pop(L, 1);
-  lua_pushvalue(L, table);
-  lua_rawset(L, -4);
-  lua_pop(L, 2);
-  lua_setiuservalue(L, index, READ_VALUE);
-  self->remembered = 0;
-}
-
-void shim_forget_all(lua_State *L, shim_store *self, int index, int first, int last,
-                     bool everything) {
-  if (everything && lua_istable(L, -1)) {
-    forget_last(L, self, index);
+  if (read_last && shim_count_places(read) == count) {
+    shim_forget_places(read);
     return;
   }
-  for (int argument = first; argument <= last; argument++)
-    forget(L, self, index, argument);
+  for (size_t i = 0; i < count; i++) {
+    int64_t seq;
+    shim_places *places = places_of(L, index, entries[i].id, &seq);
+    if (places != NULL) shim_forget_place(places, entries[i].id);
+  }
 }

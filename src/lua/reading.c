@@ -13,9 +13,9 @@ static void set_bytes(lua_State *L, const char *field, outbox_bytes bytes) {
 typedef struct reading {
   outbox_store *store;
   int code;
-  bool listed;   /* each entry comes with its time */
-  bool remember; /* the table at MEMORY gets the place of each entry */
-  bool in_hand;  /* they are in hand; that table gets the times of their creation */
+  bool listed;         /* each entry comes with its time */
+  shim_places *places; /* the map at MEMORY, which gets the place of each entry; NULL: none */
+  bool in_hand;        /* they are in hand; the table at MEMORY gets the times of their creation */
   size_t given;
 } reading;
 
@@ -52,19 +52,6 @@ static void set_entry_bytes(lua_State *L, int name, outbox_bytes bytes) {
   lua_rawset(L, -3);
 }
 
-/* Sets the id, and notes the place of the entry under the id. */
-static void set_entry_id(lua_State *L, const reading *reading, const outbox_entry *entry) {
-  if (entry->id.data == NULL) return;
-  lua_pushvalue(L, ENTRY_ID);
-  lua_pushlstring(L, entry->id.data, entry->id.size);
-  if (reading->remember) {
-    lua_pushvalue(L, -1);
-    lua_pushinteger(L, entry->seq);
-    lua_rawset(L, MEMORY);
-  }
-  lua_rawset(L, -3);
-}
-
 /* Decodes the headers of the entries, which are JSON. */
 static void decode_headers(lua_State *L) {
   for (lua_Integer i = 1; lua_rawgeti(L, ENTRIES, i) != LUA_TNIL; i++) {
@@ -96,7 +83,7 @@ static int read_entries(lua_State *L) {
   lua_newtable(L);
   for (lua_Integer i = 1; (reading->code = next_entry(reading, &entry)) == OUTBOX_ROW; i++) {
     lua_createtable(L, 0, MOST_FIELDS);
-    set_entry_id(L, reading, &entry);
+    set_entry_bytes(L, ENTRY_ID, entry.id);
     set_entry_bytes(L, ENTRY_NAMESPACE, entry.namespace);
     set_entry_bytes(L, ENTRY_KEY, entry.key);
     set_entry_bytes(L, ENTRY_PAYLOAD, entry.payload);
@@ -117,6 +104,8 @@ static int read_entries(lua_State *L) {
     lua_pushinteger(L, entry.seq);
     lua_rawset(L, -3);
     set_entry_bytes(L, ENTRY_SOURCE_ID, entry.source_id);
+    if (reading->places != NULL && entry.id.data != NULL)
+      shim_note_place(L, MEMORY, reading->places, entry.id, entry.seq);
     if (reading->listed) {
       if (entry.state == OUTBOX_DEAD) shim_set_seconds(L, "died_at", entry.died_at);
       if (entry.state == OUTBOX_DELAYED) shim_set_seconds(L, "due_at", entry.due_at);
@@ -129,9 +118,9 @@ static int read_entries(lua_State *L) {
 
 /*
 ** Pushes the array that `read` makes of the reading that the core has started, with `code`. Pops
-** the memory, a table or nil, from the top before. The call is protected, because Lua may run out
-** of memory. A finalizer that the collector runs meanwhile cannot use the store. If it closes the
-** store, that is done afterwards.
+** the memory, a map, a table or nil, from the top before. The call is protected, because Lua may
+** run out of memory. A finalizer that the collector runs meanwhile cannot use the store. If it
+** closes the store, that is done afterwards.
 */
 static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
                          struct reading reading) {
@@ -161,7 +150,7 @@ int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed) {
 
 size_t shim_push_batch(lua_State *L, shim_store *self, int code, int memory) {
   lua_pushvalue(L, memory);
-  push_reading(L, self, code, read_entries, (reading){.remember = true});
+  push_reading(L, self, code, read_entries, (reading){.places = lua_touserdata(L, memory)});
   return lua_rawlen(L, -1);
 }
 

@@ -26,11 +26,11 @@ static int store_delete_entries(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_identity *entries = lua_newuserdatauv(L, (size_t)last * sizeof *entries, 0);
   size_t count = (size_t)last - 1;
-  shim_identify_all(L, self, 1, 2, last, entries);
+  bool read_last = shim_identify_all(L, 1, 2, last, entries);
   shim_check_store(L, 1);
   shim_check(L, self->store, outbox_delete_entries(self->store, entries, count, &deleted));
   if (!outbox_in_transaction(self->store))
-    shim_forget_all(L, self, 1, 2, last, deleted == last - 1);
+    shim_forget(L, 1, entries, count, read_last && deleted == last - 1);
   lua_pushinteger(L, deleted);
   return 1;
 }

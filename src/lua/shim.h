@@ -116,7 +116,6 @@ typedef struct shim_store {
   bool lazy;                   /* its binding begins a transaction only with its first statement */
   bool reading;                /* rows of the core are being made into an array */
   bool closing;                /* close the store after that */
-  int64_t remembered;          /* at most so many entries are remembered under claims */
   int64_t now;                 /* the answer of the core's clock callback */
   lua_State *claiming;         /* who claims, with a Lua clock; NULL: nobody */
   bool answered;               /* the claim has got `now`: the core asks again, inside the lock */
@@ -195,29 +194,51 @@ void shim_roll_back(shim_transaction *self);
 */
 int shim_close(shim_store *self);
 
+/* --- places.c: a map from ids to the places of entries --------------------------------------- */
+
+typedef struct shim_places shim_places; /* the address of a userdata */
+
+/* Pushes an empty map. */
+void shim_push_places(lua_State *L);
+
+/* Notes a place in the map, which is at the index; that is not relative to the top. */
+void shim_note_place(lua_State *L, int index, shim_places *self, outbox_bytes id, int64_t seq);
+
+/* Returns false if the id is not in the map. */
+bool shim_find_place(const shim_places *self, outbox_bytes id, int64_t *seq);
+
+size_t shim_count_places(const shim_places *self);
+
+/* Forgets the place of an id, if it is there; or of all. */
+void shim_forget_place(shim_places *self, outbox_bytes id);
+void shim_forget_places(shim_places *self);
+
+/* Forgets the places where nothing waits any more. */
+void shim_sweep_places(lua_State *L, shim_places *self, outbox_store *store);
+
 /* --- identity.c: which entry an id means ----------------------------------------------------- */
 
 /*
-** All are for the store at one index, and the processor whose ID is at another. Pushes the table
-** in which a reading notes, by their ids, the places of the entries that a processor reads under
-** its claim.
+** All are for the store at one index, and the processor whose ID is at another. Pushes the places
+** in which a reading notes the entries that a processor reads under its claim. Returns whether they
+** are known, because it has read before.
 */
-void shim_push_memory(lua_State *L, int index, int processor);
+bool shim_push_memory(lua_State *L, int index, int processor);
 
 /*
-** Pops that table and keeps it, if any entries were read. Raises when more than 100,000 are
-** remembered. May run a finalizer that closes the store.
+** Pops them and keeps them, if any entries were read. Raises when they are more than 100,000. May
+** run a finalizer that closes the store.
 */
-void shim_remember(lua_State *L, shim_store *self, int index, int processor, size_t read);
+void shim_remember(lua_State *L, shim_store *self, int index, int processor, bool known);
 
 /* The processor is about to claim. If many entries are remembered, forgets the older ones. */
-void shim_renew_memory(lua_State *L, shim_store *self, int index, int processor);
+void shim_renew_memory(lua_State *L, int index, int processor);
 
 /*
 ** The processor has no claim any more. Forgets what it has read, unless the claim was lost: then an
 ** id that it has read goes on meaning that entry, which is another's now.
 */
-void shim_forget_claim(lua_State *L, shim_store *self, int index, int processor, bool lost);
+void shim_forget_claim(lua_State *L, int index, int processor, bool lost);
 
 /*
 ** The entry that an argument means: an id, or a table with the `id` and the `seq` of an entry that
@@ -227,18 +248,17 @@ void shim_forget_claim(lua_State *L, shim_store *self, int index, int processor,
 outbox_identity shim_identify(lua_State *L, int index, int argument);
 
 /*
-** The same for the arguments from `first` to `last`. Pushes what shim_forget_all needs to forget
-** them without allocating.
+** The same for the arguments from `first` to `last`. Returns whether they were all read by the
+** processor that has read last.
 */
-void shim_identify_all(lua_State *L, shim_store *self, int index, int first, int last,
-                       outbox_identity *entries);
+bool shim_identify_all(lua_State *L, int index, int first, int last, outbox_identity *entries);
 
 /*
-** Forgets the entries whose ids are the arguments: they are gone for good. `everything`: each of
-** the arguments was another entry.
+** Forgets entries that are gone for good; allocates nothing. `read_last`: all were read by the
+** processor that has read last, and each is another.
 */
-void shim_forget_all(lua_State *L, shim_store *self, int index, int first, int last,
-                     bool everything);
+void shim_forget(lua_State *L, int index, const outbox_identity *entries, size_t count,
+                 bool read_last);
 
 /* --- reading.c: rows of the core as Lua tables ----------------------------------------------- */
 
@@ -248,7 +268,7 @@ void shim_forget_all(lua_State *L, shim_store *self, int index, int first, int l
 */
 int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed);
 
-/* The same for claimed entries, whose places it notes in the table at `memory`; their number. */
+/* The same for claimed entries, whose places it notes in the map at `memory`; their number. */
 size_t shim_push_batch(lua_State *L, shim_store *self, int code, int memory);
 
 /* Pushes the array of the entries in hand. */

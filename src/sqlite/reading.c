@@ -1,7 +1,7 @@
 /*
 ** Reading entries row by row: a batch of a claim, or the entries that list.c selects.
 **
-** The columns: seq, ENTRY_COLUMNS, died_at, due_at, the state.
+** The columns: seq, ENTRY_COLUMNS; and died_at, due_at, the state, unless all entries are ready.
 */
 #include "../columns.h"
 #include "lease.h"
@@ -18,7 +18,7 @@
   "(EXISTS (SELECT 1 FROM @delayed WHERE position IS NOT NULL) OR EXISTS (SELECT 1 FROM @pauses))"
 
 static const char SELECT_CLAIMED_SQL[] =
-    "SELECT seq, " ENTRY_COLUMNS ", 0, 0, 0" CLAIMED_READY " ORDER BY l.first_seq, l.lease, e.seq"
+    "SELECT seq, " ENTRY_COLUMNS CLAIMED_READY " ORDER BY l.first_seq, l.lease, e.seq"
     " LIMIT CASE WHEN " ANY_IS_HELD " THEN 0 ELSE ?3 END";
 
 /*
@@ -104,10 +104,12 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
                           .created_at = sqlite3_column_int64(row, 6),
                           .attempts = sqlite3_column_int64(row, 7),
                           .last_error = sql_column(row, 8),
-                          .source_id = sql_source(row),
-                          .died_at = sqlite3_column_int64(row, 10),
-                          .due_at = sqlite3_column_int64(row, 11),
-                          .state = (enum outbox_state)sqlite3_column_int(row, 12)};
+                          .source_id = sql_source(row)};
+  if (sqlite3_data_count(row) > 10) {
+    entry->died_at = sqlite3_column_int64(row, 10);
+    entry->due_at = sqlite3_column_int64(row, 11);
+    entry->state = (enum outbox_state)sqlite3_column_int(row, 12);
+  }
   if (store->filter.active && exceeds(&store->filter, entry)) {
     outbox_finish(store);
     return OUTBOX_DONE;

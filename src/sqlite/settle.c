@@ -62,9 +62,8 @@ static const char BURY_DELAYED_SQL[] =
     " SELECT position, " DELAYED_ID_IN_DEAD MESSAGE_COLUMNS_BUT_ID CHARGED ", ?6" THE_DELAYED
     " AND position IS NOT NULL";
 
-static const char IS_WAITING_SQL[] =
-    "SELECT EXISTS (SELECT 1 FROM " ENTRIES " WHERE seq = ?1 AND id = ?2)"
-    " OR EXISTS (SELECT 1 FROM @delayed WHERE id = ?2 AND position = ?1)";
+static const char IS_WAITING_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES " WHERE seq = ?1)"
+                                     " OR EXISTS (SELECT 1 FROM @delayed WHERE position = ?1)";
 
 /* ?3 is now, ?4 whether a lane held them: it hands out retries before they are due, too. */
 #define IN_HAND " WHERE position BETWEEN ?1 AND ?2 AND (?4 OR due_at <= ?3)"
@@ -166,12 +165,11 @@ int settle_suspect(outbox_store *store, range places, bool lane, int64_t now) {
 
 /* --- By hand --------------------------------------------------------------------------------- */
 
-int outbox_is_waiting(outbox_store *store, outbox_identity entry, bool *waits) {
+int outbox_is_waiting(outbox_store *store, int64_t seq, bool *waits) {
   int64_t found = 0;
   bool any;
   int code = transaction_enter(store);
-  if (code == OUTBOX_OK)
-    code = sql_fetch(store, IS_WAITING_SQL, &found, 1, &any, "it", entry.seq, entry.id);
+  if (code == OUTBOX_OK) code = sql_fetch(store, IS_WAITING_SQL, &found, 1, &any, "i", seq);
   *waits = found != 0;
   return code;
 }
