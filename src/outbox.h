@@ -190,7 +190,8 @@ typedef struct outbox_verdict {
   enum outbox_outcome outcome;
   int64_t at;
   outbox_bytes error;
-  bool found; /* set by the call: false if it was gone, or the claim is lost */
+  bool found; /* set by the call: false if it was gone, or the claim is lost; beside one that was
+              ** gone, others that were delivered may count as gone, too */
 } outbox_verdict;
 
 /* Where to look for the next batch. */

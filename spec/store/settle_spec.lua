@@ -65,6 +65,31 @@ describe("an entry", function()
       assert.same({ "left" }, ids(ready()))
     end)
 
+    it("is counted, and found wherever it is, beside others that are gone", function()
+      local function delete(...)
+        return store:delete_entries(...)
+      end
+      local function in_transaction(...)
+        local given = table.pack(...)
+        return store:transaction(function()
+          return store:delete_entries(table.unpack(given, 1, given.n))
+        end)
+      end
+      for _, how in ipairs({ delete, in_transaction }) do
+        publish("a", "b", "c", "d", "e", "f", "g", "h")
+        local batch = ids(ready())
+        local other <close> = outbox.open(path, { clock = clock })
+        other:retry_entry("c", 1005, "no")
+        other:bury_entry("e", "no")
+        support.sql(other, "DELETE FROM outbox_entries WHERE id = 'f'")
+        assert.equal(6, how(table.unpack(batch)))
+        assert.same({}, store:ready_entries())
+        assert.same({}, store:delayed_entries())
+        assert.same({ "e" }, ids(store:dead_entries()))
+        store:purge_entries("e")
+      end
+    end)
+
     it("takes no other with it, whatever happened since the batch was read", function()
       -- A whole batch is deleted as ranges of the table. Only entries of the batch may go.
       publish("a", "b", "c", "d")

@@ -52,8 +52,12 @@ int due_promote_all(outbox_store *store, int64_t now, bool *more);
 int settle_entry(outbox_store *store, outbox_verdict *verdict, outbox_identity entry, bool delayed,
                  int64_t now);
 
-/* Whether a run of ready entries without gaps is all there; then *deleted, and all of it is. */
-int settle_run(outbox_store *store, outbox_identity first, outbox_identity last, bool *deleted);
+/*
+** Deletes a run of ready entries without gaps, if both ends are there; with `whole`, if all of it
+** is. *deleted: how many of them were there.
+*/
+int settle_run(outbox_store *store, outbox_identity first, outbox_identity last, bool whole,
+               int64_t *deleted);
 
 /*
 ** Charges an attempt to the entries in hand at these places, because their processor died; makes

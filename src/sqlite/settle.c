@@ -23,14 +23,18 @@ static const char DELETE_READY_SQL[] = "DELETE" THE_READY;
 static const char DELETE_DELAYED_SQL[] = "DELETE" THE_DELAYED;
 
 /*
-** Whether the whole range is there. Compares the ids at both ends, because seq starts again from 1
-** if somebody has emptied the tables. Not a part of the deletion: SQLite deletes in one pass only
+** Whether both ends of a range are there. Compares their ids, because seq starts again from 1 if
+** somebody has emptied the tables. Not a part of the deletion: SQLite deletes in one pass only
 ** where there is no subquery.
 */
-static const char CHECK_RANGE_SQL[] =
-    "SELECT (SELECT count(*) FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2) = ?2 - ?1 + 1"
-    " AND (SELECT id FROM " ENTRIES " WHERE seq = ?1) = ?3"
-    " AND (SELECT id FROM " ENTRIES " WHERE seq = ?2) = ?4";
+#define BOTH_ENDS                                                                                  \
+  "(SELECT id FROM " ENTRIES " WHERE seq = ?1) = ?3"                                               \
+  " AND (SELECT id FROM " ENTRIES " WHERE seq = ?2) = ?4"
+static const char CHECK_ENDS_SQL[] = "SELECT " BOTH_ENDS;
+
+/* Whether the whole range is there, which takes longer to find out. */
+static const char CHECK_RANGE_SQL[] = "SELECT " BOTH_ENDS " AND (SELECT count(*) FROM " ENTRIES
+                                      " WHERE seq BETWEEN ?1 AND ?2) = ?2 - ?1 + 1";
 
 static const char DELETE_RANGE_SQL[] = "DELETE FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2";
 
@@ -131,16 +135,17 @@ int settle_entry(outbox_store *store, outbox_verdict *verdict, outbox_identity e
   return code;
 }
 
-int settle_run(outbox_store *store, outbox_identity first, outbox_identity last, bool *deleted) {
-  int64_t whole = 0;
+int settle_run(outbox_store *store, outbox_identity first, outbox_identity last, bool whole,
+               int64_t *deleted) {
+  int64_t good = 0;
   bool any;
-  *deleted = false;
+  *deleted = 0;
   if (last.seq - first.seq + 1 < MIN_RUN) return OUTBOX_OK;
-  int code = sql_fetch(store, CHECK_RANGE_SQL, &whole, 1, &any, "iitt", first.seq, last.seq,
-                       first.id, last.id);
-  if (code == OUTBOX_OK && whole)
-    code = sql_process(store, DELETE_RANGE_SQL, "ii", first.seq, last.seq);
-  *deleted = code == OUTBOX_OK && whole;
+  int code = sql_fetch(store, whole ? CHECK_RANGE_SQL : CHECK_ENDS_SQL, &good, 1, &any, "iitt",
+                       first.seq, last.seq, first.id, last.id);
+  if (code != OUTBOX_OK || !good) return code;
+  code = sql_process(store, DELETE_RANGE_SQL, "ii", first.seq, last.seq);
+  if (code == OUTBOX_OK) *deleted = sqlite3_changes64(store->db);
   return code;
 }
 
@@ -235,13 +240,14 @@ static size_t run_length(const outbox_identity *entries, size_t count) {
   return length;
 }
 
-/* Deletes a run of entries at once, if they were read last and all are there. */
-static int delete_run(outbox_store *store, const outbox_identity *run, size_t length,
-                      bool *deleted) {
+/* Deletes a run of entries at once, if they were read last. */
+static int delete_run(outbox_store *store, const outbox_identity *run, size_t length, bool whole,
+                      int64_t *deleted) {
   outbox_identity first = run[0], last = run[length - 1];
-  *deleted = false;
-  return batch_holds(store, (range){first.seq, last.seq}) ? settle_run(store, first, last, deleted)
-                                                          : OUTBOX_OK;
+  *deleted = 0;
+  return batch_holds(store, (range){first.seq, last.seq})
+             ? settle_run(store, first, last, whole, deleted)
+             : OUTBOX_OK;
 }
 
 static int delete_one(outbox_store *store, outbox_identity entry, int64_t *found) {
@@ -255,25 +261,24 @@ static int delete_one(outbox_store *store, outbox_identity entry, int64_t *found
 
 int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, size_t count,
                           int64_t *deleted) {
-  int64_t found = 0;
-  bool together = false;
+  int64_t found = 0, together = 0;
   *deleted = 0;
   if (count == 0) return OUTBOX_OK; /* then the lock is not needed */
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
   if (!sqlite3_get_autocommit(store->db) && run_length(entries, count) == count) {
     /* One statement needs no savepoint; that would cost as much as the deletion. */
-    code = delete_run(store, entries, count, &together);
-    if (code == OUTBOX_OK && together) *deleted = (int64_t)count;
-    if (code != OUTBOX_OK || together) return code;
+    code = delete_run(store, entries, count, true, deleted);
+    if (code != OUTBOX_OK || *deleted > 0) return code;
   }
   code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
   for (size_t i = 0, length; i < count && code == OUTBOX_OK; i += length) {
     length = run_length(entries + i, count - i);
-    code = delete_run(store, entries + i, length, &together);
-    if (together) found += (int64_t)length;
-    for (size_t j = i; j < i + length && !together && code == OUTBOX_OK; j++)
+    code = delete_run(store, entries + i, length, false, &together);
+    found += together;
+    if (together == (int64_t)length) continue;
+    for (size_t j = i; j < i + length && code == OUTBOX_OK; j++)
       code = delete_one(store, entries[j], &found);
   }
   code = transaction_end(store, code);

@@ -9,17 +9,17 @@ static outbox_identity identity_of(const item *item) {
   return (outbox_identity){item->entry.id, item->entry.seq};
 }
 
-/* Deletes a run of places without gaps at once, if all of it is there. *length: how many, or 0. */
+/* Deletes a run of places without gaps at once. *length: how many; 0 if some were not there. */
 static int delete_run(outbox_store *store, outbox_verdict *verdicts, const item *items,
                       size_t count, size_t *length) {
   size_t n = 1;
-  bool deleted;
+  int64_t deleted;
   *length = 0;
   while (n < count && verdicts[n].outcome == OUTBOX_DELIVERED && !items[n].delayed &&
          items[n].entry.seq == items[0].entry.seq + (int64_t)n)
     n++;
-  int code = settle_run(store, identity_of(&items[0]), identity_of(&items[n - 1]), &deleted);
-  if (code != OUTBOX_OK || !deleted) return code;
+  int code = settle_run(store, identity_of(&items[0]), identity_of(&items[n - 1]), false, &deleted);
+  if (code != OUTBOX_OK || deleted != (int64_t)n) return code;
   for (size_t i = 0; i < n; i++)
     verdicts[i].found = true;
   *length = n;
