@@ -258,6 +258,23 @@ typedef struct outbox_paused {
   int64_t paused_at;
 } outbox_paused;
 
+/* A namespace whose destination is down: since when, and why. */
+typedef struct outbox_outage {
+  outbox_bytes namespace;
+  int64_t down_since;
+  outbox_bytes error;
+} outbox_outage;
+
+/* What there is of one namespace. */
+typedef struct outbox_summary {
+  outbox_bytes namespace;
+  int64_t ready, delayed, dead; /* entries */
+  int64_t oldest_age;           /* of the first ready entry; -1 without one */
+  int64_t paused_at;            /* 0: it is not paused */
+  int64_t down_since;           /* 0: no live processor has found it down */
+  outbox_bytes error;           /* why it is down */
+} outbox_summary;
+
 typedef struct outbox_counts {
   int64_t ready, delayed, dead; /* entries */
   int64_t retries;              /* delayed entries that were ready before */
@@ -611,6 +628,14 @@ int outbox_park(outbox_store *store, outbox_bytes namespace);
 void outbox_recover(outbox_store *store, outbox_bytes namespace);
 
 /*
+** Writes which namespaces the processor has found down, for outbox_summaries: these, and no other.
+** What it has written counts as long as its claim lives. *noted: whether it has a claim. Takes the
+** lock, and wakes others; so call it rarely, and not when a destination has just failed once.
+*/
+int outbox_note_outages(outbox_store *store, const outbox_outage *outages, size_t count,
+                        bool *noted);
+
+/*
 ** Reads the next entry of the reading that was started last, by outbox_get_claimed_entries or
 ** outbox_dead_entries for instance. Returns OUTBOX_ROW and *entry, OUTBOX_DONE at the end, or an
 ** error. Any other call on the store ends the reading. This function does not check for a fork,
@@ -722,6 +747,15 @@ int outbox_next_paused(outbox_store *store, outbox_paused *paused);
 ** that were delivered, or died.
 */
 int outbox_count_entries(outbox_store *store, outbox_counts *counts);
+
+/*
+** Starts counting by namespace, in the order of their names. Reads every entry, outside any lock.
+** Namespaces that are paused or down are there even if nothing waits in them.
+*/
+int outbox_summaries(outbox_store *store);
+
+/* The next one: OUTBOX_ROW and *summary, OUTBOX_DONE, or an error. Ends as outbox_next does. */
+int outbox_next_summary(outbox_store *store, outbox_summary *summary);
 
 /* Starts reading all claims, live and lapsed, in the order of seq; outbox_next_lease gives them. */
 int outbox_leases(outbox_store *store);

@@ -275,12 +275,16 @@ end
 --- What the processor has done, as a copy: the numbers of entries that were `delivered`, `retried`,
 -- `deferred` (for a while, uncharged) and `dead`; of `batches`, `errors`, `lost` claims and
 -- `waits`; `latency`, the seconds from created to delivered, as `count`, `sum` and `max`; and
--- `last_delivered_at`, seconds since the epoch, nil before the first.
+-- `last_delivered_at`, seconds since the epoch, nil before the first. `down`: an array of the
+-- namespaces whose destinations it has found down, each with `namespace`, `down_since`, `error`, why,
+-- and `probe_at`, when it tries the next message.
 -- @function processor:stats
 -- @treturn table
 ---@return outbox.processor_stats
 function Processor:stats()
-  return self.hooks:stats()
+  local stats = self.hooks:stats()
+  stats.down = self.work.jury:down()
+  return stats
 end
 
 --- The descriptor that becomes readable when somebody commits; nil where there is none.

@@ -227,6 +227,7 @@
 ---@field waits integer
 ---@field latency { count: integer, sum: number, max: number }
 ---@field last_delivered_at? number
+---@field down { namespace: string, down_since: number, error?: string, probe_at: number }[]
 
 ---@class outbox.inbox_options
 ---@field store outbox.store

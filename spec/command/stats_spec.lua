@@ -35,7 +35,8 @@ describe("outbox stats", function()
     assert.matches("^ready +1  oldest %d%.%d s\n", text)
     assert.matches("\ndelayed +2  1 retries, next due in %d min\n", text)
     assert.matches("\ndead +1\n", text)
-    assert.matches("\nleases +1\n$", text)
+    assert.matches("\nleases +1\n\nNAMESPACE +READY +DELAYED +DEAD +OLDEST +STATE\n", text)
+    assert.matches('\n"" +1 +2 +1 +%d%.%d s +%-\n$', text)
   end)
 
   it("counts in JSON", function()
@@ -51,7 +52,7 @@ describe("outbox stats", function()
     local text = succeed("stats " .. path .. " --prometheus")
     local values, names = {}, 0
     for line in text:gmatch("[^\n]+") do
-      if not line:find("^#") then
+      if not line:find("^#") and not line:find("namespace=", 1, true) then
         local name, database, value =
           line:match('^([%l_]+){database="(.-)",prefix="outbox_"} (%S+)$')
         assert.equal(path, database, line)
@@ -61,7 +62,7 @@ describe("outbox stats", function()
           name), text)
       end
     end
-    assert.equal(names * 3, select(2, text:gsub("\n", "")))
+    assert.equal((names + 7) * 3, select(2, text:gsub("\n", "")))
     assert.is_true(values.outbox_oldest_age_seconds >= 0)
     values.outbox_oldest_age_seconds = nil
     assert.same({ outbox_ready_entries = 1, outbox_delayed_entries = 2, outbox_retry_entries = 1,
@@ -76,6 +77,83 @@ describe("outbox stats", function()
     earlier:publish({ deliver_at = outbox.clock.now() - 600 })
     local text = succeed("stats " .. path .. " --prometheus")
     assert.matches("\noutbox_overdue_seconds{[^}]+} 60%d", text)
+  end)
+
+  -- Namespaces in all states: what is down was written by a processor.
+  local function fill_namespaces()
+    store:release_claim("worker")
+    for _, namespace in ipairs({ "down", "paused", "alone", "well", 'odd"\n' }) do
+      store:publish({ namespace = namespace }, { namespace = namespace })
+    end
+    store:pause("paused")
+    store:pause("empty")
+    local lane = outbox.open(path)
+    lane:serve({ processor_id = "lane", namespaces = { "down", "well", 'odd"\n', "" },
+      ordering = "key", duration = 60 })
+    lane:advance(nil, { batch_size = 1 })
+    lane:note_outages({ { namespace = "down", down_since = outbox.clock.now() - 300,
+      error = "refused\n" } })
+    return lane
+  end
+
+  it("counts by namespace for people, and says what is wrong", function()
+    local lane <close> = fill_namespaces()
+    local lines = {}
+    for line in succeed("stats " .. path):match("\nNAMESPACE.-\n(.*)"):gmatch("[^\n]+") do
+      lines[#lines + 1] = line:gsub(" %d%.%d s", " N"):gsub(" +", " ")
+    end
+    assert.same({
+      '"" 1 2 1 N -',
+      "alone 2 0 0 N no processor serves it",
+      "down 2 0 0 N down for 5 min: refused\\n",
+      "empty 0 0 0 - paused for N",
+      'odd"\\n 2 0 0 N -',
+      "paused 2 0 0 N paused for N",
+      "well 2 0 0 N -",
+    }, lines)
+    store:resume("paused")
+    assert.matches("\npaused .* no processor serves it\n", succeed("stats " .. path))
+  end)
+
+  it("counts by namespace in JSON", function()
+    local lane <close> = fill_namespaces()
+    local found = cjson.decode(succeed("stats " .. path .. " --json")).namespaces
+    local of = {}
+    for _, each in ipairs(found) do
+      of[each.namespace] = each
+    end
+    assert.same({ "", "alone", "down", "empty", 'odd"\n', "paused", "well" },
+      support.pluck(found, "namespace"))
+    assert.same({ 1, 2, 1, false }, { of[""].ready, of[""].delayed, of[""].dead, of[""].unserved })
+    assert.matches("^20%d%d%-.*Z$", of.down.down_since)
+    assert.equal("refused\n", of.down.error)
+    assert.matches("^20%d%d%-.*Z$", of.paused.paused_at)
+    assert.is_true(of.alone.unserved)
+    assert.is_true(of.well.oldest_age < 60)
+  end)
+
+  it("counts by namespace for Prometheus", function()
+    local lane <close> = fill_namespaces()
+    local text = succeed("stats " .. path .. " --prometheus")
+    for line, value in pairs({
+      ['namespace_ready_entries{namespace=""}'] = 1,
+      ['namespace_delayed_entries{namespace=""}'] = 2,
+      ['namespace_dead_entries{namespace=""}'] = 1,
+      ['namespace_oldest_age_seconds{namespace="empty"}'] = 0,
+      ['namespace_paused{namespace="paused"}'] = 1,
+      ['namespace_paused{namespace="well"}'] = 0,
+      ['namespace_unserved{namespace="alone"}'] = 1,
+      ['namespace_unserved{namespace="odd\\"\\n"}'] = 0,
+      ['destination_down{namespace="down"}'] = 1,
+      ['destination_down{namespace="well"}'] = 0,
+    }) do
+      local wanted = "\noutbox_" .. line:gsub("{", ('{database="%s",prefix="outbox_",'):format(path))
+        .. " " .. value .. "\n"
+      assert.is_truthy(text:find(wanted, 1, true), wanted .. text)
+    end
+    for name in text:gmatch("# TYPE (%S+)") do
+      assert.equal(1, select(2, text:gsub("# HELP " .. name .. " ", "")))
+    end
   end)
 
   it("quotes the labels for Prometheus", function()

@@ -2,219 +2,10 @@
 
 #include <dirent.h>
 
+#include "operations.h"
 #include "trials.h"
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
-
-/* --- Operations ------------------------------------------------------------------------------ */
-
-typedef int operation(outbox_store *store, fixture *f);
-
-static int migrate(outbox_store *store, fixture *f) {
-  (void)f;
-  return outbox_migrate(store);
-}
-
-static int publish_many(outbox_store *store, fixture *f) {
-  enum { MANY = 20 };
-  static char names[MANY][8];
-  outbox_message messages[MANY];
-  char payload[3000];
-  memset(payload, 'x', sizeof payload);
-  for (int i = 0; i < MANY; i++) {
-    snprintf(names[i], sizeof names[i], "new-%d", i);
-    messages[i] = message(names[i]);
-    messages[i].payload = (outbox_bytes){payload, sizeof payload};
-    if (i == 7) messages[i].deliver_at = f->now + SECOND;
-  }
-  return outbox_publish(store, messages, MANY);
-}
-
-static int publish_one(outbox_store *store, fixture *f) {
-  (void)f;
-  outbox_message one = {.id = text("new"), .unique = true};
-  return outbox_publish(store, &one, 1);
-}
-
-static int publish_on_an_attached_store(outbox_store *store, fixture *f) {
-  outbox_options options = test_options(f);
-  outbox_store *attached;
-  int code = outbox_attach(&attached, outbox_connection(store), &options);
-  if (code == OUTBOX_OK) code = publish_one(attached, f);
-  if (code != OUTBOX_OK && attached != NULL)
-    assert_int_not_equal(outbox_error_message(attached)[0], '\0');
-  outbox_close(attached);
-  return code;
-}
-
-/* Inserts a row of the application and publishes a message in one transaction. */
-static int publish_with_an_order(outbox_store *store, fixture *f) {
-  static const char WIDE[2000] = "";
-  const outbox_value number = {.type = OUTBOX_INTEGER, .integer = 2},
-                     bytes = {.type = OUTBOX_BLOB, .bytes = {WIDE, sizeof WIDE}};
-  outbox_rows *rows;
-  int64_t changed;
-  int code = outbox_begin(store);
-  if (code != OUTBOX_OK) return code;
-  code = outbox_execute(store, "INSERT INTO orders VALUES (?)", &number, 1, &changed);
-  if (code == OUTBOX_OK) code = outbox_query(store, &rows, "SELECT ?, * FROM orders", &bytes, 1);
-  if (code == OUTBOX_OK) {
-    code = outbox_next_row(rows);
-    if (code == OUTBOX_ROW) assert_int_equal(outbox_column(rows, 1).integer, 2);
-    if (code == OUTBOX_ROW) code = OUTBOX_OK;
-    outbox_close_rows(rows);
-  }
-  if (code == OUTBOX_OK) code = publish_one(store, f);
-  if (code == OUTBOX_OK) return outbox_commit(store);
-  outbox_rollback(store);
-  return code;
-}
-
-static int claim_everything(outbox_store *store, fixture *f) {
-  outbox_claimed claimed;
-  return outbox_claim_entries(store, text("q"), f->now + SECOND, 0, &claimed);
-}
-
-static int claim_a_few(outbox_store *store, fixture *f) {
-  outbox_claimed claimed;
-  return outbox_claim_entries(store, text("q"), f->now + SECOND, 2, &claimed);
-}
-
-static int claim_more(outbox_store *store, fixture *f) {
-  outbox_claimed claimed;
-  return outbox_claim_entries(store, text("p"), f->now + SECOND, 6, &claimed);
-}
-
-static int read_all(outbox_store *store) {
-  outbox_entry entry;
-  int code;
-  while ((code = outbox_next(store, &entry)) == OUTBOX_ROW)
-    continue;
-  return code == OUTBOX_DONE ? OUTBOX_OK : code;
-}
-
-static int get(outbox_store *store, fixture *f) {
-  (void)f;
-  int code = outbox_get_claimed_entries(store, text("p"), 100, 0);
-  return code == OUTBOX_OK ? read_all(store) : code;
-}
-
-static int renew(outbox_store *store, fixture *f) {
-  bool renewed;
-  return outbox_renew_claim(store, text("p"), f->now + 60 * SECOND, &renewed);
-}
-
-static int release(outbox_store *store, fixture *f) {
-  (void)f;
-  return outbox_release_claim(store, text("p"));
-}
-
-static int delete_some(outbox_store *store, fixture *f) {
-  (void)f;
-  int64_t deleted;
-  outbox_bytes ids[] = {text("one"), text("late"), text("four"), text("nobody")};
-  return delete_any(store, ids, LENGTH(ids), &deleted);
-}
-
-static int retry_one(outbox_store *store, fixture *f) {
-  bool found;
-  return outbox_retry_entry(store, any(text("two")), f->now + SECOND, text("no"), &found);
-}
-
-static int bury_one(outbox_store *store, fixture *f) {
-  bool found;
-  (void)f;
-  return outbox_bury_entry(store, any(text("two")), text("no"), &found);
-}
-
-static int requeue(outbox_store *store, fixture *f) {
-  int64_t requeued;
-  outbox_bytes ids[] = {text("dead"), text("nobody")};
-  (void)f;
-  return outbox_requeue_entries(store, ids, LENGTH(ids), &requeued);
-}
-
-static int purge(outbox_store *store, fixture *f) {
-  int64_t purged;
-  outbox_bytes ids[] = {text("dead"), text("nobody")};
-  (void)f;
-  return outbox_purge_entries(store, ids, LENGTH(ids), &purged);
-}
-
-static int look_around(outbox_store *store, fixture *f) {
-  static int (*const LISTS[])(outbox_store *, outbox_bytes, int64_t, int64_t) = {
-      outbox_ready_entries, outbox_delayed_entries, outbox_dead_entries};
-  (void)f;
-  outbox_lease lease;
-  outbox_counts counts;
-  int code = OUTBOX_OK;
-  for (size_t i = 0; i < LENGTH(LISTS) && code == OUTBOX_OK; i++) {
-    code = LISTS[i](store, i == 1 ? text("") : (outbox_bytes){NULL, 0}, 0, 100);
-    if (code == OUTBOX_OK) code = read_all(store);
-  }
-  if (code == OUTBOX_OK) code = outbox_count_entries(store, &counts);
-  if (code == OUTBOX_OK) code = outbox_leases(store);
-  if (code == OUTBOX_OK)
-    while ((code = outbox_next_lease(store, &lease)) == OUTBOX_ROW)
-      continue;
-  return code == OUTBOX_DONE ? OUTBOX_OK : code;
-}
-
-static int listen(outbox_store *store, fixture *f) {
-  bool rung;
-  int64_t look_again;
-  (void)f;
-  outbox_pollfd(store);
-  return outbox_wait(store, 0, &rung, &look_again);
-}
-
-/* The work of a processor between two calls of its publisher, in one transaction. */
-static int process_a_batch(outbox_store *store, fixture *f) {
-  outbox_bytes ids[] = {text("one"), text("two")};
-  int64_t deleted;
-  bool done;
-  int code = outbox_begin(store);
-  if (code != OUTBOX_OK) return code;
-  code = claim_more(store, f);
-  if (code == OUTBOX_OK) code = outbox_renew_claim(store, text("p"), f->now + SECOND, &done);
-  if (code == OUTBOX_OK) code = delete_any(store, ids, LENGTH(ids), &deleted);
-  if (code == OUTBOX_OK)
-    code = outbox_retry_entry(store, any(text("three")), f->now + SECOND, text("no"), &done);
-  if (code == OUTBOX_OK) code = outbox_bury_entry(store, any(text("four")), text("never"), &done);
-  if (code == OUTBOX_OK) code = outbox_get_claimed_entries(store, text("p"), 2, 1000);
-  if (code == OUTBOX_OK) code = read_all(store);
-  if (code == OUTBOX_OK) code = outbox_hold_batch(store, text("p"));
-  if (code == OUTBOX_OK) return outbox_commit(store);
-  outbox_rollback(store);
-  return code;
-}
-
-/* The work of a processor on lanes: it takes a batch, and then settles it and takes the next. */
-static int take_a_batch(outbox_store *store, fixture *f) {
-  outbox_service service = {.processor_id = text("lane"),
-                            .except = true,
-                            .duration = 60 * SECOND,
-                            .ordering = OUTBOX_ORDERING_KEY};
-  outbox_want want = {.batch_size = 4, .batch_bytes = 1000000};
-  outbox_progress progress;
-  (void)f;
-  int code = outbox_serve(store, &service);
-  if (code == OUTBOX_OK || code == OUTBOX_MISUSE) /* it did so in an earlier try */
-    code = outbox_advance(store, NULL, 0, &want, &progress);
-  return code;
-}
-
-static int settle_a_batch(outbox_store *store, fixture *f) {
-  static const enum outbox_outcome OUTCOMES[] = {OUTBOX_DELIVERED, OUTBOX_RETRY, OUTBOX_BURY,
-                                                 OUTBOX_PUT_OFF};
-  outbox_verdict verdicts[LENGTH(OUTCOMES)];
-  outbox_want want = {.batch_size = 4};
-  outbox_progress progress;
-  for (size_t i = 0; i < LENGTH(OUTCOMES); i++)
-    verdicts[i] =
-        (outbox_verdict){.outcome = OUTCOMES[i], .at = f->now + SECOND, .error = text("no")};
-  return outbox_advance(store, verdicts, LENGTH(verdicts), &want, &progress);
-}
 
 /* --- Databases ------------------------------------------------------------------------------- */
 
@@ -265,6 +56,9 @@ char *dump(sqlite3 *db) {
       "SELECT group_concat(processor_id || classes || first_seq || last_seq || deadline ||"
       " ifnull(held, '-'))"
       " FROM (SELECT * FROM outbox_claims ORDER BY lease)",
+      "SELECT group_concat(namespace || copy) FROM outbox_subscriptions",
+      "SELECT group_concat(namespace || paused_at) FROM outbox_pauses",
+      "SELECT group_concat(namespace || down_since || ifnull(error, '-')) FROM outbox_outages",
       "SELECT group_concat(number) FROM (SELECT * FROM orders ORDER BY number)"};
   sqlite3_str *all = sqlite3_str_new(NULL);
   for (size_t i = 0; i < LENGTH(QUERIES); i++) {
@@ -290,12 +84,7 @@ char *dump_file(const char *path) {
 /* --- One trial ------------------------------------------------------------------------------- */
 
 typedef struct trial {
-  const char *name;
-  operation *run;
-  operation *prepare; /* comes before it, and never fails; or NULL */
-  bool tables;        /* the database has the outbox's tables already */
-  bool opening;       /* opening the store is part of the trial */
-  bool apart;         /* another store has the error message */
+  const operation *operation;
   char template[80];
   char *before, *after; /* dumps */
 } trial;
@@ -320,38 +109,39 @@ static bool try_one(fixture *f, const trial *t, const trouble *trouble, int kind
   int descriptors = count_descriptors();
   int64_t memory = sqlite3_memory_used();
 
-  if (t->opening) trouble->arm(kind, n, for_ever);
+  if (t->operation->opening) trouble->arm(kind, n, for_ever);
   int code = outbox_open(&store, f->path, &options);
-  if (!t->opening) {
+  if (!t->operation->opening) {
     assert_int_equal(code, OUTBOX_OK);
-    if (t->prepare != NULL) assert_ok(store, t->prepare(store, f));
+    if (t->operation->prepare != NULL) assert_ok(store, t->operation->prepare(store, f));
     trouble->arm(kind, n, for_ever);
   }
   bool opened = code == OUTBOX_OK;
-  if (opened) code = t->run(store, f);
+  if (opened) code = t->operation->run(store, f);
   bool failed = trouble->disarm();
 
   char where[100];
-  snprintf(where, sizeof where, "%s, %s %d%s: %s", t->name, trouble->names[kind], n,
+  snprintf(where, sizeof where, "%s, %s %d%s: %s", t->operation->name, trouble->names[kind], n,
            for_ever ? " and on" : "", outbox_code_name(code));
   if (!failed && code != OUTBOX_OK) fail_msg("%s, though nothing failed", where);
   if (code == OUTBOX_MISUSE || (code != OUTBOX_OK && trouble->code != 0 && code != trouble->code))
     fail_msg("%s", where);
-  if (code != OUTBOX_OK && store != NULL && !t->apart && outbox_error_message(store)[0] == '\0')
+  if (code != OUTBOX_OK && store != NULL && !t->operation->apart &&
+      outbox_error_message(store)[0] == '\0')
     fail_msg("%s, without a reason", where);
   if (opened) assert_ok(store, outbox_rollback(store));
-  if (code == OUTBOX_OK || !t->opening) {
+  if (code == OUTBOX_OK || !t->operation->opening) {
     char *now = dump_file(f->path);
     if (strcmp(now, code == OUTBOX_OK ? t->after : t->before) != 0)
       fail_msg("%s, and the database is\n%s", where, now);
     sqlite3_free(now);
   }
   if (code != OUTBOX_OK) { /* try again without failures */
-    if (t->opening) {
+    if (t->operation->opening) {
       outbox_close(store);
       assert_int_equal(outbox_open(&store, f->path, &options), OUTBOX_OK);
     }
-    assert_ok(store, t->run(store, f));
+    assert_ok(store, t->operation->run(store, f));
     char *now = dump_file(f->path);
     if (strcmp(now, t->after) != 0) fail_msg("%s, done again, leaves\n%s", where, now);
     sqlite3_free(now);
@@ -362,23 +152,24 @@ static bool try_one(fixture *f, const trial *t, const trouble *trouble, int kind
   return failed;
 }
 
-static int try_operation(fixture *f, trial t, const trouble *trouble) {
+static int try_operation(fixture *f, const operation *operation, const trouble *trouble) {
+  trial t = {.operation = operation};
   int tried = 0;
   int64_t start = f->now;
   outbox_options options = test_options(f);
   outbox_store *store;
   snprintf(t.template, sizeof t.template, "%s/template.db", f->directory);
   remove(t.template);
-  make_template(f, t.template, t.tables);
+  make_template(f, t.template, t.operation->tables);
   copy_file(t.template, f->path);
   assert_int_equal(outbox_open(&store, f->path, &options), OUTBOX_OK);
-  if (t.prepare != NULL) assert_ok(store, t.prepare(store, f));
+  if (t.operation->prepare != NULL) assert_ok(store, t.operation->prepare(store, f));
   outbox_close(store);
   t.before = dump_file(f->path);
   copy_file(t.template, f->path);
   assert_int_equal(outbox_open(&store, f->path, &options), OUTBOX_OK);
-  if (t.prepare != NULL) assert_ok(store, t.prepare(store, f));
-  assert_ok(store, t.run(store, f));
+  if (t.operation->prepare != NULL) assert_ok(store, t.operation->prepare(store, f));
+  assert_ok(store, t.operation->run(store, f));
   outbox_close(store);
   t.after = dump_file(f->path);
   for (int kind = 0; kind < trouble->kinds; kind++)
@@ -392,36 +183,8 @@ static int try_operation(fixture *f, trial t, const trouble *trouble) {
 }
 
 int try_all(fixture *f, const trouble *trouble) {
-  static const trial TRIALS[] = {
-      {.name = "open and migrate", .run = migrate, .opening = true},
-      {.name = "migrate", .run = migrate},
-      {.name = "open and publish", .run = publish_one, .tables = true, .opening = true},
-      {.name = "publish one", .run = publish_one, .tables = true},
-      {.name = "publish many", .run = publish_many, .tables = true},
-      {.name = "publish with an order", .run = publish_with_an_order, .tables = true},
-      {.name = "attach and publish",
-       .run = publish_on_an_attached_store,
-       .tables = true,
-       .apart = true},
-      {.name = "claim everything", .run = claim_everything, .tables = true},
-      {.name = "claim a few", .run = claim_a_few, .tables = true},
-      {.name = "claim more", .run = claim_more, .tables = true},
-      {.name = "get", .run = get, .tables = true},
-      {.name = "renew", .run = renew, .tables = true},
-      {.name = "release", .run = release, .tables = true},
-      {.name = "delete", .run = delete_some, .tables = true},
-      {.name = "retry", .run = retry_one, .tables = true},
-      {.name = "bury", .run = bury_one, .tables = true},
-      {.name = "requeue", .run = requeue, .tables = true},
-      {.name = "purge", .run = purge, .tables = true},
-      {.name = "look around", .run = look_around, .tables = true},
-      {.name = "listen", .run = listen, .tables = true},
-      {.name = "process a batch", .run = process_a_batch, .tables = true},
-      {.name = "take a batch", .run = take_a_batch, .tables = true},
-      {.name = "settle a batch", .run = settle_a_batch, .prepare = take_a_batch, .tables = true},
-  };
   int tried = 0;
-  for (size_t i = 0; i < LENGTH(TRIALS); i++)
-    tried += try_operation(f, TRIALS[i], trouble);
+  for (size_t i = 0; i < operation_count; i++)
+    tried += try_operation(f, &operations[i], trouble);
   return tried;
 }

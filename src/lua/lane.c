@@ -276,12 +276,52 @@ static int store_recover(lua_State *L) {
   return 0;
 }
 
+/* The outage on the top of the stack, whose bytes stay valid with its table. */
+static outbox_outage read_outage(lua_State *L) {
+  outbox_outage outage;
+  int table = lua_gettop(L);
+  lua_getfield(L, table, "namespace");
+  outage.namespace = shim_check_bytes(L, -1);
+  lua_getfield(L, table, "down_since");
+  outage.down_since = shim_check_microseconds(L, -1);
+  lua_getfield(L, table, "error");
+  outage.error = shim_opt_bytes(L, -1);
+  lua_settop(L, table);
+  return outage;
+}
+
+/***
+Writes which namespaces the processor has found down: these, and no other.
+@function store:note_outages
+@tparam {table,...} outages each with `namespace`, `down_since` (seconds since the Unix epoch), and
+`error` (a string)
+@treturn boolean whether the processor has a claim; else nothing is written
+@raise `busy`, `full`
+@local
+*/
+static int store_note_outages(lua_State *L) {
+  bool noted;
+  shim_store *self = shim_check_store(L, 1);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  size_t count = lua_rawlen(L, 2);
+  outbox_outage *outages = lua_newuserdatauv(L, (count + 1) * sizeof *outages, 0);
+  for (size_t i = 0; i < count; i++) {
+    lua_rawgeti(L, 2, (lua_Integer)i + 1);
+    outages[i] = read_outage(L);
+    lua_pop(L, 1);
+  }
+  shim_check(L, self->store, outbox_note_outages(self->store, outages, count, &noted));
+  lua_pushboolean(L, noted);
+  return 1;
+}
+
 static const luaL_Reg METHODS[] = {{"serve", store_serve},
                                    {"advance", store_advance},
                                    {"batch", store_batch},
                                    {"hand", store_hand},
                                    {"park", store_park},
                                    {"recover", store_recover},
+                                   {"note_outages", store_note_outages},
                                    {NULL, NULL}};
 
 void shim_add_lane(lua_State *L) {

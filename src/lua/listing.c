@@ -79,6 +79,8 @@ static int store_find_entries(lua_State *L) {
 /***
 Counts the entries. This takes longer the more entries there are.
 @function store:stats
+@tparam[opt] table options `by_namespace` (a boolean, default false): count by namespace, too. That
+reads every entry, outside any lock
 @treturn table `ready`, `delayed`, `dead`: numbers of entries. `retries`: how many of the delayed
 entries were ready before. `oldest_age`: seconds since the first ready entry was published whose
 namespace is not paused, nil without one. `due_at`: when the next delayed entry falls due, seconds
@@ -91,16 +93,22 @@ has again), `processor_id`, `namespaces` (an array, or a table with an array `ex
 `classes` (how many of 64: the share of the keys; 0 while it stands by), `first_seq` and `last_seq`
 (of a processor the smallest and the largest integer), `deadline` and `claimed_at` (seconds since
 the Unix epoch), and `held`, the places of the entries in hand, each relative to the last one before
-("17+3,2" is 17 to 20, and 22; after "!", their delivery took too long), nil without one
+("17+3,2" is 17 to 20, and 22; after "!", their delivery took too long), nil without one.
+`namespaces`, if it was asked for: an array of tables in the order of the names, each with
+`namespace`, `ready`, `delayed`, `dead`, `oldest_age`, and, where it is so, `paused_at`, and
+`down_since` and `error`, which a live processor has found: seconds since the Unix epoch, and why
 @raise what the clock raises
 */
 static int store_stats(lua_State *L) {
+  static const char *const OPTIONS[] = {"by_namespace", NULL};
   outbox_counts counts;
   shim_store *self = shim_check_store(L, 1);
+  lua_settop(L, 2);
+  bool by_namespace = shim_check_options(L, 2, OPTIONS) && shim_opt_boolean(L, 2, "by_namespace");
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_check(L, self->store, outbox_count_entries(self->store, &counts));
-  lua_createtable(L, 0, 8);
+  lua_createtable(L, 0, 9);
   const struct {
     const char *name;
     int64_t count;
@@ -118,6 +126,10 @@ static int store_stats(lua_State *L) {
   shim_check_store(L, 1); /* a finalizer may have closed it */
   shim_push_leases(L, self, outbox_leases(self->store));
   lua_setfield(L, -2, "leases");
+  if (!by_namespace) return 1;
+  shim_check_store(L, 1);
+  shim_push_summaries(L, self, outbox_summaries(self->store));
+  lua_setfield(L, -2, "namespaces");
   return 1;
 }
 

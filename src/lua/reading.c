@@ -261,6 +261,31 @@ void shim_push_subscriptions(lua_State *L, shim_store *self, int code) {
   push_reading(L, self, code, read_subscriptions, (reading){.listed = false});
 }
 
+static int read_summaries(lua_State *L) {
+  reading *reading = lua_touserdata(L, 1);
+  outbox_summary summary;
+  lua_newtable(L);
+  for (lua_Integer i = 1;
+       (reading->code = outbox_next_summary(reading->store, &summary)) == OUTBOX_ROW; i++) {
+    lua_createtable(L, 0, 8);
+    set_bytes(L, "namespace", summary.namespace);
+    set_integer(L, "ready", summary.ready);
+    set_integer(L, "delayed", summary.delayed);
+    set_integer(L, "dead", summary.dead);
+    if (summary.oldest_age >= 0) shim_set_seconds(L, "oldest_age", summary.oldest_age);
+    if (summary.paused_at != 0) shim_set_seconds(L, "paused_at", summary.paused_at);
+    if (summary.down_since != 0) shim_set_seconds(L, "down_since", summary.down_since);
+    set_bytes(L, "error", summary.error);
+    lua_rawseti(L, -2, i);
+  }
+  return 1;
+}
+
+void shim_push_summaries(lua_State *L, shim_store *self, int code) {
+  lua_pushnil(L);
+  push_reading(L, self, code, read_summaries, (reading){.listed = false});
+}
+
 static int read_paused(lua_State *L) {
   reading *reading = lua_touserdata(L, 1);
   outbox_paused paused;

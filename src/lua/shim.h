@@ -279,6 +279,7 @@ void shim_push_hand(lua_State *L, shim_store *self);
 void shim_push_leases(lua_State *L, shim_store *self, int code);
 void shim_push_subscriptions(lua_State *L, shim_store *self, int code);
 void shim_push_paused(lua_State *L, shim_store *self, int code);
+void shim_push_summaries(lua_State *L, shim_store *self, int code);
 
 /* --- publish.c: Lua tables as messages ------------------------------------------------------- */
 

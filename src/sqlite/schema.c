@@ -85,7 +85,8 @@ static const char VERSION_3[] =
 
 /*
 ** Version 4. A subscription: what is published to a namespace becomes a copy in another. A pause:
-** nothing of a namespace is handed out. See subscribe.c and pause.c.
+** nothing of a namespace is handed out. An outage: a processor has found a namespace down. See
+** subscribe.c, pause.c and outage.c.
 */
 static const char VERSION_4[] =
     "ALTER TABLE @entries ADD COLUMN source_id TEXT;"
@@ -94,7 +95,9 @@ static const char VERSION_4[] =
     "CREATE TABLE @subscriptions (namespace TEXT NOT NULL, copy TEXT NOT NULL,"
     " PRIMARY KEY (namespace, copy)) WITHOUT ROWID;"
     "CREATE TABLE @pauses (namespace TEXT NOT NULL PRIMARY KEY, paused_at INTEGER NOT NULL)"
-    " WITHOUT ROWID;";
+    " WITHOUT ROWID;"
+    "CREATE TABLE @outages (namespace TEXT NOT NULL, lease INTEGER NOT NULL,"
+    " down_since INTEGER NOT NULL, error TEXT, PRIMARY KEY (namespace, lease)) WITHOUT ROWID;";
 
 const char *const schema_steps[] = {VERSION_1, VERSION_2, VERSION_3, VERSION_4};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

@@ -12,6 +12,24 @@ static const char COUNT_ENTRIES_SQL[] =
     " (SELECT min(due_at) FROM @delayed), (SELECT count(position) FROM @delayed),"
     " (SELECT max(seq) FROM main.sqlite_sequence WHERE name = '@@" ENTRIES_NAME "' COLLATE NOCASE)";
 
+/* ?1 is now. Of the entries of a group, min() chooses the row that created_at is of. */
+static const char SUMMARIES_SQL[] =
+    "WITH live (namespace, down_since, error) AS"
+    " (SELECT o.namespace, o.down_since, o.error FROM @outages AS o JOIN @claims AS c"
+    " ON c.lease = o.lease WHERE c.deadline >= ?1),"
+    " counts (namespace, ready, delayed, dead, seq, oldest) AS"
+    " (SELECT namespace, count(*), 0, 0, min(seq), created_at FROM " ENTRIES " GROUP BY namespace"
+    " UNION ALL SELECT namespace, 0, count(*), 0, 0, NULL FROM @delayed GROUP BY namespace"
+    " UNION ALL SELECT namespace, 0, 0, count(*), 0, NULL FROM @dead GROUP BY namespace"
+    " UNION ALL SELECT namespace, 0, 0, 0, 0, NULL FROM @pauses"
+    " UNION ALL SELECT namespace, 0, 0, 0, 0, NULL FROM live)"
+    " SELECT namespace, sum(ready), sum(delayed), sum(dead),"
+    " coalesce(max(?1 - max(oldest), 0), -1),"
+    " coalesce((SELECT paused_at FROM @pauses AS p WHERE p.namespace = counts.namespace), 0),"
+    " coalesce((SELECT min(down_since) FROM live WHERE live.namespace = counts.namespace), 0),"
+    " (SELECT error FROM live WHERE live.namespace = counts.namespace ORDER BY down_since LIMIT 1)"
+    " FROM counts GROUP BY namespace ORDER BY namespace";
+
 int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
   int64_t now, values[7];
   bool found;
@@ -27,5 +45,27 @@ int outbox_count_entries(outbox_store *store, outbox_counts *counts) {
                               .due_at = values[4],
                               .retries = values[5],
                               .last_seq = values[6]};
+  return code;
+}
+
+int outbox_summaries(outbox_store *store) {
+  int64_t now;
+  int code = transaction_enter(store);
+  if (code == OUTBOX_OK) code = store_now(store, &now);
+  return code == OUTBOX_OK ? sql_query(store, SUMMARIES_SQL, &store->reading, "i", now) : code;
+}
+
+int outbox_next_summary(outbox_store *store, outbox_summary *summary) {
+  int code = reading_next(store);
+  if (code != OUTBOX_ROW) return code;
+  sqlite3_stmt *row = store->reading;
+  *summary = (outbox_summary){.namespace = sql_column(row, 0),
+                              .ready = sqlite3_column_int64(row, 1),
+                              .delayed = sqlite3_column_int64(row, 2),
+                              .dead = sqlite3_column_int64(row, 3),
+                              .oldest_age = sqlite3_column_int64(row, 4),
+                              .paused_at = sqlite3_column_int64(row, 5),
+                              .down_since = sqlite3_column_int64(row, 6),
+                              .error = sql_column(row, 7)};
   return code;
 }

@@ -2,11 +2,13 @@
 
 local database = require("outbox.command.common.database")
 local format = require("outbox.command.common.format")
+local namespaces = require("outbox.command.common.namespaces")
 local outbox = require("outbox")
 
 local M = {
   summary = "Count the entries.",
-  description = "Counts the entries by state, and shows how long the first ready entry has waited.",
+  description = "Counts the entries by state, and by namespace, and shows how long the first ready "
+    .. "entry of each has waited; what is paused, what is down, and what no processor serves.",
 }
 
 function M.define(command)
@@ -20,20 +22,64 @@ local function text(stats, now)
   local rows = format.counts(stats, now)
   rows[#rows + 1] = { "leases", ("%10d"):format(format.live_leases(stats, now)), "" }
   format.table(rows)
+  rows = namespaces.rows(stats.namespaces, now)
+  if rows[1] then
+    format.write("\n")
+    format.table(rows)
+  end
 end
 
 local function json(stats)
   for _, lease in ipairs(format.array(stats.leases)) do
     format.stamp_lease(lease)
   end
+  for _, each in ipairs(format.array(stats.namespaces)) do
+    format.stamp(each)
+  end
   format.write(format.json(format.stamp(stats)), "\n")
 end
 
-local function prometheus(stats, now, options)
-  local function quote(value)
-    return '"' .. value:gsub('[\\"\n]', { ["\\"] = "\\\\", ['"'] = '\\"', ["\n"] = "\\n" }) .. '"'
+-- Writes a metric: its help, its type, and a value for each set of labels.
+local function write_metric(name, kind, help, values)
+  format.write(("# HELP outbox_%s %s\n# TYPE outbox_%s %s\n"):format(name, help, name, kind))
+  for _, value in ipairs(values) do
+    format.write(("outbox_%s{%s} %s\n"):format(name, value[1], format.number(value[2])))
   end
-  local labels = ("{database=%s,prefix=%s}"):format(quote(options.database), quote(options.prefix))
+end
+
+local function label(name, value)
+  return ('%s="%s"'):format(name,
+    value:gsub('[\\"\n]', { ["\\"] = "\\\\", ['"'] = '\\"', ["\n"] = "\\n" }))
+end
+
+-- The metrics of each namespace: their names, their help, and how a value is read.
+local OF_NAMESPACES = {
+  { "namespace_ready_entries", "Entries to be delivered now, claimed or not.", function(each)
+    return each.ready
+  end },
+  { "namespace_delayed_entries", "Entries that wait for their time.", function(each)
+    return each.delayed
+  end },
+  { "namespace_dead_entries", "Dead letters.", function(each)
+    return each.dead
+  end },
+  { "namespace_oldest_age_seconds",
+    "Seconds since the first ready entry was published; 0 without one.", function(each)
+      return each.oldest_age or 0
+    end },
+  { "namespace_paused", "Whether nothing is handed out until it is resumed.", function(each)
+    return each.paused_at and 1 or 0
+  end },
+  { "namespace_unserved", "Whether something waits, and no processor serves it.", function(each)
+    return each.unserved and 1 or 0
+  end },
+  { "destination_down", "Whether a processor has found its destination down.", function(each)
+    return each.down_since and 1 or 0
+  end },
+}
+
+local function prometheus(stats, now, options)
+  local common = label("database", options.database) .. "," .. label("prefix", options.prefix)
   for _, metric in ipairs({
     { "ready_entries", "gauge", stats.ready, "Entries to be delivered now, claimed or not." },
     { "delayed_entries", "gauge", stats.delayed, "Entries that wait for their time." },
@@ -49,16 +95,24 @@ local function prometheus(stats, now, options)
       "Arrived entries that were delivered, or died." },
   }) do
     local name, kind, value, help = table.unpack(metric)
-    name = "outbox_" .. name
-    format.write(("# HELP %s %s\n# TYPE %s %s\n%s%s %s\n"):format(name, help, name, kind, name,
-      labels, format.number(value)))
+    write_metric(name, kind, help, { { common, value } })
+  end
+  for _, metric in ipairs(stats.namespaces[1] and OF_NAMESPACES or {}) do
+    local name, help, read = table.unpack(metric)
+    local values = {}
+    for i, each in ipairs(stats.namespaces) do
+      values[i] = { common .. "," .. label("namespace", each.namespace), read(each) }
+    end
+    write_metric(name, "gauge", help, values)
   end
 end
 
 function M.run(options)
   local store <close> = database.look(options)
   local show = options.json and json or options.prometheus and prometheus or text
-  show(store:stats(), outbox.clock.now(), options)
+  local stats, now = store:stats({ by_namespace = true }), outbox.clock.now()
+  namespaces.judge(stats, now)
+  show(stats, now, options)
 end
 
 return M

@@ -4,16 +4,19 @@ local convert = require("outbox.command.common.convert")
 local core = require("outbox.core")
 local database = require("outbox.command.common.database")
 local format = require("outbox.command.common.format")
+local namespaces = require("outbox.command.common.namespaces")
 local outbox = require("outbox")
 
 local M = {
   summary = "Watch an outbox.",
-  description = "Shows the number of entries by state, how many arrive and depart each second, the "
-    .. "leases, and the errors of the last entries that failed. Draws a screen on a terminal, else "
+  description = "Shows the number of entries by state and by namespace, how many arrive and depart "
+    .. "each second, the leases, and the errors of the last entries that failed. Draws a screen on a terminal, else "
     .. "writes one line each time. Ends with Ctrl-C.",
 }
 
 local MAX_READ = 20 -- how many of the last delayed and of the last dead entries are read
+-- Counting by namespace takes longer the more entries there are; it may take this share of the time.
+local MAX_SHARE = 1 / 20
 
 function M.define(command)
   database.define(command)
@@ -33,6 +36,20 @@ local function take(store, before)
     sample.arrived, sample.departed = arrived / seconds, (arrived - grew) / seconds
   end
   return sample
+end
+
+-- Keeps the counts by namespace of the sample before until it is time for new ones.
+local function take_namespaces(store, sample, before)
+  local next_at = before and before.counted_at + before.counting / MAX_SHARE
+  if next_at and sample.time < next_at and sample.time >= before.counted_at then
+    sample.namespaces, sample.counted_at, sample.counting = before.namespaces, before.counted_at,
+      before.counting
+    return
+  end
+  local counted = store:stats({ by_namespace = true })
+  namespaces.judge(counted, sample.time)
+  sample.namespaces, sample.counted_at = counted.namespaces, sample.time
+  sample.counting = outbox.clock.now() - sample.time
 end
 
 local function rate(value)
@@ -79,6 +96,11 @@ local function screen(store, options, sample)
   local rows = format.counts(sample, now)
   rows[#rows + 1] = { "arrived", ("%10s"):format(rate(sample.arrived)), "a second" }
   rows[#rows + 1] = { "departed", ("%10s"):format(rate(sample.departed)), "a second" }
+  add(rows)
+  rows = namespaces.rows(sample.namespaces, now)
+  if rows[1] and sample.counted_at < now then
+    rows[1][#rows[1]] = "STATE " .. format.from_now(sample.counted_at, now)
+  end
   add(rows)
   rows = {}
   for _, lease in ipairs(sample.leases) do
@@ -132,7 +154,11 @@ function M.run(options)
   local sample
   local left = options.count or math.huge
   repeat
-    sample = take(store, sample)
+    local before = sample
+    sample = take(store, before)
+    if terminal then
+      take_namespaces(store, sample, before)
+    end
     show(store, options, sample)
     format.flush()
     left = left - 1

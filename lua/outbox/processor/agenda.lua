@@ -5,12 +5,13 @@
 --    due      because a delayed entry falls due, or another's claim lapses
 --    renewal  because half of the claim's duration is over
 --    join     because a processor that stands by asks for a share
+--    outages  because it is to be written which namespaces are down
 
 local new_timer = require("outbox.processor.timer")
 
 local huge, min = math.huge, math.min
 
-local WAKING = { "look", "due", "renewal", "join" }
+local WAKING = { "look", "due", "renewal", "join", "outages" }
 
 local Agenda = {}
 Agenda.__index = Agenda

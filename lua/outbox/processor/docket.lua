@@ -30,6 +30,16 @@ function Docket:know(place, id)
   return it
 end
 
+--- Notes since when nothing gets through, and why: the last call took so many seconds.
+function Docket:note_outage(seconds, reason)
+  if self.row == 0 then
+    self.down_since = nil
+  else
+    self.down_since = self.down_since or self.timer.now() - seconds
+    self.reason = reason or self.reason
+  end
+end
+
 --- Forgets a message.
 function Docket:clear(place)
   if self.known[place] then
@@ -147,6 +157,7 @@ return function(name, size, timer)
     top = size, -- up to which that number grows
     row = 0, f = 0, -- failures in a row; those of different messages
     rest = nil, -- a span: until when it is not called
+    down_since = nil, reason = nil, -- when that row began, and why
     ok = nil, -- when something got through last, unless something failed since
     turn = 0, -- where to look next after a failure
     looks = 0, -- how many times in a row nothing was found there; 2: there is nothing

@@ -195,6 +195,12 @@ function Jury:is_calm()
   return self.roster.number == 0
 end
 
+--- Returns the namespaces that are down, in the order of their names: each with `down_since` and
+-- `error`, and with `probe_at`, when the next message is tried.
+function Jury:down()
+  return self.roster:down()
+end
+
 --- How many messages of a namespace a call may have; 0 while it rests.
 function Jury:limit(namespace)
   local s = self.roster.by_name[namespace]
@@ -418,6 +424,7 @@ function Jury:judge(answer, outcome)
   if not well and (list or answer.delivered == 0 or answer.seconds > 0.1) then
     self.debt = self.timer:span(answer.seconds)
   end
+  s:note_outage(answer.seconds, (first or answer.told[1] or {}).reason)
   s.looks, self.idle = 0, false
   settle_down(self, s)
 end

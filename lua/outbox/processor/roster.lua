@@ -121,6 +121,22 @@ function Roster:asleep()
   return self.heap[1] and self.timer:left(self.heap[1].span) or math.huge
 end
 
+--- Returns those that are down, in the order of their names; see Jury:down.
+function Roster:down()
+  local list = {}
+  for name, s in pairs(self.by_name) do
+    if s.row >= s.FEW then
+      local seconds = s.rest and self.timer:left(s.rest) or 0
+      list[#list + 1] = { namespace = name, down_since = s.down_since, error = s.reason,
+        probe_at = self.timer.now() + seconds }
+    end
+  end
+  table.sort(list, function(a, b)
+    return a.namespace < b.namespace
+  end)
+  return list
+end
+
 --- Makes an empty roster.
 return function(timer)
   return setmetatable({ timer = timer, time = -math.huge, number = 0, last = 0,

@@ -10,6 +10,7 @@ local errors = require("outbox.error")
 local new_batch = require("outbox.processor.batch")
 local new_delivery = require("outbox.processor.delivery")
 local new_jury = require("outbox.processor.jury")
+local new_outages = require("outbox.processor.outages")
 
 -- A standby ignores wakes for this long, in seconds, and then asks for a share; otherwise every
 -- commit of the active processor would wake it.
@@ -30,6 +31,7 @@ local function serve(self)
     except = settings.except, ordering = settings.ordering, duration = settings.claim_duration })
   serving[self.store] = self
   self.batch, self.unread = nil, nil
+  self.outages:forget()
   self.jury:park_again()
 end
 
@@ -116,6 +118,9 @@ local function advance(self, want)
   else
     self.agenda:cancel("renewal")
   end
+  if progress.lost then
+    self.outages:forget()
+  end
   stand_by(self, progress)
   note_found(self, want, progress)
   read_hand(self)
@@ -190,6 +195,7 @@ end
 
 --- Does the next thing that there is to do: at most one batch.
 function Work:cycle()
+  self.outages:tell()
   read_hand(self)
   if not (self.outcome or self.batch and not self.cut_off and is_fresh(self)) then
     take(self)
@@ -227,6 +233,7 @@ function Work:release()
     self.store:advance(verdicts(self), { leave = true })
   end
   self.batch, self.unread, self.deadline, self.more, self.cut_off = nil, nil, nil, false, false
+  self.outages:forget()
   self.agenda:cancel("renewal")
 end
 
@@ -247,6 +254,7 @@ return function(settings, agenda, hooks, retry)
     deadline = nil, joins = nil, overlapped = nil,
     more = false, woken = true, stopping = false, cut_off = false,
   }, Work)
+  self.outages = new_outages(store, self.jury, agenda)
   self.delivery = new_delivery(settings, retry, self.jury, timer.now, function()
     return not self.stopping and is_fresh(self)
   end)

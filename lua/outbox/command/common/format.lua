@@ -254,7 +254,8 @@ end
 
 --- Replaces the times of an object by the text that destinations write. Returns the object.
 function M.stamp(object)
-  for _, name in ipairs({ "created_at", "due_at", "died_at", "claimed_at", "deadline" }) do
+  for _, name in ipairs({ "created_at", "due_at", "died_at", "claimed_at", "deadline",
+    "paused_at", "down_since" }) do
     object[name] = object[name] and destination_format().time(object[name])
   end
   return object
