@@ -227,7 +227,7 @@ describe("outbox relay", function()
   end)
 
   it("tells a namespace with colons from a URL with an equals sign", function()
-    local read_route = require("outbox.command.common.routes").read
+    local read_route = require("outbox.command.relay.routes").read
     for text, wanted in pairs({
       ["http://host/?to=http://other"] = { "*", "http://host/?to=http://other" },
       ["HTTPS://host/?a=@b"] = { "*", "HTTPS://host/?a=@b" },

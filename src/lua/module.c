@@ -23,6 +23,7 @@ int luaopen_outbox_core(lua_State *L) {
   shim_open_values(L);
   shim_open_files(L);
   shim_open_process(L);
+  shim_open_worker(L);
   shim_open_publish(L);
   shim_open_sql(L);
   shim_open_store(L);

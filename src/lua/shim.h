@@ -310,6 +310,7 @@ void shim_open_check(lua_State *L);
 void shim_open_values(lua_State *L);
 void shim_open_files(lua_State *L);
 void shim_open_process(lua_State *L);
+void shim_open_worker(lua_State *L);
 void shim_open_publish(lua_State *L);
 void shim_open_sql(lua_State *L);
 void shim_open_store(lua_State *L);

@@ -1,14 +1,11 @@
--- outbox relay: a processor that delivers to the destinations of outbox.publisher.
+-- outbox relay: processors that deliver to the destinations of outbox.publisher.
 
 local convert = require("outbox.command.common.convert")
-local core = require("outbox.core")
 local database = require("outbox.command.common.database")
-local new_log = require("outbox.command.common.log")
-local new_progress = require("outbox.command.common.progress")
-local outbox = require("outbox")
-local routes = require("outbox.command.common.routes")
-
-local UNDELIVERED = 4 -- the exit status
+local new_log = require("outbox.command.relay.log")
+local routes = require("outbox.command.relay.routes")
+local supervise = require("outbox.command.relay.supervisor")
+local worker = require("outbox.command.relay.worker")
 
 local M = {
   summary = "Deliver messages.",
@@ -32,11 +29,14 @@ function M.define(command)
     .. "due failed, waits for an entry that failed, or is claimed by another processor.")
   command:option("--log", "The format of the log, default text."):choices({ "text", "json" })
   command:flag("--verbose", "Also log each batch and each delivery.")
+  option("--workers", "workers", "COUNT", convert.count,
+    "How many processes each destination has, default 1. They share its messages.")
   option("--batch-size", "processor_batch_size", "COUNT", convert.count,
-    "How many messages the destination gets at a time. The default is 20, or 100 for redis:, file: "
-    .. "and stdout:.")
+    "How many messages the destination before it gets at a time; before the first --to, all "
+    .. "destinations. The default is 20, or 100 for redis:, file: and stdout:."):action(routes.set)
   option("--batch-bytes", "processor_batch_bytes", "BYTES", convert.count,
-    "The most bytes that it gets at a time, unless one message has more. The default is 8388608.")
+    "The most bytes that it gets at a time, likewise, unless one message has more. The default is "
+    .. "8388608."):action(routes.set)
   command:option("--ordering", "Which entries wait behind an entry that is to be retried: those "
     .. "with its key (the default), none, or all (strict)."):target("processor_ordering")
     :choices({ "key", "none", "strict" })
@@ -62,24 +62,12 @@ function M.define(command)
     :target("processor_processor_id"):argname("ID")
 end
 
--- The arguments that are options of a processor. Their targets begin with "processor_" or "retry_".
-local function processor_options(arguments)
-  local options = { retry = {} }
-  for name, value in pairs(arguments) do
-    local group, option = name:match("^(%l+)_(.*)$")
-    if group == "processor" then
-      options[option] = value
-    elseif group == "retry" then
-      options.retry[option] = value
-    end
-  end
-  return options
-end
-
--- Whether something is ready in the namespaces that it serves, and not paused.
-local function is_any_left(store, namespaces, stats)
+-- Whether something is ready in the namespaces that the routes serve, and not paused.
+local function is_any_left(arguments)
+  local store <close> = database.open(arguments)
+  local namespaces = routes.namespaces(arguments.to)
   if not namespaces then
-    return stats.oldest_age ~= nil
+    return store:stats().oldest_age ~= nil
   end
   local is_paused = {}
   for _, paused in ipairs(store:paused()) do
@@ -98,66 +86,21 @@ function M.run(arguments)
   -- A whole batch becomes garbage at once, so a cycle of the collector may start half as often.
   collectgarbage("incremental", 400)
   pcall(collectgarbage, "param", "pause", 400) -- Lua 5.5 ignores the number above
-  local store <close> = database.open(arguments, "normal")
-  local before = store:stats() -- raises if the tables are missing
-  local publisher <close> = routes.publisher(arguments.to)
+  local shares = routes.shares(arguments.to, arguments.workers or 1)
   local log = new_log(arguments.log == "json", arguments.to)
-  local options = processor_options(arguments)
-  local processor, progress, stopping, unread
-
-  -- Sleeps until there is something to do. The first signal ends the sleep and stops the processor.
-  local function sleep(seconds, fd)
-    if stopping then
-      core.clock.sleep(seconds)
-      return
+  local status, is_worker
+  if shares[2] then
+    for _, share in ipairs(shares) do
+      worker.rehearse(arguments, share)
     end
-    stopping = core.await_signal(seconds, fd)
-    if stopping then
-      log:write("stopping", "signal", stopping)
-      processor:stop()
-    end
-  end
-
-  log:add_hooks(options, arguments.verbose)
-  local log_error = options.on_error
-  function options.on_error(raised)
-    log_error(raised)
-    if type(raised.cause) == "table" and raised.cause.code == "unread" then
-      unread = raised.cause
-      processor:stop()
-    end
-  end
-  function options.on_batch(batch)
-    if arguments.verbose then
-      log:write("batch", "size", batch.size, "delivered", batch.delivered, "retried", batch.retried,
-        "dead", batch.dead, "seconds", batch.seconds)
-    end
-    progress:tick()
-    sleep(0)
-  end
-  options.store, options.publisher = store, publisher
-  processor = outbox.processor(options)
-  progress = new_progress(store, processor, log)
-  core.catch_signals()
-  log:write("started", "database", arguments.database, "processor", processor.options.processor_id,
-    "ready", before.ready, "delayed", before.delayed, "dead", before.dead)
-  if arguments.once then
-    processor:pump()
+    status, is_worker = supervise(arguments, shares, log)
   else
-    for seconds in processor.step, processor do
-      progress:tick()
-      sleep(log.terminal and math.min(seconds, progress.every) or seconds, processor:pollfd())
-    end
+    status = worker.run(arguments, shares[1], log)
   end
-  local after, done = store:stats(), processor:stats()
-  log:write("stopped", "delivered", done.delivered, "retried", done.retried, "dead", done.dead,
-    "errors", done.errors, "ready", after.ready, "delayed", after.delayed)
-  if unread then
-    error(unread, 0)
+  if arguments.once and status == 0 and not is_worker and is_any_left(arguments) then
+    return worker.UNDELIVERED
   end
-  local left = done.retried + done.deferred + done.dead + done.errors > 0
-    or is_any_left(store, publisher.namespaces, after)
-  return arguments.once and left and UNDELIVERED or 0
+  return status
 end
 
 return M

@@ -52,7 +52,8 @@ end
 --- Converts `--to NAMESPACE=URL`, or `--to URL` for all namespaces without a route of their own.
 function M.read(text)
   local namespace, url = split(text)
-  return { namespace = namespace or "*", url = read_value(url or text), options = {} }
+  return { namespace = namespace or "*", url = read_value(url or text), options = {},
+    settings = {} }
 end
 
 -- The text itself if the destination accepts a string for the option; else a number, true or false
@@ -83,13 +84,92 @@ function M.add_option(arguments, _, option)
   route.options[name], fields[field] = fields, value
 end
 
+--- Keeps an option of the processor for the `--to` before it, or for all if there is none. Has the
+-- parameters of an action of argparse.
+function M.set(arguments, target, value)
+  local route = arguments.to[#arguments.to]
+  local settings = route and route.settings or arguments
+  settings[target] = value
+end
+
+--- Returns the namespaces of the routes; nil for all.
+function M.namespaces(routes)
+  local names = {}
+  for i, route in ipairs(routes) do
+    if route.namespace == "*" then
+      return nil
+    end
+    names[i] = route.namespace
+  end
+  return names
+end
+
+-- The namespaces of a share: the route for all others leaves those alone that other shares have.
+local function namespaces_of(share, routes)
+  local names = M.namespaces(share.routes)
+  if names then
+    return names
+  end
+  local others, mine = {}, {}
+  for _, route in ipairs(share.routes) do
+    mine[route] = true
+  end
+  for _, route in ipairs(routes) do
+    others[#others + 1] = not mine[route] and route.namespace or nil
+  end
+  return others[1] and { except = others }
+end
+
+-- One share of the work for each route. Those to `stdout:` are one, because the lines of several
+-- processes would mix.
+local function by_route(routes)
+  local shares, seen, printed = {}, {}, nil
+  for _, route in ipairs(routes) do
+    if seen[route.namespace] then
+      error(errors.new("usage", ("two destinations of '%s'"):format(route.namespace)), 0)
+    end
+    seen[route.namespace] = true
+    local is_printed = route.url == "stdout:"
+    if is_printed and printed then
+      printed.routes[#printed.routes + 1] = route
+    else
+      shares[#shares + 1] = { routes = { route }, settings = route.settings }
+      printed = is_printed and shares[#shares] or printed
+    end
+  end
+  return shares
+end
+
+--- Divides the work among `workers` processes for each route, and one for `stdout:`. Returns a list
+-- of shares. Each has `routes`, `namespaces` and `settings`, the options of its processor; `first` is
+-- true in one; `name`, `number` and `suffix` are there where there are others of which to tell it.
+function M.shares(routes, workers)
+  local shares, all = by_route(routes), {}
+  for _, share in ipairs(shares) do
+    local is_printed = share.routes[1].url == "stdout:"
+    local names = {}
+    for i, route in ipairs(share.routes) do
+      names[i] = route.namespace
+    end
+    for number = 1, is_printed and 1 or workers do
+      all[#all + 1] = {
+        routes = share.routes, namespaces = namespaces_of(share, routes),
+        settings = share.settings, name = table.concat(names, ","),
+        number = workers > 1 and not is_printed and number or nil, suffix = "-" .. #all + 1,
+        first = not all[1],
+      }
+    end
+  end
+  if not all[2] then
+    all[1].name, all[1].number, all[1].suffix = nil, nil, nil
+  end
+  return all
+end
+
 --- Makes the publisher of the routes.
 function M.publisher(routes)
   local publishers = {}
   for _, route in ipairs(routes) do
-    if publishers[route.namespace] then
-      error(errors.new("usage", ("two destinations of '%s'"):format(route.namespace)), 0)
-    end
     publishers[route.namespace] = outbox.publisher(route.url, route.options)
   end
   return outbox.publisher(publishers)

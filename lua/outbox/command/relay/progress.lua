@@ -1,0 +1,117 @@
+-- The progress of a worker: on a terminal a status line, else an event in the log. Also says when a
+-- destination goes down and comes back, and which namespaces nobody serves.
+
+local core = require("outbox.core")
+local format = require("outbox.command.common.format")
+local namespaces = require("outbox.command.common.namespaces")
+
+-- Seconds between two reports.
+local ON_TERMINAL, IN_LOG = 1, 10
+-- Counting entries takes longer the more there are. It may take at most this share of the time.
+local MAX_SHARE = 1 / 20
+-- Seconds after which a destination counts as down, or a namespace as not served: an outage may be
+-- over at once, and processors may be about to start.
+local AFTER_DOWN, AFTER_UNSERVED = 5, 10
+
+local Progress = {}
+Progress.__index = Progress
+
+-- How many entries of the share are ready, and delayed.
+local function count(self, stats)
+  local names = self.share.namespaces
+  local ready, delayed = 0, 0
+  for _, each in ipairs(stats.namespaces) do
+    if namespaces.is_among(names, each.namespace) then
+      ready, delayed = ready + each.ready, delayed + each.delayed
+    end
+  end
+  return ready, delayed
+end
+
+local function status(self, stats, done, rate)
+  local ready, delayed = count(self, stats)
+  local line = ("%d delivered, %.1f/s, %d retried, %d dead; %d ready, %d delayed"):format(
+    done.delivered, rate, done.retried, done.dead, ready, delayed)
+  local first, now = done.down[1], core.clock.now()
+  if first then
+    line = ("%s; %s down for %s, next try %s"):format(line, format.cell(first.namespace),
+      format.span(now - first.down_since), format.from_now(math.max(now, first.probe_at), now))
+  end
+  return line
+end
+
+local function note_down(self, down, now)
+  local seen = {}
+  for _, outage in ipairs(down) do
+    local name = outage.namespace
+    seen[name] = true
+    if not self.down[name] and now - outage.down_since >= AFTER_DOWN then
+      self.down[name] = outage.down_since
+      self.log:write("down", "namespace", name, "seconds", now - outage.down_since, "next",
+        math.max(0, outage.probe_at - now), "reason", outage.error)
+    end
+  end
+  for name, since in pairs(self.down) do
+    if not seen[name] then
+      self.down[name] = nil
+      self.log:write("up", "namespace", name, "seconds", now - since)
+    end
+  end
+end
+
+local function note_unserved(self, stats, now)
+  namespaces.judge(stats, now)
+  local seen = {}
+  for _, each in ipairs(stats.namespaces) do
+    local name = each.namespace
+    if each.unserved then
+      seen[name] = self.unserved[name] or now
+      if now - seen[name] >= AFTER_UNSERVED then
+        self.log:write("unserved", "namespace", name, "ready", each.ready, "delayed", each.delayed)
+        seen[name] = math.huge -- said once
+      end
+    end
+  end
+  self.unserved = seen
+end
+
+local function report(self, now)
+  local stats, done = self.store:stats({ by_namespace = true }), self.processor:stats()
+  local rate = (done.delivered - self.delivered) / (now - self.since)
+  if self.log.terminal then
+    self.log:show_status(status(self, stats, done, rate))
+  elseif done.batches > self.batches then
+    local ready, delayed = count(self, stats)
+    self.log:write("progress", "delivered", done.delivered, "rate", rate, "retried", done.retried,
+      "dead", done.dead, "ready", ready, "delayed", delayed)
+  end
+  if self.share.first then
+    note_unserved(self, stats, now)
+  end
+  self.delivered, self.batches = done.delivered, done.batches
+end
+
+--- Reports the progress, if it is time for that.
+function Progress:tick()
+  local now = core.clock.now()
+  if now < self.since then -- the clock was set back
+    self.since, self.looked = now, now
+  end
+  if now >= self.looked + ON_TERMINAL then
+    note_down(self, self.processor:stats().down, now)
+    self.looked = now
+  end
+  if now >= self.since + self.every then
+    pcall(report, self, now) -- the processor reports an error of the database itself
+    self.since = now
+    self.every = math.max(self.least, (core.clock.now() - now) / MAX_SHARE)
+  end
+end
+
+--- Makes a progress; its field `every` is the number of seconds between two reports.
+return function(store, processor, log, share)
+  local least, now = log.terminal and ON_TERMINAL or IN_LOG, core.clock.now()
+  return setmetatable({ store = store, processor = processor, log = log, share = share,
+    least = least, every = least, since = now, looked = now, delivered = 0, batches = 0,
+    down = {}, unserved = {} }, Progress)
+end

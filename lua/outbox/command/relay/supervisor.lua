@@ -1,0 +1,164 @@
+-- The supervisor of `outbox relay`: it has a worker process for each share of the work, shows their
+-- logs, and starts one again that has died. It has no store open itself while it forks.
+
+local core = require("outbox.core")
+local worker = require("outbox.command.relay.worker")
+
+-- Seconds until a worker that has died is started again: at first, at most, and after how long a
+-- life it counts as the first time.
+local FIRST_DELAY, LAST_DELAY, HEALTHY = 1, 30, 60
+
+-- With these exit statuses a worker would only die again: wrong arguments, the database was moved,
+-- nobody reads standard output any more.
+local FINAL = { [2] = true, [5] = true, [141] = true }
+
+local SIGTERM = 15
+
+local Supervisor = {}
+Supervisor.__index = Supervisor
+
+-- Of two exit statuses, the one that tells more: undelivered messages are not as bad as a failure.
+local function worse(a, b)
+  if a == 0 or a == worker.UNDELIVERED and b ~= 0 then
+    return b
+  end
+  return a
+end
+
+-- Starts a worker. In the worker, returns its log.
+local function start(self, one)
+  local pid, pipe = core.fork()
+  if pid == 0 then
+    for _, other in ipairs(self.workers) do
+      if other.fd then
+        core.close_pipe(other.fd)
+      end
+    end
+    return self.log:of_worker(pipe, one.share.name, one.share.number)
+  end
+  one.pid, one.fd, one.started_at, one.rest = pid, pipe, core.clock.now(), ""
+end
+
+local function stop(self)
+  self.stopping = true
+  for _, one in ipairs(self.workers) do
+    if one.pid then
+      core.stop_worker(one.pid)
+    end
+  end
+end
+
+-- Notes that a worker has ended.
+local function bury(self, one)
+  core.close_pipe(one.fd)
+  local how, number = core.await_worker(one.pid)
+  one.pid, one.fd, one.ended = nil, nil, true
+  local status = how == "exit" and number or 128 + number
+  if self.stopping and status == 128 + SIGTERM then
+    status = 0 -- it had not begun yet
+  end
+  if self.stopping or self.arguments.once or FINAL[status] then
+    self.status = worse(self.status, status)
+    if FINAL[status] and not self.stopping then
+      stop(self)
+    end
+    return
+  end
+  local now = core.clock.now()
+  if now - one.started_at >= HEALTHY then
+    one.delay = FIRST_DELAY
+  end
+  self.log:write("died", "route", one.share.name, "worker", one.share.number, how, number,
+    "restart", one.delay)
+  one.ended, one.due_at, one.delay = false, now + one.delay, math.min(2 * one.delay, LAST_DELAY)
+end
+
+-- Reads a worker's pipe, and shows its lines.
+local function listen(self, one, index)
+  local bytes = core.read_pipe(one.fd)
+  if not bytes then
+    bury(self, one)
+    return
+  end
+  local text = one.rest .. bytes
+  one.rest = text:match("[^\n]*$")
+  for line in text:gmatch("([^\n]*)\n") do
+    self.log:show(line, index, one.label)
+  end
+end
+
+-- Waits for the workers or a signal, at most until one is to be started again.
+local function wait(self)
+  local now, seconds, fds = core.clock.now(), 3600, {}
+  for _, one in ipairs(self.workers) do
+    if one.fd then
+      fds[#fds + 1] = one.fd
+    elseif not one.ended then
+      seconds = math.min(seconds, one.due_at - now)
+    end
+  end
+  if self.stopping then
+    core.await_pipes(seconds, table.unpack(fds))
+    return
+  end
+  core.await_pipes(seconds, core.signal_fd(), table.unpack(fds))
+  local signal = core.await_signal(0)
+  if signal then
+    self.log:write("stopping", "signal", signal)
+    stop(self)
+  end
+end
+
+-- Starts the workers that are due. Returns, in a worker, its share and its log; in the supervisor,
+-- whether any is left.
+local function start_due(self)
+  local now, any = core.clock.now(), false
+  for _, one in ipairs(self.workers) do
+    if not one.pid and not one.ended then
+      if self.stopping then
+        one.ended = true
+      elseif one.due_at <= now then
+        local log = start(self, one)
+        if log then
+          return one.share, log
+        end
+      end
+    end
+    any = any or not one.ended
+  end
+  return any
+end
+
+--- Supervises a worker for each share until all have ended. Returns the exit status; and true in a
+-- worker, which has this status itself.
+return function(arguments, shares, log)
+  local self = setmetatable({ arguments = arguments, log = log, workers = {}, status = 0 },
+    Supervisor)
+  local width = 0
+  for i, share in ipairs(shares) do
+    local label = share.number and share.name .. "#" .. share.number or share.name
+    width = math.max(width, #label)
+    self.workers[i] = { share = share, label = label, delay = FIRST_DELAY, due_at = -math.huge }
+  end
+  for _, one in ipairs(self.workers) do
+    one.label = ("%-" .. width .. "s  "):format(one.label)
+  end
+  core.catch_signals()
+  log:write("started", "database", arguments.database, "workers", #shares)
+  while true do
+    local share, worker_log = start_due(self)
+    if worker_log then
+      return worker.run(arguments, share, worker_log), true
+    elseif not share then
+      log:hide_status()
+      log:write("stopped")
+      return self.status
+    end
+    wait(self)
+    for i, one in ipairs(self.workers) do
+      if one.fd then
+        listen(self, one, i)
+      end
+    end
+  end
+end
