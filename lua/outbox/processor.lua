@@ -276,8 +276,8 @@ end
 -- `deferred` (for a while, uncharged) and `dead`; of `batches`, `errors`, `lost` claims and
 -- `waits`; `latency`, the seconds from created to delivered, as `count`, `sum` and `max`; and
 -- `last_delivered_at`, seconds since the epoch, nil before the first. `down`: an array of the
--- namespaces whose destinations it has found down, each with `namespace`, `down_since`, `error`, why,
--- and `probe_at`, when it tries the next message.
+-- namespaces whose destinations it has found down, each with `namespace`, `down_since`, `error`,
+-- why, and `probe_at`, when it tries the next message.
 -- @function processor:stats
 -- @treturn table
 ---@return outbox.processor_stats

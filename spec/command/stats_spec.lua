@@ -97,7 +97,7 @@ describe("outbox stats", function()
   end
 
   it("counts by namespace for people, and says what is wrong", function()
-    local lane <close> = fill_namespaces()
+    local lane <close> = fill_namespaces() -- luacheck: no unused
     local lines = {}
     for line in succeed("stats " .. path):match("\nNAMESPACE.-\n(.*)"):gmatch("[^\n]+") do
       lines[#lines + 1] = line:gsub(" %d%.%d s", " N"):gsub(" +", " ")
@@ -116,7 +116,7 @@ describe("outbox stats", function()
   end)
 
   it("counts by namespace in JSON", function()
-    local lane <close> = fill_namespaces()
+    local lane <close> = fill_namespaces() -- luacheck: no unused
     local found = cjson.decode(succeed("stats " .. path .. " --json")).namespaces
     local of = {}
     for _, each in ipairs(found) do
@@ -133,7 +133,7 @@ describe("outbox stats", function()
   end)
 
   it("counts by namespace for Prometheus", function()
-    local lane <close> = fill_namespaces()
+    local lane <close> = fill_namespaces() -- luacheck: no unused
     local text = succeed("stats " .. path .. " --prometheus")
     for line, value in pairs({
       ['namespace_ready_entries{namespace=""}'] = 1,
@@ -147,8 +147,8 @@ describe("outbox stats", function()
       ['destination_down{namespace="down"}'] = 1,
       ['destination_down{namespace="well"}'] = 0,
     }) do
-      local wanted = "\noutbox_" .. line:gsub("{", ('{database="%s",prefix="outbox_",'):format(path))
-        .. " " .. value .. "\n"
+      local labels = ('{database="%s",prefix="outbox_",'):format(path)
+      local wanted = ("\noutbox_%s %d\n"):format((line:gsub("{", labels)), value)
       assert.is_truthy(text:find(wanted, 1, true), wanted .. text)
     end
     for name in text:gmatch("# TYPE (%S+)") do

@@ -116,8 +116,8 @@ describe("outbox relay with several workers", function()
 
   it("delivers to the others while one hangs, one is down and one crashes", function()
     local pid, log = start_relay(("--to %s --to down=file:/nowhere/at/all "
-      .. "--to 'crashes=exec:sh -c \"kill -9 $$\"' --to good=file:%s --verbose"):format(gated("hangs"),
-      file("good")))
+      .. "--to 'crashes=exec:sh -c \"kill -9 $$\"' --to good=file:%s --verbose"):format(
+      gated("hangs"), file("good")))
     for _, namespace in ipairs({ "hangs", "down", "crashes" }) do
       publish(namespace, namespace)
     end

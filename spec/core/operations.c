@@ -211,7 +211,7 @@ static int settle_a_batch(outbox_store *store, fixture *f) {
   return outbox_advance(store, verdicts, LENGTH(verdicts), &want, &progress);
 }
 
-/* --- Subscriptions, pauses, outages ------------------------------------------------------------ */
+/* --- Subscriptions, pauses, outages ---------------------------------------------------------- */
 
 /* Ends the transaction that an operation has begun. */
 static int end(outbox_store *store, int code) {
@@ -279,7 +279,7 @@ static int look_at_namespaces(outbox_store *store, fixture *f) {
   return code == OUTBOX_DONE ? OUTBOX_OK : code;
 }
 
-/* --- The list ---------------------------------------------------------------------------------- */
+/* --- The list -------------------------------------------------------------------------------- */
 
 const operation operations[] = {
     {.name = "open and migrate", .run = migrate, .opening = true},

@@ -10,12 +10,13 @@ local outbox = require("outbox")
 local M = {
   summary = "Watch an outbox.",
   description = "Shows the number of entries by state and by namespace, how many arrive and depart "
-    .. "each second, the leases, and the errors of the last entries that failed. Draws a screen on a terminal, else "
-    .. "writes one line each time. Ends with Ctrl-C.",
+    .. "each second, the leases, and the errors of the last entries that failed. Draws a screen on "
+    .. "a terminal, else writes one line each time. Ends with Ctrl-C.",
 }
 
 local MAX_READ = 20 -- how many of the last delayed and of the last dead entries are read
--- Counting by namespace takes longer the more entries there are; it may take this share of the time.
+-- Counting by namespace takes longer the more entries there are; it may take this share of the
+-- time.
 local MAX_SHARE = 1 / 20
 
 function M.define(command)

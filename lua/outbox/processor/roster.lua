@@ -123,18 +123,18 @@ end
 
 --- Returns those that are down, in the order of their names; see Jury:down.
 function Roster:down()
-  local list = {}
+  local found = {}
   for name, s in pairs(self.by_name) do
     if s.row >= s.FEW then
       local seconds = s.rest and self.timer:left(s.rest) or 0
-      list[#list + 1] = { namespace = name, down_since = s.down_since, error = s.reason,
+      found[#found + 1] = { namespace = name, down_since = s.down_since, error = s.reason,
         probe_at = self.timer.now() + seconds }
     end
   end
-  table.sort(list, function(a, b)
+  table.sort(found, function(a, b)
     return a.namespace < b.namespace
   end)
-  return list
+  return found
 end
 
 --- Makes an empty roster.

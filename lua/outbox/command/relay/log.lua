@@ -1,5 +1,5 @@
--- The log of `outbox relay`, on standard error: one line for each event. On a terminal, status lines
--- stand below them. A worker's log goes to its supervisor, through a pipe.
+-- The log of `outbox relay`, on standard error: one line for each event. On a terminal, status
+-- lines stand below them. A worker's log goes to its supervisor, through a pipe.
 
 local core = require("outbox.core")
 local format = require("outbox.command.common.format")

@@ -141,8 +141,9 @@ local function by_route(routes)
 end
 
 --- Divides the work among `workers` processes for each route, and one for `stdout:`. Returns a list
--- of shares. Each has `routes`, `namespaces` and `settings`, the options of its processor; `first` is
--- true in one; `name`, `number` and `suffix` are there where there are others of which to tell it.
+-- of shares. Each has `routes`, `namespaces` and `settings`, the options of its processor; `first`
+-- is true in one; `name`, `number` and `suffix` are there where there are others of which to tell
+-- it.
 function M.shares(routes, workers)
   local shares, all = by_route(routes), {}
   for _, share in ipairs(shares) do
