@@ -67,6 +67,7 @@ build = {
     ["outbox.processor.options"] = "lua/outbox/processor/options.lua",
     ["outbox.processor.outages"] = "lua/outbox/processor/outages.lua",
     ["outbox.processor.outcome"] = "lua/outbox/processor/outcome.lua",
+    ["outbox.processor.pace"] = "lua/outbox/processor/pace.lua",
     ["outbox.processor.roster"] = "lua/outbox/processor/roster.lua",
     ["outbox.processor.timer"] = "lua/outbox/processor/timer.lua",
     ["outbox.processor.waves"] = "lua/outbox/processor/waves.lua",

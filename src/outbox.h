@@ -613,6 +613,9 @@ int outbox_serve(outbox_store *store, const outbox_service *service);
 int outbox_advance(outbox_store *store, outbox_verdict *verdicts, size_t count,
                    const outbox_want *want, outbox_progress *progress);
 
+/* The share of the keys that the processor has, at most 1. */
+double outbox_share(const outbox_store *store);
+
 /* An entry of the batch in hand, from 0, or NULL. Its bytes live until the next outbox_advance. */
 const outbox_entry *outbox_batch(const outbox_store *store, size_t index);
 

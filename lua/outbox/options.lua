@@ -86,9 +86,28 @@ function M.publisher(value)
   return type(value) == "function" or type(value) == "table" and type(value.publish) == "function"
     and (value.batch_size == nil or M.count(value.batch_size))
     and (value.ordered == nil or M.boolean(value.ordered))
+    and (value.rate == nil or M.rate(value.rate))
     and (value.namespaces == nil or M.names(value.namespaces)),
     "a function or a table with a function 'publish'; its batch_size, if any, a positive integer, "
-    .. "its ordered, if any, true or false, its namespaces, if any, an array of names"
+    .. "its ordered, if any, true or false, its namespaces, if any, an array of names, its rate, "
+    .. "if any, a table { per_second = number above 0 }"
+end
+
+--- Checks a rate.
+function M.rate(value)
+  local per_second = type(value) == "table" and value.per_second
+  return type(per_second) == "number" and per_second > 0 and per_second < math.huge
+    and next(value, next(value)) == nil, "a table { per_second = number above 0 }"
+end
+
+--- How many messages of a namespace a publisher takes in a second; nil: any number.
+function M.rate_of(publisher, namespace)
+  if type(publisher) ~= "table" then
+    return nil
+  elseif type(publisher.rate_of) == "function" then
+    return publisher:rate_of(namespace)
+  end
+  return publisher.rate and publisher.rate.per_second
 end
 
 --- The namespaces that a publisher serves, an array; nil: all.

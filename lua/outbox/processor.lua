@@ -351,10 +351,12 @@ end
 -- default 10 s; `ordering`, which entries are held back by an entry that is to be retried: "key"
 -- (the default: later ones of its namespace and key), "none" or "strict" (all later ones);
 -- `namespaces`, an array of those to serve, or `{ except = array }`, default what the publisher
--- serves, or all; `retry`: a function, or a table with `base` (default 1 s), `factor`
--- (2), `cap` (300 s) and `max_attempts` (10); hooks: `on_delivered(entry)`, `on_retry(entry,
--- reason, delay)`, `on_dead(entry, reason)`, `on_batch{size, delivered, retried, dead, seconds}`,
--- `on_error(problem)`, whose default writes to stderr
+-- serves, or all; `rate`, `{ per_second = number }`, how many messages of a namespace are handed
+-- out in a second, default the publisher's field `rate`, or any number; `retry`: a function, or a
+-- table with `base` (default 1 s), `factor` (2), `cap` (300 s) and `max_attempts` (10); hooks:
+-- `on_delivered(entry)`, `on_retry(entry, reason, delay)`, `on_dead(entry, reason)`,
+-- `on_batch{size, delivered, retried, dead, seconds}`, `on_error(problem)`, whose default writes to
+-- stderr
 -- @treturn outbox.processor
 local function new(given)
   if type(given) ~= "table" then

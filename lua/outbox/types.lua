@@ -206,6 +206,7 @@
 ---@field batch_bytes? integer default 8 MiB
 ---@field claim_duration? number seconds, default 2
 ---@field publish_timeout? number seconds, default 60
+---@field rate? { per_second: number } of each namespace
 ---@field process_interval? number seconds, default 10
 ---@field ordering? "key"|"none"|"strict" default "key"
 ---@field namespaces? string[]|{ except: string[] } to serve, default the publisher's, or all

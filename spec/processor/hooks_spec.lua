@@ -124,7 +124,7 @@ describe("a processor", function()
     local p = processor()
     p:pump()
     assert.same({ delivered = 2, retried = 1, deferred = 0, dead = 0, batches = 1, errors = 0,
-      lost = 0, waits = 0, last_delivered_at = 1003,
+      lost = 0, waits = 0, last_delivered_at = 1003, down = {},
       latency = { count = 2, sum = 4, max = 3 } }, p:stats())
   end)
 end)

@@ -231,6 +231,17 @@ static int store_advance(lua_State *L) {
 }
 
 /***
+The share of the keys that the processor has, as the last `advance` has left it.
+@function store:share
+@treturn number at most 1
+@local
+*/
+static int store_share(lua_State *L) {
+  lua_pushnumber(L, outbox_share(shim_check_store(L, 1)->store));
+  return 1;
+}
+
+/***
 The entries in hand, as `get_claimed_entries` returns them.
 @function store:batch
 @treturn {outbox.entry,...}
@@ -317,6 +328,7 @@ static int store_note_outages(lua_State *L) {
 
 static const luaL_Reg METHODS[] = {{"serve", store_serve},
                                    {"advance", store_advance},
+                                   {"share", store_share},
                                    {"batch", store_batch},
                                    {"hand", store_hand},
                                    {"park", store_park},

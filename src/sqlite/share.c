@@ -122,3 +122,8 @@ int share_write(outbox_store *store, uint64_t mask, int64_t now, const items *ha
   sqlite3_free((void *)held.data);
   return code;
 }
+
+double outbox_share(const outbox_store *store) {
+  const lane *lane = store->lane;
+  return lane != NULL && lane->lease != 0 ? (double)count_bits(lane->mask) / BOX_CLASSES : 0;
+}

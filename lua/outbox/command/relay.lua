@@ -37,6 +37,9 @@ function M.define(command)
   option("--batch-bytes", "processor_batch_bytes", "BYTES", convert.count,
     "The most bytes that it gets at a time, likewise, unless one message has more. The default is "
     .. "8388608."):action(routes.set)
+  option("--rate", "processor_rate", "COUNT", convert.rate,
+    "How many messages of a namespace it gets in a second at most, likewise. The default is any "
+    .. "number."):action(routes.set)
   command:option("--ordering", "Which entries wait behind an entry that is to be retried: those "
     .. "with its key (the default), none, or all (strict)."):target("processor_ordering")
     :choices({ "key", "none", "strict" })

@@ -58,7 +58,7 @@ end
 
 --- Whether all is well, and no message is to be tried alone as soon as may be.
 function Docket:is_well()
-  if self.row > 0 or self.accused or self.w < self.top then
+  if self.row > 0 or self.accused or self.w < self.top or self.paced and self.looks < 2 then
     return false
   end
   for _, it in pairs(self.known) do
@@ -157,6 +157,7 @@ return function(name, size, timer)
     top = size, -- up to which that number grows
     row = 0, f = 0, -- failures in a row; those of different messages
     rest = nil, -- a span: until when it is not called
+    paced = false, -- whether it rests because of its rate
     down_since = nil, reason = nil, -- when that row began, and why
     ok = nil, -- when something got through last, unless something failed since
     turn = 0, -- where to look next after a failure

@@ -28,10 +28,6 @@ local function jitter(n)
   return math.random() * min(CAP, 2 ^ min(n - 1, 40))
 end
 
-local function left(self, span)
-  return span and self.timer:left(span) or 0
-end
-
 --- Namespaces ---------------------------------------------------------------------------------
 
 local function space_of(self, name)
@@ -91,7 +87,7 @@ function Jury:choose()
     return nil
   end
   for _ = 1, #self.roster:up() do
-    local want = self.roster:next():choose(left(self, self.debt), self.idle)
+    local want = self.roster:next():choose(self.timer:left(self.debt), self.idle)
     if want then
       return want
     end
@@ -106,12 +102,12 @@ function Jury:wait()
     return seconds
   elseif self.strict then
     for _, s in pairs(self.roster.by_name) do
-      seconds = min(seconds, s.row > 0 and s.looks == 0 and self:rest() or huge)
+      seconds = min(seconds, (s.row > 0 or s.paced) and s.looks == 0 and self:rest() or huge)
     end
     return seconds
   end
   for _, s in ipairs(self.roster:up()) do
-    local want, later = s:choose(left(self, self.debt), self.idle)
+    local want, later = s:choose(self.timer:left(self.debt), self.idle)
     if want then
       return 0
     end
@@ -124,7 +120,7 @@ end
 function Jury:rest()
   local seconds = 0
   for _, s in pairs(self.strict and self.roster.by_name or {}) do
-    seconds = max(seconds, left(self, s.rest))
+    seconds = max(seconds, self.timer:left(s.rest))
   end
   return seconds
 end
@@ -195,8 +191,7 @@ function Jury:is_calm()
   return self.roster.number == 0
 end
 
---- Returns the namespaces that are down, in the order of their names: each with `down_since` and
--- `error`, and with `probe_at`, when the next message is tried.
+--- Returns the namespaces that are down, as Roster:down does.
 function Jury:down()
   return self.roster:down()
 end
@@ -204,7 +199,7 @@ end
 --- How many messages of a namespace a call may have; 0 while it rests.
 function Jury:limit(namespace)
   local s = self.roster.by_name[namespace]
-  return not s and self.size or left(self, s.rest) > 0 and 0 or s.w
+  return not s and self.size or self.timer:left(s.rest) > 0 and 0 or s.w
 end
 
 --- Whether a message, of so many that were handed out together, must be left out of their calls.
@@ -212,7 +207,7 @@ function Jury:must_wait(namespace, place, count)
   local s = self.roster.by_name[namespace]
   local it = s and s.known[place]
   return it ~= nil and it.n ~= nil
-    and (count > 1 or left(self, self.debt) > 0 or it.n > 0 and s.accused ~= nil)
+    and (count > 1 or self.timer:left(self.debt) > 0 or it.n > 0 and s.accused ~= nil)
 end
 
 --- A message was left out of the calls. One that failed alone steps aside.
@@ -284,14 +279,27 @@ local function got_through(self, s, size, outcome)
   s.w = min(2 * s.w, s.top)
 end
 
+local function lay(self, s, seconds)
+  if self.strict then
+    s.rest = self.timer:span(seconds) -- it is asked for in any case
+  else
+    self.roster:lay(s, seconds)
+  end
+end
+
 local function take_rest(self, s, told)
   if s.row >= s.FEW or told then
-    local seconds = told and told > 0 and min(told, LONGEST) or jitter(max(1, s.f - s.FEW + 1))
-    if self.strict then
-      s.rest = self.timer:span(seconds) -- it is asked for in any case
-    else
-      self.roster:lay(s, seconds)
-    end
+    lay(self, s, told and told > 0 and min(told, LONGEST) or jitter(max(1, s.f - s.FEW + 1)))
+  end
+end
+
+--- Hands out nothing of a namespace for so many seconds, though nothing has failed.
+function Jury:hold(namespace, seconds)
+  local s = space_of(self, namespace)
+  s.paced = true
+  park(self, s)
+  if self.timer:left(s.rest) < seconds then
+    lay(self, s, seconds)
   end
 end
 

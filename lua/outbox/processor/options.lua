@@ -42,6 +42,7 @@ M.OPTIONS = {
     return ORDERINGS[value] ~= nil, '"key", "none" or "strict"'
   end },
   namespaces = { check = are_namespaces },
+  rate = { check = option.rate },
   retry = { default = {}, check = function(value)
     return type(value) == "table" or type(value) == "function", "a table or a function"
   end },
@@ -76,8 +77,24 @@ local function check_namespaces(names, served, wrong)
   end
 end
 
+-- The function that says how many messages of a namespace may be handed out in a second; nil if
+-- any number of all.
+local function rate_of(rate, publisher)
+  if rate then
+    return function()
+      return rate.per_second
+    end
+  elseif type(publisher) == "table" and (publisher.rate or publisher.has_rate) then
+    return function(namespace)
+      return option.rate_of(publisher, namespace)
+    end
+  end
+  return nil
+end
+
 --- Makes the settings: the options with their defaults, also those that depend on others;
--- `publish`, a function in any case; `ordered`, whether it keeps the order itself; and `backoff`,
+-- `publish`, a function in any case; `ordered`, whether it keeps the order itself; `rate_of`, a
+-- function that returns the rate of a namespace, nil where there is none; and `backoff`,
 -- which is the table `retry` with its defaults, or the defaults alone where `retry` is a function.
 -- If anything is wrong, the settings are not complete. The second result is the list of all that is
 -- wrong.
@@ -100,6 +117,7 @@ function M.read(given)
   settings.names = namespaces and (namespaces.except or namespaces)
   settings.publish = publish_of(settings.publisher)
   settings.ordered = option.is_ordered(settings.publisher)
+  settings.rate_of = rate_of(settings.rate, settings.publisher)
   return settings, wrong
 end
 

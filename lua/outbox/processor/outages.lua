@@ -33,6 +33,7 @@ end
 --- Writes what has changed, if it is time for that.
 function Outages:tell()
   if self.written == "" and self.jury:is_calm() then
+    self.agenda:cancel("outages")
     return
   elseif self.timer:left(self.next) > 0 then
     self.agenda:set("outages", self.timer:left(self.next))

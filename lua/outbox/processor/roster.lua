@@ -121,7 +121,8 @@ function Roster:asleep()
   return self.heap[1] and self.timer:left(self.heap[1].span) or math.huge
 end
 
---- Returns those that are down, in the order of their names; see Jury:down.
+--- Returns those that are down, in the order of their names: each with `down_since` and `error`,
+-- and with `probe_at`, when the next message is tried.
 function Roster:down()
   local found = {}
   for name, s in pairs(self.by_name) do

@@ -10,9 +10,12 @@ function Timer:span(seconds)
   return { since = since, at = since + seconds }
 end
 
---- How many seconds of a span are left, 0 when it has ended. Less than a microsecond counts as 0,
--- because the database knows no shorter time.
+--- How many seconds of a span are left, 0 when it has ended, or there is none. Less than a
+-- microsecond counts as 0, because the database knows no shorter time.
 function Timer:left(span)
+  if not span then
+    return 0
+  end
   local now = self.now()
   local left = span.at - now
   return (now < span.since or left < 0.5e-6) and 0 or left

@@ -11,6 +11,7 @@ local new_batch = require("outbox.processor.batch")
 local new_delivery = require("outbox.processor.delivery")
 local new_jury = require("outbox.processor.jury")
 local new_outages = require("outbox.processor.outages")
+local new_pace = require("outbox.processor.pace")
 
 -- A standby ignores wakes for this long, in seconds, and then asks for a share; otherwise every
 -- commit of the active processor would wake it.
@@ -111,6 +112,9 @@ local function advance(self, want)
   self.unread, self.batch, self.outcome = progress.count > 0 and progress or nil, nil, nil
   self.cut_off = false
   self.deadline, self.more = progress.deadline, progress.more
+  if self.pace then
+    self.pace:set_share(self.store:share())
+  end
   self.agenda:set("look", self.settings.process_interval * (0.75 + 0.25 * math.random()))
   self.agenda:set_at("due", progress.again_at)
   if progress.deadline then
@@ -254,6 +258,7 @@ return function(settings, agenda, hooks, retry)
     deadline = nil, joins = nil, overlapped = nil,
     more = false, woken = true, stopping = false, cut_off = false,
   }, Work)
+  self.pace = settings.rate_of and new_pace(self.jury, settings.rate_of)
   self.outages = new_outages(store, self.jury, agenda)
   self.delivery = new_delivery(settings, retry, self.jury, timer.now, function()
     return not self.stopping and is_fresh(self)

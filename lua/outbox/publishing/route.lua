@@ -17,6 +17,10 @@ function Route:publish(messages, namespace)
   return publisher:publish(messages, namespace)
 end
 
+function Route:rate_of(namespace)
+  return option.rate_of(self.routes[namespace] or self.routes["*"], namespace)
+end
+
 function Route:close()
   for _, publisher in pairs(self.routes) do
     if type(publisher) == "table" and publisher.close then
@@ -34,12 +38,13 @@ return function(routes)
     batch_size = math.min(batch_size, option.default_batch_size(publisher))
     ordered = ordered and option.is_ordered(publisher)
   end
-  local namespaces = {}
-  for namespace in pairs(routes) do
+  local namespaces, rate = {}, nil
+  for namespace, publisher in pairs(routes) do
     namespaces[#namespaces + 1] = namespace
+    rate = rate or option.rate_of(publisher, namespace)
   end
   return setmetatable({
-    routes = routes, batch_size = batch_size, ordered = ordered,
+    routes = routes, batch_size = batch_size, ordered = ordered, has_rate = rate ~= nil,
     namespaces = not routes["*"] and namespaces or nil,
   }, Route)
 end

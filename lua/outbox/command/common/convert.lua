@@ -25,6 +25,12 @@ function M.count(text)
   return count and count > 0 and count or nil, ("'%s' is not an integer above 0"):format(text)
 end
 
+function M.rate(text)
+  local number = M.number(text)
+  return number and number > 0 and { per_second = number } or nil,
+    ("'%s' is not a number above 0"):format(text)
+end
+
 function M.pair(text)
   local name, value = text:match("^([^=]+)=(.*)$")
   return name and { name = name, value = value }, ("'%s' is not NAME=VALUE"):format(text)
