@@ -277,6 +277,19 @@ describe("outbox relay with several workers", function()
     end
   end)
 
+  it("hands out no more in a second than the destination's --rate", function()
+    for i = 1, 30 do
+      store:publish({ namespace = "a", key = tostring(i) }, { namespace = "b", key = tostring(i) })
+    end
+    local started = outbox.clock.now()
+    local _, status, log = run(("relay %s --once --to a=file:%s --to b=file:%s --rate 20"):format(
+      path, file("a"), file("b")))
+    assert.equal(4, status, log) -- of b 10 were not due yet
+    assert.equal(30, #ids("a"))
+    assert.is_true(#ids("b") >= 20 and #ids("b") <= 20 + 20 * (outbox.clock.now() - started))
+    fail(2, "'0' is not a number above 0", "relay " .. path .. " --to b=stdout: --rate 0")
+  end)
+
   it("gives each worker a name of its own", function()
     local _, _, log = run(("relay %s --once --to stdout: --to a=file:%s --processor-id p"):format(
       path, file("a")))
