@@ -13,6 +13,7 @@ local CUSTOMERS = 8
 local BATCH_SIZE = 10
 local PATIENCE = 60 -- seconds to wait for a lock, because the disk of a busy machine may stall
 local UNDONE = {}
+local PLAIN = "INSERT INTO outbox_entries (key, payload) VALUES (?, ?)"
 
 local random, note = math.random, torture.note
 
@@ -40,7 +41,11 @@ local function take_orders(path, log, incarnation)
         if dies_at == 2 * i - 1 then
           die()
         end
-        txn:publish({ key = customer, payload = name })
+        if random(2) == 1 then
+          txn:publish({ key = customer, payload = name })
+        else
+          txn:execute(PLAIN, customer, name)
+        end
         if dies_at == 2 * i then
           die()
         end
@@ -57,26 +62,50 @@ local function take_orders(path, log, incarnation)
   end
 end
 
--- A processor that delivers to the log. If `mortal`, it may die in the middle of a batch.
+-- What a message is called in the log: that of a copy has its namespace, too.
+local function name_of(message)
+  if message.namespace == "" then
+    return message.payload
+  end
+  assert(message.id == message.source_id .. ":" .. message.namespace)
+  return message.payload .. "@" .. message.namespace
+end
+
+-- A processor that delivers to the log. If `mortal`, it may die in the middle of a batch, and fails
+-- some messages of the namespace "mail".
 local function processor(options, log, incarnation, mortal)
   options.batch_size, options.claim_duration = BATCH_SIZE, 0.2
   -- A kill charges the entries in hand an attempt each. None may become a dead letter.
-  options.retry = { max_attempts = 100000 }
+  options.retry = { max_attempts = 100000, base = 0.01 }
   function options.on_error(problem)
     note(log, problem.code == "lost" and "lost" or "error", incarnation, problem.message)
   end
-  options.publisher = { ordered = true } -- so a call has the whole batch
-  function options.publisher.publish(_, messages)
-    note(log, "batch", incarnation, #messages)
+  options.publisher = { ordered = true } -- so a call has all of a namespace
+  local is_settled = true
+  function options.on_batch()
+    is_settled = true
+  end
+  function options.publisher.publish(_, messages, namespace)
+    if is_settled then -- else it is another call of the same batch
+      note(log, "batch", incarnation, #messages)
+      is_settled = false
+    end
     local dies_after = mortal and random(40) == 1 and random(0, #messages)
+    local failures, failed = {}, {}
     for i = 0, #messages do
-      if i > 0 then
-        note(log, "delivered", incarnation, messages[i].payload)
+      local message = messages[i]
+      if message and failed[message.key] then
+        failures[i] = { uncharged = true, reason = "one before it failed" }
+      elseif message and mortal and namespace == "mail" and random(20) == 1 then
+        failures[i], failed[message.key] = "no", true
+      elseif message then
+        note(log, "delivered", incarnation, name_of(message))
       end
       if i == dies_after then
         die()
       end
     end
+    return failures
   end
   return outbox.processor(options)
 end
@@ -226,12 +255,15 @@ describe("killed at any moment, an outbox", function()
 
   -- Compares the deliveries with the orders. Returns how many were lost (committed, but not
   -- delivered or not even in the table), phantom (delivered, but not in the table) and overtaken
-  -- (delivered after a later one of the same key).
-  local function compare(log, orders)
+  -- (delivered after a later one of the same key). Of each order there are `copies`, in which the
+  -- names end as they say.
+  local function compare(log, orders, copies)
     local by_name, delivered, last = {}, {}, {}
     local lost, phantom, overtaken = 0, 0, 0
     for _, order in ipairs(orders) do
-      by_name[order.name] = order
+      for _, copy in ipairs(copies) do
+        by_name[order.name .. copy] = { number = order.number, line = order.customer .. copy }
+      end
     end
     for _, name in ipairs(log.first) do
       local order = by_name[name]
@@ -239,24 +271,24 @@ describe("killed at any moment, an outbox", function()
       if not order or name:find("^undone") then
         phantom = phantom + 1
       else
-        overtaken = overtaken + (order.number < (last[order.customer] or 0) and 1 or 0)
-        last[order.customer] = order.number
+        overtaken = overtaken + (order.number < (last[order.line] or 0) and 1 or 0)
+        last[order.line] = order.number
       end
     end
     for name in pairs(by_name) do
       lost = lost + (delivered[name] and 0 or 1)
     end
     for _, name in ipairs(log.committed) do
-      lost = lost + (by_name[name] and 0 or 1)
+      lost = lost + (by_name[name .. copies[1]] and 0 or 1)
     end
     return lost, phantom, overtaken
   end
 
-  local function test(ordering)
+  local function test(ordering, copies)
     math.randomseed(torture.seed)
     local publishers, processors = kill(ordering)
     local orders, log = drain(ordering), read_log()
-    local lost, phantom, overtaken = compare(log, orders)
+    local lost, phantom, overtaken = compare(log, orders, copies or { "" })
     total.kills = total.kills + publishers + processors
     total.lost, total.phantom = total.lost + lost, total.phantom + phantom
     local summary = ("seed %d, ordering %s: killed %d publishers, %d processors with %d entries in"
@@ -276,6 +308,15 @@ describe("killed at any moment, an outbox", function()
 
   it("loses nothing, delivers nothing else, and keeps the order of every key", function()
     test("key")
+  end)
+
+  it("delivers every copy of what was committed, and keeps the order of a key in each", function()
+    local store = outbox.open(path)
+    store:migrate()
+    store:subscribe("", "mail")
+    store:subscribe("", "audit")
+    store:close() -- before the forks
+    test("key", { "@mail", "@audit" })
   end)
 
   it("loses nothing and delivers nothing else where no order is kept", function()
