@@ -2,6 +2,7 @@
 -- logs, and starts one again that has died. It has no store open itself while it forks.
 
 local core = require("outbox.core")
+local errors = require("outbox.error")
 local worker = require("outbox.command.relay.worker")
 
 -- Seconds until a worker that has died is started again: at first, at most, and after how long a
@@ -25,10 +26,20 @@ local function worse(a, b)
   return a
 end
 
+-- One more time a worker is to be started later.
+local function put_off(one)
+  one.due_at = core.clock.now() + one.delay
+  one.delay = math.min(2 * one.delay, LAST_DELAY)
+end
+
 -- Starts a worker. In the worker, returns its log.
 local function start(self, one)
-  local pid, pipe = core.fork()
-  if pid == 0 then
+  local ok, pid, pipe = pcall(core.fork)
+  if not ok then
+    self.log:write("error", "route", one.share.name, "message", errors.text(pid))
+    put_off(one)
+    return nil
+  elseif pid == 0 then
     for _, other in ipairs(self.workers) do
       if other.fd then
         core.close_pipe(other.fd)
@@ -37,6 +48,7 @@ local function start(self, one)
     return self.log:of_worker(pipe, one.share.name, one.share.number)
   end
   one.pid, one.fd, one.started_at, one.rest = pid, pipe, core.clock.now(), ""
+  return nil
 end
 
 local function stop(self)
@@ -64,19 +76,22 @@ local function bury(self, one)
     end
     return
   end
-  local now = core.clock.now()
-  if now - one.started_at >= HEALTHY then
+  if core.clock.now() - one.started_at >= HEALTHY then
     one.delay = FIRST_DELAY
   end
   self.log:write("died", "route", one.share.name, "worker", one.share.number, how, number,
     "restart", one.delay)
-  one.ended, one.due_at, one.delay = false, now + one.delay, math.min(2 * one.delay, LAST_DELAY)
+  one.ended = false
+  put_off(one)
 end
 
 -- Reads a worker's pipe, and shows its lines.
 local function listen(self, one, index)
   local bytes = core.read_pipe(one.fd)
   if not bytes then
+    if one.rest ~= "" then
+      self.log:print(one.rest) -- it died in the middle of a line
+    end
     bury(self, one)
     return
   end
