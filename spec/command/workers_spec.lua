@@ -140,6 +140,19 @@ describe("outbox relay with several workers", function()
     assert.outbox(store).has_entry({ id = "crashes", attempts = 0 })
   end)
 
+  it("knows of each program how it has ended", function()
+    local pid, log = start_relay("--to 'a=exec:sh -c \"read -r m; exit 3\"' --option timeout=60 "
+      .. "--to 'b=exec:sh -c \"read -r m; exit 4\"' --option timeout=60")
+    expect(log, " started route=a ", " started route=b ")
+    publish("a", "1")
+    publish("b", "2")
+    for _ = 1, 3 do
+      expect(log, " route=a .*status 3", " route=b .*status 4")
+    end
+    process.kill(pid, 15)
+    assert.equal("exit 0", select(2, finish(log)))
+  end)
+
   it("finishes the batches in hand when it is told to stop, and charges nothing", function()
     local names, routes = { "a", "b", "c", "d" }, {}
     for i, name in ipairs(names) do

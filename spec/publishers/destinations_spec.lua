@@ -337,7 +337,7 @@ describe("docs/destinations.md", function()
   end)
 
   it("shows the line that a message becomes", function()
-    local line = page:match('\n({"id".-})\n')
+    local line = page:match('\n({"id":"order%-2".-})\n')
     assert.equal(line, require("outbox.publishing.format").line({ id = "order-2",
       namespace = "orders", key = "7", payload = "placed", headers = { source = "shell" },
       created_at = 1737892800.123456, attempts = 0, seq = 2 }))

@@ -1,6 +1,7 @@
 -- outbox relay: processors that deliver to the destinations of outbox.publisher.
 
 local convert = require("outbox.command.common.convert")
+local core = require("outbox.core")
 local database = require("outbox.command.common.database")
 local new_log = require("outbox.command.relay.log")
 local routes = require("outbox.command.relay.routes")
@@ -85,6 +86,22 @@ local function is_any_left(arguments)
   return false
 end
 
+-- Finds out what is wrong with the arguments, or the database, in a process of its own: many clients
+-- do not survive a fork, so a supervisor must not load them. Returns the exit status; and true in
+-- that process.
+local function rehearse(arguments, shares)
+  local pid, pipe = core.fork()
+  if pid == 0 then
+    for _, share in ipairs(shares) do
+      worker.rehearse(arguments, share)
+    end
+    return 0, true
+  end
+  core.close_pipe(pipe)
+  local how, number = core.await_worker(pid)
+  return how == "exit" and number or 128 + number
+end
+
 function M.run(arguments)
   -- A whole batch becomes garbage at once, so a cycle of the collector may start half as often.
   collectgarbage("incremental", 400)
@@ -93,10 +110,10 @@ function M.run(arguments)
   local log = new_log(arguments.log == "json", arguments.to)
   local status, is_worker
   if shares[2] then
-    for _, share in ipairs(shares) do
-      worker.rehearse(arguments, share)
+    status, is_worker = rehearse(arguments, shares)
+    if not is_worker and status == 0 then
+      status, is_worker = supervise(arguments, shares, log)
     end
-    status, is_worker = supervise(arguments, shares, log)
   else
     status = worker.run(arguments, shares[1], log)
   end

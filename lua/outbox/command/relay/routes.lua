@@ -59,7 +59,9 @@ end
 -- The text itself if the destination accepts a string for the option; else a number, true or false
 -- if the text looks like one.
 local function typed(url, name, text)
-  if pcall(outbox.publisher, url, { [name] = text }) then
+  local destination = destinations.find(url:match("^(%a[%w+-]*):") or "")
+  local option = destination and destination.OPTIONS[name]
+  if option and option.check(text) then
     return text
   end
   return tonumber(text) or text == "true" or text ~= "false" and text
