@@ -11,9 +11,10 @@ local worker = require("outbox.command.relay.worker")
 local M = {
   summary = "Deliver messages.",
   description = "Delivers all messages that are due, and those that are published later, until it "
-    .. "is told to stop. SIGINT, SIGTERM or SIGHUP let it finish the batch in hand and release its "
-    .. "claim. A second signal, two seconds later or more, ends it at once. Events are logged to "
-    .. "standard error.",
+    .. "is told to stop. With several destinations each has a process of its own: one that hangs, is "
+    .. "down or crashes stops no other. SIGINT, SIGTERM or SIGHUP let it finish the batches in hand "
+    .. "and release its claims. A second signal, two seconds later or more, ends it at once. Events "
+    .. "are logged to standard error.",
   epilog = routes.help,
 }
 
@@ -23,7 +24,7 @@ function M.define(command)
     return command:option(name, description):target(target):argname(argname):convert(converter)
   end
   command:option("--to", "The URL of a destination. May be repeated, with NAMESPACE=URL for one "
-    .. "namespace."):argname("URL"):count("1+"):convert(routes.read)
+    .. "namespace: --to redis://localhost --to audit=file:audit.jsonl"):argname("URL"):count("1+"):convert(routes.read)
   command:option("--option", "An option of the destination before it. May be repeated.")
     :argname("NAME=VALUE"):count("*"):convert(convert.pair):action(routes.add_option)
   command:flag("--once", "Deliver what is due, then exit. The status is 4 if something that was "
@@ -86,9 +87,9 @@ local function is_any_left(arguments)
   return false
 end
 
--- Finds out what is wrong with the arguments, or the database, in a process of its own: many clients
--- do not survive a fork, so a supervisor must not load them. Returns the exit status; and true in
--- that process.
+-- Finds out what is wrong with the arguments, or the database, in a process of its own: many
+-- clients do not survive a fork, so a supervisor must not load them. Returns the exit status; and
+-- true in that process.
 local function rehearse(arguments, shares)
   local pid, pipe = core.fork()
   if pid == 0 then
