@@ -266,7 +266,10 @@ int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, s
   if (count == 0) return OUTBOX_OK; /* then the lock is not needed */
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
-  if (!sqlite3_get_autocommit(store->db) && run_length(entries, count) == count) {
+  bool alone = sqlite3_get_autocommit(store->db);
+  if (alone && count == 1 && entries->seq != OUTBOX_ANY_SEQ)
+    return delete_one(store, entries[0], deleted); /* one statement is a transaction by itself */
+  if (!alone && run_length(entries, count) == count) {
     /* One statement needs no savepoint; that would cost as much as the deletion. */
     code = delete_run(store, entries, count, true, deleted);
     if (code != OUTBOX_OK || *deleted > 0) return code;

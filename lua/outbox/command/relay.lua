@@ -11,10 +11,10 @@ local worker = require("outbox.command.relay.worker")
 local M = {
   summary = "Deliver messages.",
   description = "Delivers all messages that are due, and those that are published later, until it "
-    .. "is told to stop. With several destinations each has a process of its own: one that hangs, is "
-    .. "down or crashes stops no other. SIGINT, SIGTERM or SIGHUP let it finish the batches in hand "
-    .. "and release its claims. A second signal, two seconds later or more, ends it at once. Events "
-    .. "are logged to standard error.",
+    .. "is told to stop. With several destinations each has a process of its own: one that hangs, "
+    .. "is down or crashes stops no other. SIGINT, SIGTERM or SIGHUP let it finish the batches in "
+    .. "hand and release its claims. A second signal, two seconds later or more, ends it at once. "
+    .. "Events are logged to standard error.",
   epilog = routes.help,
 }
 
@@ -24,7 +24,8 @@ function M.define(command)
     return command:option(name, description):target(target):argname(argname):convert(converter)
   end
   command:option("--to", "The URL of a destination. May be repeated, with NAMESPACE=URL for one "
-    .. "namespace: --to redis://localhost --to audit=file:audit.jsonl"):argname("URL"):count("1+"):convert(routes.read)
+    .. "namespace: --to redis://localhost --to audit=file:audit.jsonl"):argname("URL"):count("1+")
+    :convert(routes.read)
   command:option("--option", "An option of the destination before it. May be repeated.")
     :argname("NAME=VALUE"):count("*"):convert(convert.pair):action(routes.add_option)
   command:flag("--once", "Deliver what is due, then exit. The status is 4 if something that was "
