@@ -23,6 +23,9 @@ local function dump(store)
     SELECT 'dead ' || id || attempts FROM outbox_dead UNION ALL
     SELECT 'lease ' || first_seq || processor_id || deadline || ifnull(held, '-')
     FROM outbox_claims UNION ALL
+    SELECT 'subscription ' || namespace || copy FROM outbox_subscriptions UNION ALL
+    SELECT 'pause ' || namespace FROM outbox_pauses UNION ALL
+    SELECT 'outage ' || namespace || down_since FROM outbox_outages UNION ALL
     SELECT 'order ' || number FROM orders]])
 end
 
@@ -207,7 +210,7 @@ return {
   operation("lists", function(store)
     assert(#store:ready_entries({ namespace = "", limit = 10 }) == 5)
     assert(#store:delayed_entries() == 1 and #store:dead_entries() == 1)
-    assert(#store:stats().leases == 1)
+    assert(#store:stats({ by_namespace = true }).leases == 1)
   end),
   operation("attach to a function", function()
     local attached = outbox.attach(nothing, {
@@ -237,6 +240,33 @@ return {
       assert(it.connection:close())
     end,
   },
+  operation("subscribe, and publish copies", function(store)
+    store:transaction(function()
+      store:subscribe("", "mail")
+      store:subscribe("", "audit")
+      store:publish(message(9))
+      assert(#store:subscriptions() == 2)
+    end)
+  end),
+  operation("pause and resume", function(store)
+    store:transaction(function()
+      store:pause("mail")
+      store:pause("audit")
+      assert(#store:paused() == 2)
+      store:resume("audit")
+    end)
+  end),
+  operation("note_outages", function(store)
+    store:note_outages({ { namespace = "mail", down_since = 900, error = "no" },
+      { namespace = "", down_since = 901 } })
+  end, function()
+    local store = prepare_few()
+    store:release_claim("p")
+    store:serve({ processor_id = "lane", namespaces = {}, except = true, ordering = "key",
+      duration = 10 })
+    store:advance(nil, { batch_size = 1 })
+    return store
+  end),
   {
     name = "processor",
     prepare = function()
