@@ -206,6 +206,9 @@ describe("outbox relay with several workers", function()
     publish("a", "1", "2")
     wait_for("a")
     process.kill(pid)
+    while not process.ended(pid) do -- by then the worker has its signal
+      outbox.clock.sleep(0.01)
+    end
     open("a")
     assert.equal("signal 9", select(2, finish(log))) -- so nobody has its standard error open
     assert.same({ "1" }, ids("a"))
@@ -254,7 +257,8 @@ describe("outbox relay with several workers", function()
   end)
 
   it("ends if the database was moved", function()
-    local _, log = start_relay(("--to a=file:%s --to b=file:%s"):format(file("a"), file("b")))
+    local _, log = start(("relay %s --process-interval 0.3 --to a=file:%s --to b=file:%s 2>&1")
+      :format(path, file("a"), file("b")))
     expect(log, " started route=a ", " started route=b ")
     assert(os.rename(path, path .. ".moved"))
     assert.matches("moved", (expect(log, "outbox: .*moved")))

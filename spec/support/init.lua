@@ -8,24 +8,19 @@ local M = { clock = testing.clock }
 
 local paths = {}
 
---- Returns a path for a new database. `remove` deletes it and SQLite's files beside it.
+--- Returns a path for a new database, in memory if the system has such a file system: the specs
+-- need not wait for a disk. `remove` deletes it and SQLite's files beside it.
 function M.path()
   local path = os.tmpname()
-  paths[#paths + 1] = path
-  return path
-end
-
---- The same in memory, without waiting for a disk, if the system has such a file system.
-function M.quick_path()
-  local path = M.path()
   local name = path:gsub("^.*/", "/dev/shm/")
   local file = io.open(name, "w")
-  if not file then
-    return path
+  if file then
+    file:close()
+    os.remove(path)
+    path = name
   end
-  file:close()
-  paths[#paths + 1] = name
-  return name
+  paths[#paths + 1] = path
+  return path
 end
 
 function M.remove()
