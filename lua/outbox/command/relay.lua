@@ -100,8 +100,7 @@ local function rehearse(arguments, shares)
     return 0, true
   end
   core.close_pipe(pipe)
-  local how, number = core.await_worker(pid)
-  return how == "exit" and number or 128 + number
+  return (worker.await(pid))
 end
 
 function M.run(arguments)

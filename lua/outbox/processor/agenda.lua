@@ -70,7 +70,7 @@ end
 
 --- How many seconds of the pause are left; 0 if there is none.
 function Agenda:paused_for()
-  local left = self.not_before and self.timer:left(self.not_before) or 0
+  local left = self.timer:left(self.not_before)
   if left == 0 then
     self.not_before = nil
   end

@@ -14,7 +14,7 @@ Docket.__index = Docket
 Docket.FEW = 3
 
 function Docket:left(span)
-  return span and self.timer:left(span) or 0
+  return self.timer:left(span)
 end
 
 --- Remembers a message; nil where there are too many. Its fields: `n`, how many times it failed

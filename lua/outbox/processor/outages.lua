@@ -1,5 +1,5 @@
--- Which namespaces are down, written for operators: those that have been for some seconds, and at
--- most once a second. What was written counts as long as the processor's lease lives.
+-- Writes for operators which namespaces have been down for some seconds, at most once a second.
+-- Each row counts as long as the processor's lease lives.
 
 local AFTER = 5 -- seconds
 local EVERY = 1 -- seconds
@@ -48,7 +48,7 @@ function Outages:tell()
   end
 end
 
---- The lease is gone, and what was written with it.
+--- The processor has lost its lease, so its rows count no more.
 function Outages:forget()
   self.written = ""
 end

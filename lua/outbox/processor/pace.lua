@@ -38,7 +38,7 @@ end
 -- Keeps a namespace back until some messages may be handed out.
 local function hold(self, namespace)
   local bucket, rate = bucket_of(self, namespace)
-  if allowed(self, namespace) < 1 then
+  if bucket.tokens + 1e-6 < 1 then
     local wanted = max(1, min(self.size, rate * APART))
     self.jury:hold(namespace, rate > 0 and (wanted - bucket.tokens) / rate or 1)
   end

@@ -121,15 +121,14 @@ function Roster:asleep()
   return self.heap[1] and self.timer:left(self.heap[1].span) or math.huge
 end
 
---- Returns those that are down, in the order of their names: each with `down_since` and `error`,
--- and with `probe_at`, when the next message is tried.
+--- Returns the namespaces that are down, in the order of their names. Each has `down_since`,
+-- `error` and `probe_at`, the time of the next try.
 function Roster:down()
   local found = {}
   for name, s in pairs(self.by_name) do
     if s.row >= s.FEW then
-      local seconds = s.rest and self.timer:left(s.rest) or 0
       found[#found + 1] = { namespace = name, down_since = s.down_since, error = s.reason,
-        probe_at = self.timer.now() + seconds }
+        probe_at = self.timer.now() + self.timer:left(s.rest) }
     end
   end
   table.sort(found, function(a, b)

@@ -7,8 +7,6 @@ local namespaces = require("outbox.command.common.namespaces")
 
 -- Seconds between two reports.
 local ON_TERMINAL, IN_LOG = 1, 10
--- Counting entries takes longer the more there are. It may take at most this share of the time.
-local MAX_SHARE = 1 / 20
 -- Seconds after which a destination counts as down, or a namespace as not served: an outage may be
 -- over at once, and processors may be about to start.
 local AFTER_DOWN, AFTER_UNSERVED = 5, 10
@@ -76,7 +74,11 @@ local function note_unserved(self, stats, now)
 end
 
 local function report(self, now)
-  local stats, done = self.store:stats({ by_namespace = true }), self.processor:stats()
+  local done = self.processor:stats()
+  if not (self.log.terminal or self.share.first or done.batches > self.batches) then
+    return -- nobody would see the numbers, and they take long
+  end
+  local stats = self.store:stats({ by_namespace = true })
   local rate = (done.delivered - self.delivered) / (now - self.since)
   if self.log.terminal then
     self.log:show_status(status(self, stats, done, rate))
@@ -104,7 +106,7 @@ function Progress:tick()
   if now >= self.since + self.every then
     pcall(report, self, now) -- the processor reports an error of the database itself
     self.since = now
-    self.every = math.max(self.least, (core.clock.now() - now) / MAX_SHARE)
+    self.every = math.max(self.least, (core.clock.now() - now) / namespaces.MAX_SHARE)
   end
 end
 

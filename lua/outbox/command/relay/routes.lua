@@ -135,7 +135,8 @@ local function by_route(routes)
     if is_printed and printed then
       printed.routes[#printed.routes + 1] = route
     else
-      shares[#shares + 1] = { routes = { route }, settings = route.settings }
+      shares[#shares + 1] = { routes = { route }, settings = route.settings,
+        is_printed = is_printed }
       printed = is_printed and shares[#shares] or printed
     end
   end
@@ -149,17 +150,16 @@ end
 function M.shares(routes, workers)
   local shares, all = by_route(routes), {}
   for _, share in ipairs(shares) do
-    local is_printed = share.routes[1].url == "stdout:"
     local names = {}
     for i, route in ipairs(share.routes) do
       names[i] = route.namespace
     end
-    for number = 1, is_printed and 1 or workers do
+    for number = 1, share.is_printed and 1 or workers do
       all[#all + 1] = {
         routes = share.routes, namespaces = namespaces_of(share, routes),
         settings = share.settings, name = table.concat(names, ","),
-        number = workers > 1 and not is_printed and number or nil, suffix = "-" .. #all + 1,
-        first = not all[1],
+        number = workers > 1 and not share.is_printed and number or nil,
+        suffix = "-" .. #all + 1, first = not all[1],
       }
     end
   end

@@ -15,9 +15,6 @@ local FINAL = { [2] = true, [5] = true, [141] = true }
 
 local SIGTERM = 15
 
-local Supervisor = {}
-Supervisor.__index = Supervisor
-
 -- Of two exit statuses, the one that tells more: undelivered messages are not as bad as a failure.
 local function worse(a, b)
   if a == 0 or a == worker.UNDELIVERED and b ~= 0 then
@@ -26,7 +23,7 @@ local function worse(a, b)
   return a
 end
 
--- One more time a worker is to be started later.
+-- A worker is started later; the next time it waits for twice as long.
 local function put_off(one)
   one.due_at = core.clock.now() + one.delay
   one.delay = math.min(2 * one.delay, LAST_DELAY)
@@ -63,9 +60,8 @@ end
 -- Notes that a worker has ended.
 local function bury(self, one)
   core.close_pipe(one.fd)
-  local how, number = core.await_worker(one.pid)
+  local status, how, number = worker.await(one.pid)
   one.pid, one.fd, one.ended = nil, nil, true
-  local status = how == "exit" and number or 128 + number
   if self.stopping and status == 128 + SIGTERM then
     status = 0 -- it had not begun yet
   end
@@ -147,8 +143,7 @@ end
 --- Supervises a worker for each share until all have ended. Returns the exit status; and true in a
 -- worker, which has this status itself.
 return function(arguments, shares, log)
-  local self = setmetatable({ arguments = arguments, log = log, workers = {}, status = 0 },
-    Supervisor)
+  local self = { arguments = arguments, log = log, workers = {}, status = 0 }
   local width = 0
   for i, share in ipairs(shares) do
     local label = share.number and share.name .. "#" .. share.number or share.name

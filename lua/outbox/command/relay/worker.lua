@@ -30,6 +30,13 @@ local function read_options(arguments, share)
   return options
 end
 
+--- Waits until a worker has ended. Returns its exit status, as a shell counts signals; and how it
+-- ended, as `await_worker` of the core does.
+function M.await(pid)
+  local how, number = core.await_worker(pid)
+  return how == "exit" and number or 128 + number, how, number
+end
+
 --- Makes what a worker needs, and unmakes it: so a supervisor finds out what is wrong.
 function M.rehearse(arguments, share)
   local store <close> = database.open(arguments)
