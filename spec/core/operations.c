@@ -5,6 +5,13 @@
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
+/* Ends the transaction that an operation has begun. */
+static int end(outbox_store *store, int code) {
+  if (code == OUTBOX_OK) return outbox_commit(store);
+  outbox_rollback(store);
+  return code;
+}
+
 static int migrate(outbox_store *store, fixture *f) {
   (void)f;
   return outbox_migrate(store);
@@ -60,9 +67,7 @@ static int publish_with_an_order(outbox_store *store, fixture *f) {
     outbox_close_rows(rows);
   }
   if (code == OUTBOX_OK) code = publish_one(store, f);
-  if (code == OUTBOX_OK) return outbox_commit(store);
-  outbox_rollback(store);
-  return code;
+  return end(store, code);
 }
 
 static int claim_everything(outbox_store *store, fixture *f) {
@@ -179,9 +184,7 @@ static int process_a_batch(outbox_store *store, fixture *f) {
   if (code == OUTBOX_OK) code = outbox_get_claimed_entries(store, text("p"), 2, 1000);
   if (code == OUTBOX_OK) code = read_all(store);
   if (code == OUTBOX_OK) code = outbox_hold_batch(store, text("p"));
-  if (code == OUTBOX_OK) return outbox_commit(store);
-  outbox_rollback(store);
-  return code;
+  return end(store, code);
 }
 
 /* The work of a processor on lanes: it takes a batch, and then settles it and takes the next. */
@@ -212,13 +215,6 @@ static int settle_a_batch(outbox_store *store, fixture *f) {
 }
 
 /* --- Subscriptions, pauses, outages ---------------------------------------------------------- */
-
-/* Ends the transaction that an operation has begun. */
-static int end(outbox_store *store, int code) {
-  if (code == OUTBOX_OK) return outbox_commit(store);
-  outbox_rollback(store);
-  return code;
-}
 
 static int subscribe(outbox_store *store, fixture *f) {
   bool added;

@@ -190,6 +190,12 @@ void shim_push_names(lua_State *L, shim_store *self) {
   push_reading(L, self, OUTBOX_OK, read_names, (reading){.in_hand = true});
 }
 
+/* The same for a reading that needs no memory. */
+static void push_rows(lua_State *L, shim_store *self, int code, lua_CFunction read) {
+  lua_pushnil(L);
+  push_reading(L, self, code, read, (reading){.listed = false});
+}
+
 /* Sets the namespaces: an array, or one in `except`; none where it is all. */
 static void set_namespaces(lua_State *L, outbox_lease *lease) {
   outbox_bytes name;
@@ -237,8 +243,7 @@ static int read_leases(lua_State *L) {
 }
 
 void shim_push_leases(lua_State *L, shim_store *self, int code) {
-  lua_pushnil(L);
-  push_reading(L, self, code, read_leases, (reading){.listed = false});
+  push_rows(L, self, code, read_leases);
 }
 
 static int read_subscriptions(lua_State *L) {
@@ -257,8 +262,7 @@ static int read_subscriptions(lua_State *L) {
 }
 
 void shim_push_subscriptions(lua_State *L, shim_store *self, int code) {
-  lua_pushnil(L);
-  push_reading(L, self, code, read_subscriptions, (reading){.listed = false});
+  push_rows(L, self, code, read_subscriptions);
 }
 
 static int read_summaries(lua_State *L) {
@@ -282,8 +286,7 @@ static int read_summaries(lua_State *L) {
 }
 
 void shim_push_summaries(lua_State *L, shim_store *self, int code) {
-  lua_pushnil(L);
-  push_reading(L, self, code, read_summaries, (reading){.listed = false});
+  push_rows(L, self, code, read_summaries);
 }
 
 static int read_paused(lua_State *L) {
@@ -301,6 +304,5 @@ static int read_paused(lua_State *L) {
 }
 
 void shim_push_paused(lua_State *L, shim_store *self, int code) {
-  lua_pushnil(L);
-  push_reading(L, self, code, read_paused, (reading){.listed = false});
+  push_rows(L, self, code, read_paused);
 }

@@ -1,5 +1,5 @@
 /*
-** Worker processes, for the command: forked, read from, told to stop, waited for.
+** Worker processes of the command: starts them, reads their pipes, stops them, waits for them.
 */
 #define _DEFAULT_SOURCE
 #define _DARWIN_C_SOURCE
@@ -48,7 +48,7 @@ static int fork_worker(lua_State *L) {
   luaL_Stream *stream = lua_newuserdatauv(L, sizeof *stream, 0);
   stream->closef = NULL; /* closed */
   luaL_setmetatable(L, LUA_FILEHANDLE);
-  fflush(NULL); /* lest both write what lies in the buffers */
+  fflush(NULL); /* because both would write what lies in the buffers */
   if (pipe(ends) != 0) return luaL_error(L, "%s", strerror(errno));
   fcntl(ends[0], F_SETFD, FD_CLOEXEC);
   fcntl(ends[1], F_SETFD, FD_CLOEXEC);
