@@ -5,7 +5,7 @@ local process = require("process")
 local server = require("spec.support.server")
 local support = require("spec.support")
 
-local COMMAND, fail, finish = command.COMMAND, command.fail, command.finish
+local COMMAND, expect, fail, finish = command.COMMAND, command.expect, command.fail, command.finish
 local json_lines, read, run, shell = command.json_lines, command.read, command.run, command.shell
 local start, succeed, write = command.start, command.succeed, command.write
 
@@ -33,18 +33,6 @@ describe("outbox relay", function()
 
   local function start_relay(arguments, before)
     return start(("relay %s %s"):format(path, arguments), before)
-  end
-
-  -- Reads lines until one matches.
-  local function expect(pipe, pattern)
-    local lines = {}
-    for line in pipe:lines() do
-      if line:find(pattern) then
-        return line
-      end
-      lines[#lines + 1] = line
-    end
-    error(("no line matches %s:\n%s"):format(pattern, table.concat(lines, "\n")))
   end
 
   local function delivered()

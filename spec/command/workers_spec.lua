@@ -3,8 +3,9 @@ local outbox = require("outbox")
 local process = require("process")
 local support = require("spec.support")
 
-local COMMAND, fail, finish, read = command.COMMAND, command.fail, command.finish, command.read
-local json_lines, run, start, write = command.json_lines, command.run, command.start, command.write
+local COMMAND, expect, fail, finish = command.COMMAND, command.expect, command.fail, command.finish
+local json_lines, read, run = command.json_lines, command.read, command.run
+local start, write = command.start, command.write
 
 describe("outbox relay with several workers", function()
   local store, path, directory
@@ -42,22 +43,6 @@ describe("outbox relay with several workers", function()
   local function start_relay(arguments, interval)
     return start(("relay %s --process-interval %s %s 2>&1"):format(path, interval or 3600,
       arguments))
-  end
-
-  -- Reads the log until it has a line for each pattern; returns these lines.
-  local function expect(log, ...)
-    local wanted, lines, missing = { ... }, {}, select("#", ...)
-    for line in log:lines() do
-      for i, pattern in ipairs(wanted) do
-        if not lines[i] and line:find(pattern) then
-          lines[i], missing = line, missing - 1
-        end
-      end
-      if missing == 0 then
-        return table.unpack(lines)
-      end
-    end
-    error("the log has ended without " .. table.concat(wanted, " or "))
   end
 
   local function pid_of(started)

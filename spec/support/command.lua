@@ -46,6 +46,23 @@ function M.finish(pipe)
   return rest, how .. " " .. status
 end
 
+--- Reads lines from a pipe until there was one for each pattern; returns these lines.
+function M.expect(pipe, ...)
+  local wanted, found, missing, all = { ... }, {}, select("#", ...), {}
+  for line in pipe:lines() do
+    all[#all + 1] = line
+    for i, pattern in ipairs(wanted) do
+      if not found[i] and line:find(pattern) then
+        found[i], missing = line, missing - 1
+      end
+    end
+    if missing == 0 then
+      return table.unpack(found)
+    end
+  end
+  error(("no line matches %s:\n%s"):format(table.concat(wanted, " or "), table.concat(all, "\n")))
+end
+
 --- Starts a shell command on a terminal; returns a pipe, or nil if there are no pseudo-terminals
 -- here. Leaks of `script` itself are ignored.
 function M.start_on_terminal(command)
