@@ -183,6 +183,17 @@ describe("a processor that runs with signals", function()
     assert.equal(0, (process.wait(pid)))
   end)
 
+  it("calls none of its code for a signal after its module was unloaded", function()
+    local script = [[
+      local libraries = debug.getregistry()._CLIBS
+      local unload = getmetatable(libraries).__gc
+      require("outbox.core").catch_signals()
+      unload({ libraries[package.searchpath("outbox.core", package.cpath)] })
+      os.execute("kill -TERM $PPID")]]
+    local pipe = io.popen(("exec %s"):format(support.command(("-e '%s'"):format(script))))
+    assert.same({ nil, "signal", SIGNALS.SIGTERM }, { pipe:close() })
+  end)
+
   it("wakes at a commit though more than a thousand files are open", function()
     local limit = io.popen("ulimit -n"):read("n")
     if not limit or limit < 1200 then

@@ -47,6 +47,7 @@ static pid_t owner;                      /* the process that catches; not one th
 static int users;                        /* calls of catch_signals that were not released */
 static struct sigaction former[ENDINGS]; /* what was done before, */
 static bool taken[ENDINGS];              /* where it was something else */
+static struct sigaction former_pipe;     /* and at SIGPIPE */
 
 static int64_t since_caught(const struct timespec *now) {
   return (int64_t)(now->tv_sec - caught_at.tv_sec) * 1000000000 + now->tv_nsec - caught_at.tv_nsec;
@@ -98,17 +99,33 @@ static void give_back(int i) {
 
 static void ignore_broken_pipes(void) {
   struct sigaction action = {.sa_handler = ignore, .sa_flags = SA_RESTART}, old;
-  if (sigaction(SIGPIPE, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-    sigaction(SIGPIPE, &action, NULL);
+  if (sigaction(SIGPIPE, NULL, &old) != 0 || old.sa_handler == SIG_IGN || old.sa_handler == ignore)
+    return;
+  former_pipe = old;
+  sigaction(SIGPIPE, &action, NULL);
+}
+
+static void close_ends(void) {
+  for (int i = 0; i < 2 && ends[i] >= 0; i++) {
+    close(ends[i]);
+    ends[i] = -1;
+  }
+}
+
+/* Before this code is unloaded, at the end of a Lua state: a signal after that must not call it. */
+__attribute__((destructor)) static void give_all_back(void) {
+  struct sigaction now;
+  for (int i = 0; i < ENDINGS; i++)
+    give_back(i);
+  if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == ignore)
+    sigaction(SIGPIPE, &former_pipe, NULL);
+  close_ends();
 }
 
 /* In a process that was forked, forgets what belongs to the one that has forked it. */
 static void own(void) {
   if (owner == getpid()) return;
-  for (int i = 0; i < 2 && ends[i] >= 0; i++) {
-    close(ends[i]);
-    ends[i] = -1;
-  }
+  close_ends();
   caught = 0;
   users = 0;
   owner = getpid();
