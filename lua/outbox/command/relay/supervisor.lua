@@ -115,8 +115,8 @@ local function wait(self)
   core.await_pipes(seconds, core.signal_fd(), table.unpack(fds))
   local signal = core.await_signal(0)
   if signal then
-    self.log:write("stopping", "signal", signal)
     stop(self)
+    self.log:write("stopping", "signal", signal)
   end
 end
 
