@@ -70,7 +70,7 @@ function Docket:is_well()
 end
 
 local ELSEWHERE = { "newest", "random", "newest", "oldest" }
-local RESTING = { "newest", "random" }
+local RESTING = { "newest", "random", "newest" }
 
 local function is_overdue(self, it)
   return it.due ~= nil and self.timer.now() - it.due.at > OVERDUE
