@@ -23,20 +23,23 @@ int store_now_inside(outbox_store *store, int64_t *now) {
 }
 
 #define PATIENT_FOR 50000 /* microseconds in which a connection asks for a lock once per ms */
+#define EAGER 10          /* how many times as often it asks in the end */
 
 /*
 ** SQLite's own handler asks less and less often, in the end every 100 ms. If a lock is rarely
 ** free, the connection that has waited longest then has the smallest chance to get it, and fails
-** in the end. This one does the reverse: it asks more often after a while. A tenth of a
-** millisecond is about the time that a transaction takes.
+** in the end. This one does the reverse: the longer it has waited, the more often it asks. It does
+** so by and by: if all that have waited for a while asked as often as can be, they would keep the
+** CPU from the one that has the lock.
 */
 static int wait_for_lock(void *context, int count) {
-  static const struct timespec AT_FIRST = {.tv_nsec = 1000000}, LATER = {.tv_nsec = 100000};
   lock_wait *wait = context;
   int64_t now = clock_monotonic();
   if (count == 0) wait->since = now;
-  if (now - wait->since >= wait->timeout) return 0;
-  nanosleep(now - wait->since < PATIENT_FOR ? &AT_FIRST : &LATER, NULL);
+  int64_t waited = now - wait->since, often = waited / PATIENT_FOR;
+  if (waited >= wait->timeout) return 0;
+  often = often < 1 ? 1 : often > EAGER ? EAGER : often;
+  nanosleep(&(struct timespec){.tv_nsec = (long)(1000000 / often)}, NULL);
   return 1;
 }
 
