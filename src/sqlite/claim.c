@@ -42,6 +42,13 @@ static const char FIND_ENDS_SQL[] =
     " span (low, high, ready) AS (SELECT min(place), max(place), max(ready) FROM ends)"
     " SELECT low, high, ready FROM span WHERE low IS NOT NULL";
 
+/* The same where nothing is delayed. */
+static const char FIND_READY_ENDS_SQL[] =
+    "SELECT low, high, 1 FROM (SELECT"
+    " (SELECT seq FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT 1) AS low,"
+    " (SELECT seq FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq DESC LIMIT 1) AS high)"
+    " WHERE low IS NOT NULL";
+
 static const char SELECT_READY_SQL[] =
     "SELECT seq FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT 0 + ?3";
 
@@ -79,6 +86,7 @@ typedef struct claim {
   size_t due_count;
   bool own, lapsed;  /* there are such claims */
   bool shut;         /* a lane holds classes: there is no gap */
+  bool delayed;      /* some entry is delayed */
   bool ahead, more;  /* a retry was delayed in the future; there is more to promote */
   int64_t lapses_at; /* when the first of the others' claims lapses; 0: there is none */
   int64_t due_at;
@@ -132,7 +140,7 @@ static int compare(const void *a, const void *b) {
 /* Reads the places of the retries that are due. */
 static int load_due(claim *c) {
   sqlite3_stmt *row;
-  if (c->due != NULL) return OUTBOX_OK;
+  if (c->due != NULL || !c->delayed) return OUTBOX_OK;
   c->due = sqlite3_malloc64(MOST_DUE * sizeof *c->due);
   if (c->due == NULL) return store_fail_nomem(c->store);
   int code = sql_query(c->store, SELECT_DUE_SQL, &row, "ii", c->now, (int64_t)MOST_DUE);
@@ -160,7 +168,8 @@ static size_t first_due(const claim *c, int64_t place) {
 static int find_ends(claim *c, interval *part, int64_t *count) {
   int64_t ends[3];
   bool found;
-  int code = sql_fetch(c->store, FIND_ENDS_SQL, ends, 3, &found, "ii", part->first, part->last);
+  int code = sql_fetch(c->store, c->delayed ? FIND_ENDS_SQL : FIND_READY_ENDS_SQL, ends, 3, &found,
+                       "ii", part->first, part->last);
   *count = code == OUTBOX_OK && found && ends[2];
   if (code != OUTBOX_OK || !found) return code;
   part->first = ends[0];
@@ -347,14 +356,22 @@ static int look_first(claim *c, bool *idle, bool *work) {
   return code;
 }
 
+/* Sees to what is delayed. */
+static int follow_the_clock(claim *c) {
+  c->due_at = 0;
+  int code = due_any(c->store, &c->delayed);
+  if (code != OUTBOX_OK || !c->delayed) return code;
+  code = due_look(c->store, c->now, &c->due_at, &c->ahead);
+  if (code == OUTBOX_OK && !c->shut) code = due_promote_all(c->store, c->now, &c->more);
+  return code == OUTBOX_OK && c->ahead ? due_correct(c->store, c->now) : code;
+}
+
 static int claim_inside(claim *c) {
   c->inside = true;
   /* In a transaction that has no lock yet, look_first has fixed what can be seen. */
   int code = store_now_inside(c->store, &c->now);
   if (code == OUTBOX_OK) code = load_leases(c);
-  if (code == OUTBOX_OK) code = due_look(c->store, c->now, &c->due_at, &c->ahead);
-  if (code == OUTBOX_OK && !c->shut) code = due_promote_all(c->store, c->now, &c->more);
-  if (code == OUTBOX_OK && c->ahead) code = due_correct(c->store, c->now);
+  if (code == OUTBOX_OK) code = follow_the_clock(c);
   if (code == OUTBOX_OK) code = keep_own(c);
   if (code == OUTBOX_OK) code = fill_gaps(c);
   return code == OUTBOX_OK ? save(c) : code;
