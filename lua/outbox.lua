@@ -48,19 +48,31 @@ function Store:transaction(fn)
   return finish(txn, pcall(fn, txn)) -- an error that ends a coroutine closes no variable in it
 end
 
-return {
+-- What only some programs need is loaded when it is first asked for. More code in memory makes all
+-- else slower, too, because the collector goes through it again and again.
+local PARTS = {
+  attach = "outbox.attach",
+  inbox = "outbox.inbox",
+  processor = "outbox.processor",
+  publisher = "outbox.publisher",
+  signals = "outbox.signals",
+}
+
+local function load_part(outbox, name)
+  if PARTS[name] then
+    outbox[name] = require(PARTS[name])
+  end
+  return rawget(outbox, name)
+end
+
+return setmetatable({
   _VERSION = core._VERSION,
   open = core.open,
   install = core.install,
-  attach = require("outbox.attach"),
   clock = core.clock,
   uuid_v7 = core.uuid_v7,
   uuid_v4 = core.uuid_v4,
   blob = core.blob,
   LAPSED = core.LAPSED,
   OVERTIME = core.OVERTIME,
-  processor = require("outbox.processor"),
-  publisher = require("outbox.publisher"),
-  inbox = require("outbox.inbox"),
-  signals = require("outbox.signals"),
-}
+}, { __index = load_part })

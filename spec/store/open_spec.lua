@@ -105,6 +105,22 @@ describe("outbox.open", function()
   end)
 end)
 
+describe("the module", function()
+  it("loads what only some programs need when they ask for it", function()
+    local output = support.run([[-e '
+      local outbox = require("outbox")
+      for name in pairs(package.loaded) do
+        assert(not name:find("^outbox%.") or name == "outbox.core", name)
+      end
+      for _, name in ipairs({ "attach", "inbox", "processor", "publisher", "signals" }) do
+        assert(outbox[name] == require("outbox." .. name), name)
+      end
+      assert(outbox.nothing == nil)
+      print("good")']])
+    assert.equal("good\n", output)
+  end)
+end)
+
 describe("a closed store", function()
   after_each(support.remove)
 
