@@ -202,6 +202,16 @@ describe("the exec publisher", function()
     assert.same({}, publisher:publish(messages(4), "n"))
   end)
 
+  it("keeps the program over a pause that is longer than the timeout of an answer", function()
+    local path = support.path()
+    new(("echo $$ >> %s; %s"):format(path, OK), { timeout = 1 })
+    for _ = 1, 2 do
+      assert.same({}, publisher:publish(messages(1), "n"))
+      outbox.clock.sleep(1.1)
+    end
+    assert.matches("^%d+\n$", read(path))
+  end)
+
   it("does not use a surplus answer for the next message", function()
     local path, list = support.path(), messages(2)
     new(("echo $$ >> %s; %s"):format(path,

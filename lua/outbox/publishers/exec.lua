@@ -153,6 +153,12 @@ local function open(self)
   self.sigpipe:unref()
 end
 
+-- The loop's own time is that of its last turn, which may be long ago.
+local function start_timer(self, fn)
+  uv.update_time()
+  self.timer:start(self.timeout, self.timeout, fn)
+end
+
 function Exec:publish(messages)
   if uv.loop_mode() and not coroutine.isyieldable() then
     return nil, "the exec publisher, in a loop of luv, must be called in a coroutine"
@@ -163,7 +169,7 @@ function Exec:publish(messages)
   if not self.timer then
     open(self)
   end
-  self.timer:start(self.timeout, self.timeout, function()
+  start_timer(self, function()
     stop(self, self.child, "the program has not answered in time")
   end)
   if not uv.loop_mode() then
@@ -186,7 +192,7 @@ end
 
 -- Waits until no process is left, not even a zombie. Kills a program that does not end in time.
 local function wait_for_end(self)
-  self.timer:start(self.timeout, self.timeout, function()
+  start_timer(self, function()
     uv.kill(-self.last.pid, "sigkill")
   end)
   while self.running > 0 do
