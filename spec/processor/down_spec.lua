@@ -81,6 +81,14 @@ describe("a destination that is down", function()
     assert.same({}, rows())
   end)
 
+  it("is written with the reason of the last failure", function()
+    run_for(10)
+    assert.equal("no route", summary_of("a").error)
+    down.a = "no answer"
+    run_for(60)
+    assert.equal("no answer", summary_of("a").error)
+  end)
+
   it("is not written if it is back before that", function()
     local written = 0
     for _ = 1, 40 do

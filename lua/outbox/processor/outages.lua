@@ -25,7 +25,7 @@ end
 local function sign(list)
   local parts = {}
   for i, outage in ipairs(list) do
-    parts[i] = ("%s\0%.17g"):format(outage.namespace, outage.down_since)
+    parts[i] = ("%s\0%.17g\0%s"):format(outage.namespace, outage.down_since, outage.error)
   end
   return table.concat(parts, "\0")
 end
