@@ -1,9 +1,10 @@
 /*
-** Files: two functions that Lua's io library does not have. For the publishers and the command.
+** Files: what Lua's io library does not have. For the publishers and the command.
 */
 #define _DEFAULT_SOURCE
 #define _DARWIN_C_SOURCE
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -36,6 +37,19 @@ static int terminal_size(lua_State *L) {
   lua_pushinteger(L, size.ws_col);
   lua_pushinteger(L, size.ws_row);
   return 2;
+}
+
+int shim_pipe(int ends[2]) {
+  if (pipe(ends) != 0) return -1;
+  for (int i = 0; i < 2; i++) {
+    int own = fcntl(ends[i], F_DUPFD_CLOEXEC, 3);
+    close(ends[i]);
+    ends[i] = own;
+  }
+  if (ends[0] >= 0 && ends[1] >= 0) return 0;
+  for (int i = 0; i < 2; i++)
+    if (ends[i] >= 0) close(ends[i]);
+  return -1;
 }
 
 static const luaL_Reg FUNCTIONS[] = {

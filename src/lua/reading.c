@@ -271,12 +271,13 @@ static int read_summaries(lua_State *L) {
   lua_newtable(L);
   for (lua_Integer i = 1;
        (reading->code = outbox_next_summary(reading->store, &summary)) == OUTBOX_ROW; i++) {
-    lua_createtable(L, 0, 8);
+    lua_createtable(L, 0, 9);
     set_bytes(L, "namespace", summary.namespace);
     set_integer(L, "ready", summary.ready);
     set_integer(L, "delayed", summary.delayed);
     set_integer(L, "dead", summary.dead);
     if (summary.oldest_age >= 0) shim_set_seconds(L, "oldest_age", summary.oldest_age);
+    if (summary.due_at != 0) shim_set_seconds(L, "due_at", summary.due_at);
     if (summary.paused_at != 0) shim_set_seconds(L, "paused_at", summary.paused_at);
     if (summary.down_since != 0) shim_set_seconds(L, "down_since", summary.down_since);
     set_bytes(L, "error", summary.error);

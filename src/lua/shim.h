@@ -13,7 +13,7 @@
 **     store    transaction open     the types, and how they are made
 **     module                        luaopen_outbox_core
 **
-** values, files and process need `check` alone. A file calls the floors below it, never up.
+** values and files need `check` alone; process and worker need `files`, too. A file calls the floors below it, never up.
 */
 #ifndef OUTBOX_SHIM_H
 #define OUTBOX_SHIM_H
@@ -304,6 +304,14 @@ void shim_add_steering(lua_State *L);
 void shim_add_sql(lua_State *L);
 
 /* --- The module ------------------------------------------------------------------------------ */
+
+/* --- files.c --------------------------------------------------------------------------------- */
+
+/*
+** Makes a pipe that no program inherits, of descriptors that no standard stream has: what is written
+** to a stream that was closed must not get in. Returns 0, or -1 with errno.
+*/
+int shim_pipe(int ends[2]);
 
 /* Each makes the metatables of its types and adds its functions to the module on the top. */
 void shim_open_check(lua_State *L);

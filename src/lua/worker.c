@@ -49,9 +49,7 @@ static int fork_worker(lua_State *L) {
   stream->closef = NULL; /* closed */
   luaL_setmetatable(L, LUA_FILEHANDLE);
   fflush(NULL); /* because both would write what lies in the buffers */
-  if (pipe(ends) != 0) return luaL_error(L, "%s", strerror(errno));
-  fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-  fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+  if (shim_pipe(ends) != 0) return luaL_error(L, "%s", strerror(errno));
   fcntl(ends[0], F_SETFL, O_NONBLOCK);
   pid_t pid = fork();
   int error = errno;
