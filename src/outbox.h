@@ -270,6 +270,7 @@ typedef struct outbox_summary {
   outbox_bytes namespace;
   int64_t ready, delayed, dead; /* entries */
   int64_t oldest_age;           /* of the first ready entry; -1 without one */
+  int64_t due_at;               /* when the next delayed entry falls due; 0 without one */
   int64_t paused_at;            /* 0: it is not paused */
   int64_t down_since;           /* 0: no live processor has found it down */
   outbox_bytes error;           /* why it is down */

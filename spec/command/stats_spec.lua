@@ -169,6 +169,25 @@ describe("outbox stats", function()
       :find('/a\\"b\\\\\\nc/db",prefix="outbox_"} 0\n', 1, true))
   end)
 
+  it("calls a namespace unserved only if something of it is due", function()
+    store:release_claim("worker")
+    store:publish({ namespace = "later", deliver_at = outbox.clock.now() + 1000 },
+      { namespace = "now", deliver_at = outbox.clock.now() - 1000 })
+    support.sql(store, "INSERT INTO outbox_delayed (id, namespace, created_at, due_at)"
+      .. " VALUES ('x', 'past', 1, 2)")
+    local text = succeed("stats " .. path)
+    assert.matches("\nlater .* %-\n", text)
+    assert.matches("\nnow .* no processor serves it\n", text)
+    assert.matches("\npast .* no processor serves it\n?", text)
+  end)
+
+  it("writes metrics in UTF-8 whatever the names are", function()
+    store:publish({ namespace = "\xFF\xFE" })
+    local text = succeed("stats " .. path .. " --prometheus")
+    assert.is_truthy(utf8.len(text))
+    assert.is_truthy(text:find([[namespace="\\xff\\xfe"} 1]], 1, true))
+  end)
+
   it("lists the leases", function()
     publish("e")
     store:claim_entries("lapsed", outbox.clock.now() - 1)

@@ -17,14 +17,16 @@ static const char SUMMARIES_SQL[] =
     "WITH live (namespace, down_since, error) AS"
     " (SELECT o.namespace, o.down_since, o.error FROM @outages AS o JOIN @claims AS c"
     " ON c.lease = o.lease WHERE c.deadline >= ?1),"
-    " counts (namespace, ready, delayed, dead, seq, oldest) AS"
-    " (SELECT namespace, count(*), 0, 0, min(seq), created_at FROM " ENTRIES " GROUP BY namespace"
-    " UNION ALL SELECT namespace, 0, count(*), 0, 0, NULL FROM @delayed GROUP BY namespace"
-    " UNION ALL SELECT namespace, 0, 0, count(*), 0, NULL FROM @dead GROUP BY namespace"
-    " UNION ALL SELECT namespace, 0, 0, 0, 0, NULL FROM @pauses"
-    " UNION ALL SELECT namespace, 0, 0, 0, 0, NULL FROM live)"
+    " counts (namespace, ready, delayed, dead, due_at, seq, oldest) AS"
+    " (SELECT namespace, count(*), 0, 0, NULL, min(seq), created_at FROM " ENTRIES
+    " GROUP BY namespace"
+    " UNION ALL SELECT namespace, 0, count(*), 0, min(due_at), 0, NULL FROM @delayed"
+    " GROUP BY namespace"
+    " UNION ALL SELECT namespace, 0, 0, count(*), NULL, 0, NULL FROM @dead GROUP BY namespace"
+    " UNION ALL SELECT namespace, 0, 0, 0, NULL, 0, NULL FROM @pauses"
+    " UNION ALL SELECT namespace, 0, 0, 0, NULL, 0, NULL FROM live)"
     " SELECT namespace, sum(ready), sum(delayed), sum(dead),"
-    " coalesce(max(?1 - max(oldest), 0), -1),"
+    " coalesce(max(?1 - max(oldest), 0), -1), coalesce(min(due_at), 0),"
     " coalesce((SELECT paused_at FROM @pauses AS p WHERE p.namespace = counts.namespace), 0),"
     " coalesce((SELECT min(down_since) FROM live WHERE live.namespace = counts.namespace), 0),"
     " (SELECT error FROM live WHERE live.namespace = counts.namespace ORDER BY down_since LIMIT 1)"
@@ -64,8 +66,9 @@ int outbox_next_summary(outbox_store *store, outbox_summary *summary) {
                               .delayed = sqlite3_column_int64(row, 2),
                               .dead = sqlite3_column_int64(row, 3),
                               .oldest_age = sqlite3_column_int64(row, 4),
-                              .paused_at = sqlite3_column_int64(row, 5),
-                              .down_since = sqlite3_column_int64(row, 6),
-                              .error = sql_column(row, 7)};
+                              .due_at = sqlite3_column_int64(row, 5),
+                              .paused_at = sqlite3_column_int64(row, 6),
+                              .down_since = sqlite3_column_int64(row, 7),
+                              .error = sql_column(row, 8)};
   return code;
 }

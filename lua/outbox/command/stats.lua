@@ -47,7 +47,9 @@ local function write_metric(name, kind, help, values)
   end
 end
 
+-- A label must be UTF-8: else nobody could read any of the metrics.
 local function label(name, value)
+  value = utf8.len(value) and value or format.line(value)
   return ('%s="%s"'):format(name,
     value:gsub('[\\"\n]', { ["\\"] = "\\\\", ['"'] = '\\"', ["\n"] = "\\n" }))
 end

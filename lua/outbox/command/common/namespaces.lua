@@ -29,11 +29,12 @@ local function is_served(namespace, leases, now)
   return false
 end
 
---- Notes in each of the namespaces of `stats` whether it is `unserved`: something waits, and no
--- processor is there to deliver it.
+--- Notes in each of the namespaces of `stats` whether it is `unserved`: something is due, and no
+-- processor is there to deliver it. A processor that has nothing to do has no lease.
 function M.judge(stats, now)
   for _, each in ipairs(stats.namespaces) do
-    each.unserved = each.ready + each.delayed > 0 and not each.paused_at
+    local is_due = each.ready > 0 or each.due_at and each.due_at <= now
+    each.unserved = is_due and not each.paused_at
       and not is_served(each.namespace, stats.leases, now)
   end
 end
