@@ -240,8 +240,10 @@ end
 -- that failed are left for the next time.
 -- @function processor:pump
 -- @treturn integer how many entries were delivered
+-- @treturn ?number in how many seconds to call it again, because a `rate` holds entries back; nil
+-- if none does
 -- @raise what the store raises
----@return integer
+---@return integer, number?
 function Processor:pump()
   local busy <close> = enter(self) -- luacheck: no unused
   local work, counters = self.work, self.hooks.counters
@@ -254,7 +256,7 @@ function Processor:pump()
   until work.stopping or not work:is_pending()
   work:release()
   work.stopping = false
-  return counters.delivered - before
+  return counters.delivered - before, work:until_paced()
 end
 
 --- Makes `run` return, or `step` return nil, once the batch in hand is settled and the claim is

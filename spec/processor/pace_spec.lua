@@ -219,4 +219,20 @@ describe("a rate", function()
       end, "its rate, if any, a table", 1, true)
     end
   end)
+
+  it("lets pump say when to go on", function()
+    fill(12, "a")
+    local p = processor({ rate = { per_second = 5 } })
+    local sum, seconds = p:pump()
+    while seconds do
+      clock.advance(seconds)
+      local delivered
+      delivered, seconds = p:pump()
+      sum = sum + delivered
+    end
+    assert.same({ {}, 12, 12 }, { errors, #sent, sum })
+    assert.is_true(clock.time - 1000 >= 2.2 and clock.time - 1000 < 3, clock.time)
+    store:publish({ namespace = "a" })
+    assert.equal(1, (p:pump()))
+  end)
 end)

@@ -1,9 +1,10 @@
 -- The pace of namespaces whose destinations take only so many messages a second. Messages that are
 -- too many wait where they are, uncharged.
 --
--- A namespace has a bucket of tokens, one for each message, and at most those of one second.
--- Processors that share a namespace share its rate as they share its keys. So all of them together
--- keep it; but a key gets no more than the part of the processor that has it.
+-- A namespace has a bucket of tokens, one for each message, and at most those of one second. At
+-- first it has one token, not all: others may have sent as many just before. Processors that share a
+-- namespace share its rate as they share its keys. So all of them together keep it; but a key gets no
+-- more than the part of the processor that has it.
 
 local huge, max, min = math.huge, math.max, math.min
 
@@ -17,7 +18,8 @@ local function bucket_of(self, namespace)
   local now, bucket = self.timer.now(), self.buckets[namespace]
   if not bucket then
     local per_second = self.rate_of(namespace) or huge
-    bucket = { per_second = per_second, tokens = max(1, per_second * self.share), at = now }
+    bucket = { per_second = per_second, at = now,
+      tokens = per_second < huge and self.share or huge }
     self.buckets[namespace] = bucket
   end
   local rate = bucket.per_second * self.share
@@ -46,7 +48,23 @@ end
 
 --- The processor has this share of the keys, at most 1.
 function Pace:set_share(share)
-  self.share = share
+  if share ~= self.share then
+    for namespace in pairs(self.buckets) do
+      bucket_of(self, namespace) -- what has come until now came at the former share
+    end
+    self.share = share
+  end
+end
+
+--- In how many seconds the first namespace that waits for its rate may go on; nil if none waits.
+function Pace:wait()
+  local seconds
+  for _, s in pairs(self.jury.roster.by_name) do
+    if s.paced and s.row == 0 and s.looks < 2 then
+      seconds = min(seconds or huge, self.timer:left(s.rest))
+    end
+  end
+  return seconds
 end
 
 --- Makes a jury keep the rates. `rate_of` returns how many messages of a namespace may be handed

@@ -231,6 +231,11 @@ function Work:until_probe()
   return self.jury:wait()
 end
 
+--- Seconds until a rate lets more through; nil if nothing waits for its rate.
+function Work:until_paced()
+  return self.pace and self.pace:wait()
+end
+
 --- Gives the claim back, with what is in hand if it was never delivered.
 function Work:release()
   if serving[self.store] == self and (self.deadline or self.batch or self.unread) then
