@@ -117,12 +117,15 @@ local function explain(raised)
     return INTERRUPTED -- the error that lua5.4 raises for a SIGINT
   elseif code == "unread" then
     return UNREAD
-  elseif STATUS[code] or wrong then
-    io.stderr:write("outbox: ", wrong or show(raised.message), "\n")
-    return STATUS[code] or STATUS.usage
   end
-  io.stderr:write(text:find("^outbox: ") and text or "outbox: " .. text, "\n")
-  return code == "moved" and MOVED or 1
+  local known = STATUS[code] or wrong
+  if known then
+    text = wrong or show(raised.message)
+  end
+  if not (code and raised.is_logged) then
+    io.stderr:write(text:find("^outbox: ") and text or "outbox: " .. text, "\n")
+  end
+  return known and (STATUS[code] or STATUS.usage) or code == "moved" and MOVED or 1
 end
 
 return function(arguments)

@@ -74,7 +74,7 @@ describe("outbox relay", function()
     assert.same({ "", 0 }, { out, status }, err)
     assert.same({ "a", "b", "c" }, delivered())
     assert.matches("^20%S+Z started database=%S+ processor=%S+ ready=3 delayed=1 dead=0\n20%S+Z "
-      .. "stopped delivered=3 retried=0 dead=0 errors=0 ready=0 delayed=1\n$", err)
+      .. "stopped delivered=3 retried=0 deferred=0 dead=0 errors=0 ready=0 delayed=1\n$", err)
     assert.same({}, store:stats().leases)
   end)
 
@@ -85,6 +85,15 @@ describe("outbox relay", function()
     assert.equal(0, status, err)
     assert.same({ "a", "b", "c" }, delivered())
     assert.equal(3, select(2, err:gsub("size=1 ", "")), err)
+  end)
+
+  it("takes its time, once, where there is a rate", function()
+    for i = 1, 30 do
+      publish(("%02d"):format(i))
+    end
+    local _, status, err = run(("relay %s --to file:%s --once --rate 20"):format(path, destination))
+    assert.equal(0, status, err)
+    assert.equal(30, #delivered())
   end)
 
   it("ends with status 4 if something that was due is not delivered", function()
@@ -252,7 +261,8 @@ describe("outbox relay", function()
     assert.matches(" retry id=a namespace=orders key=7 attempts=1 delay=%d[%d.]+ "
       .. [[reason="\"busy\" now"]] .. "\n", err)
     assert.matches(' dead id=b namespace="" reason=refused\n', err)
-    assert.matches(" stopped delivered=1 retried=1 dead=1 errors=0 ready=0 delayed=1\n", err)
+    assert.matches(" stopped delivered=1 retried=1 deferred=0 dead=1 errors=0 ready=0 delayed=1\n",
+      err)
   end)
 
   it("logs in JSON as well", function()

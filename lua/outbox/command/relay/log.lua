@@ -49,12 +49,13 @@ local function back(self)
   return "\r" .. ("\27[A"):rep(self.shown - 1)
 end
 
--- What draws the status lines, each within one row.
+-- What draws the status lines, each within one row, and as many as there are rows for. More would
+-- push the log away with each update.
 local function drawn(self)
-  local columns = core.terminal_size(io.stderr)
+  local columns, rows = core.terminal_size(io.stderr)
   local width = columns and columns > 0 and columns - 1 or nil
   local lines = {}
-  for i = 1, self.statuses do
+  for i = 1, math.min(self.statuses, rows and rows > 1 and rows - 1 or math.huge) do
     local line = self[i] or ""
     lines[i] = line:sub(1, width) .. "\27[K"
   end

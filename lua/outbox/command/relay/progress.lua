@@ -7,6 +7,9 @@ local namespaces = require("outbox.command.common.namespaces")
 
 -- Seconds between two reports.
 local ON_TERMINAL, IN_LOG = 1, 10
+-- The share of the time that counting may take. Meanwhile nothing is delivered, and beside a large
+-- backlog that is long.
+local COUNTING = 1 / 1000
 -- Seconds after which a destination counts as down, or a namespace as not served: an outage may be
 -- over at once, and processors may be about to start.
 local AFTER_DOWN, AFTER_UNSERVED = 5, 10
@@ -14,9 +17,12 @@ local AFTER_DOWN, AFTER_UNSERVED = 5, 10
 local Progress = {}
 Progress.__index = Progress
 
--- How many entries of the share are ready, and delayed.
+-- How many entries of the share are ready, and delayed; nil where it was not counted.
 local function count(self, stats)
   local names = self.share.namespaces
+  if not stats then
+    return nil
+  end
   local ready, delayed = 0, 0
   for _, each in ipairs(stats.namespaces) do
     if namespaces.is_among(names, each.namespace) then
@@ -28,8 +34,11 @@ end
 
 local function status(self, stats, done, rate)
   local ready, delayed = count(self, stats)
-  local line = ("%d delivered, %.1f/s, %d retried, %d dead; %d ready, %d delayed"):format(
-    done.delivered, rate, done.retried, done.dead, ready, delayed)
+  local line = ("%d delivered, %.1f/s, %d retried, %d dead"):format(done.delivered, rate,
+    done.retried, done.dead)
+  if ready then
+    line = ("%s; %d ready, %d delayed"):format(line, ready, delayed)
+  end
   local first, now = done.down[1], core.clock.now()
   if first then
     line = ("%s; %s down for %s, next try %s"):format(line, format.cell(first.namespace),
@@ -78,16 +87,20 @@ local function report(self, now)
   if not (self.log.terminal or self.share.first or done.batches > self.batches) then
     return -- nobody would see the numbers, and they take long
   end
-  local stats = self.store:stats({ by_namespace = true })
+  local stats
+  if now >= self.count_at then
+    stats = self.store:stats({ by_namespace = true })
+    self.count_at = now + (core.clock.now() - now) / COUNTING
+  end
   local rate = (done.delivered - self.delivered) / (now - self.since)
   if self.log.terminal then
     self.log:show_status(status(self, stats, done, rate))
   elseif done.batches > self.batches then
     local ready, delayed = count(self, stats)
     self.log:write("progress", "delivered", done.delivered, "rate", rate, "retried", done.retried,
-      "dead", done.dead, "ready", ready, "delayed", delayed)
+      "deferred", done.deferred, "dead", done.dead, "ready", ready, "delayed", delayed)
   end
-  if self.share.first then
+  if self.share.first and stats then
     note_unserved(self, stats, now)
   end
   self.delivered, self.batches = done.delivered, done.batches
@@ -97,7 +110,7 @@ end
 function Progress:tick()
   local now = core.clock.now()
   if now < self.since then -- the clock was set back
-    self.since, self.looked = now, now
+    self.since, self.looked, self.count_at = now, now, now
   end
   if now >= self.looked + ON_TERMINAL then
     note_down(self, self.processor:stats().down, now)
@@ -106,14 +119,14 @@ function Progress:tick()
   if now >= self.since + self.every then
     pcall(report, self, now) -- the processor reports an error of the database itself
     self.since = now
-    self.every = math.max(self.least, (core.clock.now() - now) / namespaces.MAX_SHARE)
   end
 end
 
 --- Makes a progress; its field `every` is the number of seconds between two reports.
 return function(store, processor, log, share)
-  local least, now = log.terminal and ON_TERMINAL or IN_LOG, core.clock.now()
+  local now = core.clock.now()
   return setmetatable({ store = store, processor = processor, log = log, share = share,
-    least = least, every = least, since = now, looked = now, delivered = 0, batches = 0,
+    every = log.terminal and ON_TERMINAL or IN_LOG, since = now, looked = now, count_at = now,
+    delivered = 0, batches = 0,
     down = {}, unserved = {} }, Progress)
 end

@@ -133,6 +133,10 @@ local function by_route(routes)
     seen[route.namespace] = true
     local is_printed = route.url == "stdout:"
     if is_printed and printed then
+      if next(route.settings) ~= nil then
+        error(errors.new("usage", "the routes to stdout: have one process: options such as --rate "
+          .. "belong to the first of them"), 0)
+      end
       printed.routes[#printed.routes + 1] = route
     else
       shares[#shares + 1] = { routes = { route }, settings = route.settings,

@@ -2,6 +2,7 @@
 -- logs, and starts one again that has died. It has no store open itself while it forks.
 
 local core = require("outbox.core")
+local format = require("outbox.command.common.format")
 local errors = require("outbox.error")
 local worker = require("outbox.command.relay.worker")
 
@@ -13,7 +14,11 @@ local FIRST_DELAY, LAST_DELAY, HEALTHY = 1, 30, 60
 -- nobody reads standard output any more.
 local FINAL = { [2] = true, [5] = true, [141] = true }
 
-local SIGTERM = 15
+-- A signal for all that comes just after the fork, when the worker does not catch it yet.
+local EARLY = { [1] = true, [2] = true, [15] = true }
+
+-- The widest label to which those of the other status lines are widened, in bytes.
+local MAX_LABEL = 24
 
 -- Of two exit statuses, the one that tells more: undelivered messages are not as bad as a failure.
 local function worse(a, b)
@@ -44,7 +49,8 @@ local function start(self, one)
     end
     return self.log:of_worker(pipe, one.share.name, one.share.number)
   end
-  one.pid, one.fd, one.started_at, one.rest = pid, pipe, core.clock.now(), ""
+  one.pid, one.fd, one.started_at = pid, pipe, core.clock.now()
+  one.rest, one.begun = "", false
   return nil
 end
 
@@ -62,8 +68,8 @@ local function bury(self, one)
   core.close_pipe(one.fd)
   local status, how, number = worker.await(one.pid)
   one.pid, one.fd, one.ended = nil, nil, true
-  if self.stopping and status == 128 + SIGTERM then
-    status = 0 -- it had not begun yet
+  if not one.begun and how == "signal" and EARLY[number] then
+    status = 0
   end
   if self.stopping or self.arguments.once or FINAL[status] then
     self.status = worse(self.status, status)
@@ -92,7 +98,7 @@ local function listen(self, one, index)
     return
   end
   local text = one.rest .. bytes
-  one.rest = text:match("[^\n]*$")
+  one.rest, one.begun = text:match("[^\n]*$"), true
   for line in text:gmatch("([^\n]*)\n") do
     self.log:show(line, index, one.label)
   end
@@ -140,25 +146,37 @@ local function start_due(self)
   return any
 end
 
+-- What ends a worker stands in the log, too. It is raised again, for the exit status.
+local function work(arguments, share, log)
+  local ok, result = pcall(worker.run, arguments, share, log)
+  if ok then
+    return result
+  elseif type(result) == "table" then
+    log:write("error", "code", result.code, "message", errors.text(result))
+    result.is_logged = true
+  end
+  error(result, 0)
+end
+
 --- Supervises a worker for each share until all have ended. Returns the exit status; and true in a
 -- worker, which has this status itself.
 return function(arguments, shares, log)
   local self = { arguments = arguments, log = log, workers = {}, status = 0 }
   local width = 0
   for i, share in ipairs(shares) do
-    local label = share.number and share.name .. "#" .. share.number or share.name
-    width = math.max(width, #label)
+    local label = format.line(share.name) .. (share.number and "#" .. share.number or "")
+    width = math.max(width, math.min(#label, MAX_LABEL))
     self.workers[i] = { share = share, label = label, delay = FIRST_DELAY, due_at = -math.huge }
   end
   for _, one in ipairs(self.workers) do
-    one.label = ("%-" .. width .. "s  "):format(one.label)
+    one.label = one.label .. (" "):rep(width - #one.label + 2)
   end
   core.catch_signals()
   log:write("started", "database", arguments.database, "workers", #shares)
   while true do
     local share, worker_log = start_due(self)
     if worker_log then
-      return worker.run(arguments, share, worker_log), true
+      return work(arguments, share, worker_log), true
     elseif not share then
       log:hide_status()
       log:write("stopped")

@@ -93,7 +93,11 @@ function M.run(arguments, share, log)
   log:write("started", "database", arguments.database, "processor", processor.options.processor_id,
     "ready", before.ready, "delayed", before.delayed, "dead", before.dead)
   if arguments.once then
-    processor:pump()
+    local _, seconds
+    repeat
+      _, seconds = processor:pump()
+      sleep(seconds or 0)
+    until not seconds or stopping
   else
     for seconds in processor.step, processor do
       progress:tick()
@@ -102,8 +106,9 @@ function M.run(arguments, share, log)
   end
   local after, done = store:stats(), processor:stats()
   log:hide_status()
-  log:write("stopped", "delivered", done.delivered, "retried", done.retried, "dead", done.dead,
-    "errors", done.errors, "ready", after.ready, "delayed", after.delayed)
+  log:write("stopped", "delivered", done.delivered, "retried", done.retried, "deferred",
+    done.deferred, "dead", done.dead, "errors", done.errors, "ready", after.ready, "delayed",
+    after.delayed)
   if unread then
     error(unread, 0)
   end
