@@ -95,8 +95,9 @@ has again), `processor_id`, `namespaces` (an array, or a table with an array `ex
 the Unix epoch), and `held`, the places of the entries in hand, each relative to the last one before
 ("17+3,2" is 17 to 20, and 22; after "!", their delivery took too long), nil without one.
 `namespaces`, if it was asked for: an array of tables in the order of the names, each with
-`namespace`, `ready`, `delayed`, `dead`, `oldest_age`, `due_at`, and, where it is so, `paused_at`, and
-`down_since` and `error`, which a live processor has found: seconds since the Unix epoch, and why
+`namespace`, `ready`, `delayed`, `dead`, `oldest_age`, `due_at`, and, where it is so, `paused_at`,
+and `down_since` and `error`, which a live processor has found: seconds since the Unix epoch, and
+why
 @raise what the clock raises
 */
 static int store_stats(lua_State *L) {

@@ -13,7 +13,8 @@
 **     store    transaction open     the types, and how they are made
 **     module                        luaopen_outbox_core
 **
-** values and files need `check` alone; process and worker need `files`, too. A file calls the floors below it, never up.
+** values and files need `check` alone; process and worker need `files`, too. A file calls the
+** floors below it, never up.
 */
 #ifndef OUTBOX_SHIM_H
 #define OUTBOX_SHIM_H
@@ -308,8 +309,8 @@ void shim_add_sql(lua_State *L);
 /* --- files.c --------------------------------------------------------------------------------- */
 
 /*
-** Makes a pipe that no program inherits, of descriptors that no standard stream has: what is written
-** to a stream that was closed must not get in. Returns 0, or -1 with errno.
+** Makes a pipe that no program inherits, of descriptors that no standard stream has: what is
+** written to a stream that was closed must not get in. Returns 0, or -1 with errno.
 */
 int shim_pipe(int ends[2]);
 

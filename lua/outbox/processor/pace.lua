@@ -2,9 +2,9 @@
 -- too many wait where they are, uncharged.
 --
 -- A namespace has a bucket of tokens, one for each message, and at most those of one second. At
--- first it has one token, not all: others may have sent as many just before. Processors that share a
--- namespace share its rate as they share its keys. So all of them together keep it; but a key gets no
--- more than the part of the processor that has it.
+-- first it has one token, not all: others may have sent as many just before. Processors that share
+-- a namespace share its rate as they share its keys. So all of them together keep it; but a key
+-- gets no more than the part of the processor that has it.
 
 local huge, max, min = math.huge, math.max, math.min
 
