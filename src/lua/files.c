@@ -47,8 +47,10 @@ int shim_pipe(int ends[2]) {
     ends[i] = own;
   }
   if (ends[0] >= 0 && ends[1] >= 0) return 0;
-  for (int i = 0; i < 2; i++)
+  for (int i = 0; i < 2; i++) {
     if (ends[i] >= 0) close(ends[i]);
+    ends[i] = -1;
+  }
   return -1;
 }
 

@@ -155,14 +155,9 @@ static int catch_signals(lua_State *L) {
   for (int argument = 1; argument <= lua_gettop(L); argument++)
     wanted[luaL_checkoption(L, argument, NULL, NAMES)] = true;
   own();
-  if (ends[0] < 0) {
-    int made[2];
-    if (shim_pipe(made) != 0) return luaL_error(L, "%s", strerror(errno));
-    for (int i = 0; i < 2; i++) {
-      fcntl(made[i], F_SETFL, O_NONBLOCK);
-      ends[i] = made[i];
-    }
-  }
+  if (ends[0] < 0 && shim_pipe(ends) != 0) return luaL_error(L, "%s", strerror(errno));
+  for (int i = 0; i < 2; i++)
+    fcntl(ends[i], F_SETFL, O_NONBLOCK);
   for (int i = 0; i < ENDINGS; i++)
     if (lua_gettop(L) == 0 || wanted[i]) take(i);
   if (lua_gettop(L) == 0) ignore_broken_pipes();

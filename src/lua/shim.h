@@ -304,15 +304,16 @@ void shim_add_steering(lua_State *L);
 /* ... and of a transaction. */
 void shim_add_sql(lua_State *L);
 
-/* --- The module ------------------------------------------------------------------------------ */
-
 /* --- files.c --------------------------------------------------------------------------------- */
 
 /*
 ** Makes a pipe that no program inherits, of descriptors that no standard stream has: what is
-** written to a stream that was closed must not get in. Returns 0, or -1 with errno.
+** written to a stream that was closed must not get in. Returns 0; or -1 with errno, and both
+** ends are -1.
 */
 int shim_pipe(int ends[2]);
+
+/* --- The module ------------------------------------------------------------------------------ */
 
 /* Each makes the metatables of its types and adds its functions to the module on the top. */
 void shim_open_check(lua_State *L);
