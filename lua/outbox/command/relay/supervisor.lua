@@ -68,7 +68,7 @@ local function bury(self, one)
   core.close_pipe(one.fd)
   local status, how, number = worker.await(one.pid)
   one.pid, one.fd, one.ended = nil, nil, true
-  if not one.begun and how == "signal" and EARLY[number] then
+  if self.stopping and not one.begun and how == "signal" and EARLY[number] then
     status = 0
   end
   if self.stopping or self.arguments.once or FINAL[status] then
@@ -146,7 +146,8 @@ local function start_due(self)
   return any
 end
 
--- What ends a worker stands in the log, too. It is raised again, for the exit status.
+-- Runs a worker. Writes the error that ends it to its log, and raises it again, because the exit
+-- status depends on it.
 local function work(arguments, share, log)
   local ok, result = pcall(worker.run, arguments, share, log)
   if ok then
