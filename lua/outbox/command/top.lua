@@ -15,6 +15,9 @@ local M = {
 }
 
 local MAX_READ = 20 -- how many of the last delayed and of the last dead entries are read
+-- Counting by namespace takes longer the more entries there are; it may take this share of the
+-- time.
+local MAX_SHARE = 1 / 20
 
 function M.define(command)
   database.define(command)
@@ -38,7 +41,7 @@ end
 
 -- Keeps the counts by namespace of the sample before until it is time for new ones.
 local function take_namespaces(store, sample, before)
-  local next_at = before and before.counted_at + before.counting / namespaces.MAX_SHARE
+  local next_at = before and before.counted_at + before.counting / MAX_SHARE
   if next_at and sample.time < next_at and sample.time >= before.counted_at then
     sample.namespaces, sample.counted_at, sample.counting = before.namespaces, before.counted_at,
       before.counting

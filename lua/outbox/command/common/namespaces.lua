@@ -4,10 +4,6 @@ local format = require("outbox.command.common.format")
 
 local M = {}
 
---- Counting by namespace takes longer the more entries there are. Who counts again and again may
--- take this share of the time for it.
-M.MAX_SHARE = 1 / 20
-
 --- Whether a namespace is among those of a lease or a processor: nil is all, an array those, and
 -- `{ except = array }` all others.
 function M.is_among(names, namespace)

@@ -19,10 +19,10 @@ Progress.__index = Progress
 
 -- How many entries of the share are ready, and delayed; nil where it was not counted.
 local function count(self, stats)
-  local names = self.share.namespaces
   if not stats then
     return nil
   end
+  local names = self.share.namespaces
   local ready, delayed = 0, 0
   for _, each in ipairs(stats.namespaces) do
     if namespaces.is_among(names, each.namespace) then
