@@ -87,7 +87,7 @@ static int try_one(const char *script, int number, int n, int for_ever) {
 
 int main(int argc, char **argv) {
   int tried = 0, failed, number = 1;
-  int step = getenv("OUTBOX_LONG") != NULL ? 3 : 13;
+  int step = getenv("OUTBOX_LONG") != NULL ? 7 : 13;
   if (argc != 2) return 2;
   begin_allocations();
   /* First without a failure, which allocates what is never freed. */
