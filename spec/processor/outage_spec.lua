@@ -192,4 +192,47 @@ describe("a publisher that raises", function()
     assert.outbox(store).has_entries(100)
     assert.outbox(store).has_no_entry({ attempts = 1 })
   end)
+
+  -- The first call makes the namespace flow again, the second parks it anew.
+  it("for one call of a batch, behind one that got through, keeps nothing waiting", function()
+    local calls, delivered, batches, p = {}, 0, 0, nil
+    publisher = function(messages)
+      calls[#calls + 1] = #messages
+      if #messages == 8 and #calls == 2 then -- all are told to wait
+        local failures = {}
+        for i = 1, 8 do
+          failures[i] = { uncharged = true, retry_after = 1 }
+        end
+        return failures
+      elseif #calls == 1 then
+        return { "bad" }
+      elseif #calls == 4 then
+        clock.advance(10) -- the first message is due again
+      elseif #calls >= 6 and #calls <= 8 then
+        error("down")
+      end
+      delivered = delivered + #messages
+    end
+    p = processor({ ordering = "none", batch_size = 8, retry = function()
+      return 10
+    end, on_batch = function()
+      batches = batches + 1
+      if batches > 100 then
+        p:stop()
+      end
+    end })
+    store:publish({ id = "first" })
+    p:pump()
+    fill(40)
+    p:pump()
+    clock.advance(1)
+    p:pump()
+    for _ = 1, 100 do
+      clock.advance(1)
+      p:pump()
+    end
+    assert.same({ 1, 8, 1, 2, 1, 3 }, { table.unpack(calls, 1, 6) })
+    assert.equal(41, delivered)
+    assert.is_true(batches < 60)
+  end)
 end)

@@ -42,13 +42,13 @@ end
 local function park(self, s)
   if not s.parked and not self.strict then
     self.store:park(s.name)
-    s.parked = true
+    s.parked, self.recovered[s.name] = true, nil
   end
 end
 
 local function unpark(self, s)
   if s.parked then
-    self.recovered[#self.recovered + 1] = s.name
+    self.recovered[s.name] = true
     s.parked, self.idle = false, false
   end
 end
@@ -229,11 +229,11 @@ function Jury:park_again()
   end
 end
 
---- Takes the names of the namespaces that flow again, since the last time.
+--- Takes the names of the namespaces that flow again, since the last time: a set.
 function Jury:take_recovered()
-  local list = self.recovered
-  self.recovered = list[1] and {} or list
-  return list
+  local names = self.recovered
+  self.recovered = next(names) and {} or names
+  return names
 end
 
 --- The verdict --------------------------------------------------------------------------------

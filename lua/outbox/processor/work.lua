@@ -84,7 +84,7 @@ local function note_found(self, want, progress)
   if not want.leave then
     self.jury:found(want, progress.count, progress.more)
   end
-  for _, name in ipairs(self.jury:take_recovered()) do
+  for name in pairs(self.jury:take_recovered()) do
     self.store:recover(name)
     self.more = true
   end
