@@ -1,6 +1,6 @@
 /*
 ** Stores on a connection that the application has opened. They take part in the application's
-** transactions and leave no statement and no transaction open.
+** transactions, leave no statement running and no transaction open, and keep no connection open.
 */
 #include "support.h"
 
@@ -12,13 +12,14 @@ static outbox_store *attach(fixture *f, sqlite3 *db) {
   return store;
 }
 
-/* Asserts that the store has left no statement and no transaction open on the connection. */
+/* Asserts that the store has left no statement running and no transaction open. */
 static void assert_untouched(sqlite3 *db) {
-  assert_null(sqlite3_next_stmt(db, NULL));
+  for (sqlite3_stmt *s = NULL; (s = sqlite3_next_stmt(db, s)) != NULL;)
+    assert_false(sqlite3_stmt_busy(s));
   assert_true(sqlite3_get_autocommit(db));
 }
 
-static void no_operation_leaves_a_statement_or_a_transaction_behind(void **state) {
+static void no_operation_leaves_a_statement_running_or_a_transaction_open(void **state) {
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
   outbox_store *store = attach(f, db);
@@ -62,7 +63,89 @@ static void no_operation_leaves_a_statement_or_a_transaction_behind(void **state
   assert_ok(store, outbox_wait(store, 0, &done, &again));
   assert_untouched(db);
   outbox_close(store);
-  assert_untouched(db);
+  assert_null(sqlite3_next_stmt(db, NULL));
+}
+
+static bool is_there(sqlite3 *db, const sqlite3_stmt *wanted) {
+  sqlite3_stmt *s = NULL;
+  while ((s = sqlite3_next_stmt(db, s)) != NULL && s != wanted)
+    ;
+  return s != NULL;
+}
+
+static void a_store_compiles_its_statements_once(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = attach(f, db);
+  publish(store, "one");
+  sqlite3_stmt *first = sqlite3_next_stmt(db, NULL);
+  assert_non_null(first);
+  publish(store, "two");
+  assert_true(is_there(db, first));
+  execute(db, "CREATE TABLE other (x); DROP TABLE other; VACUUM");
+  publish(store, "three");
+  assert_true(is_there(db, first));
+  assert_string_equal(ids_in(db, "entries"), "one two three");
+  outbox_close(store);
+}
+
+static void a_connection_can_be_closed_whatever_its_stores_are_doing(void **state) {
+  static const char *const IDS[] = {"1", "2", "3", "4"};
+  fixture *f = *state;
+  for (int way = 0; way < 4; way++) {
+    sqlite3 *db;
+    outbox_entry entry;
+    assert_int_equal(sqlite3_open(f->path, &db), SQLITE_OK);
+    outbox_store *reader = attach(f, db), *writer = attach(f, db);
+    publish(writer, IDS[way]);
+    if (way & 1) assert_ok(writer, outbox_begin(writer));
+    if (way & 1) publish(writer, "undone");
+    assert_ok(reader, outbox_ready_entries(reader, (outbox_bytes){NULL, 0}, 0, 3));
+    assert_int_equal(outbox_next(reader, &entry), OUTBOX_ROW);
+    assert_int_equal(way & 2 ? sqlite3_close_v2(db) : sqlite3_close(db), SQLITE_OK);
+    assert_code(reader, outbox_next(reader, &entry), OUTBOX_MISUSE);
+    assert_code(writer, outbox_commit(writer), OUTBOX_CLOSED);
+    outbox_close(reader);
+    outbox_close(writer);
+  }
+  assert_string_equal(ids_in(f->db, "entries"), "1 2 3 4");
+}
+
+/* SQLite refuses, because a statement of the application's is left, and the store goes on. */
+static void a_store_outlives_a_close_that_was_refused(void **state) {
+  fixture *f = *state;
+  sqlite3 *db;
+  sqlite3_stmt *statement;
+  assert_int_equal(sqlite3_open(f->path, &db), SQLITE_OK);
+  outbox_store *store = attach(f, db);
+  sqlite3_prepare_v2(db, "SELECT 1", -1, &statement, NULL);
+  publish(store, "1");
+  assert_int_equal(sqlite3_close(db), SQLITE_BUSY);
+  publish(store, "2");
+  assert_int_equal(sqlite3_close(db), SQLITE_BUSY);
+  publish(store, "3");
+  sqlite3_finalize(statement);
+  assert_int_equal(sqlite3_close(db), SQLITE_OK);
+  outbox_close(store);
+  assert_string_equal(ids_in(f->db, "entries"), "1 2 3");
+}
+
+/* Some bindings finalize whatever is left before they close a connection. */
+static void a_connection_can_be_closed_by_one_who_finalizes_all_statements(void **state) {
+  fixture *f = *state;
+  sqlite3 *db;
+  sqlite3_stmt *statement;
+  outbox_entry entry;
+  assert_int_equal(sqlite3_open(f->path, &db), SQLITE_OK);
+  outbox_store *store = attach(f, db);
+  publish(store, "one");
+  assert_ok(store, outbox_ready_entries(store, (outbox_bytes){NULL, 0}, 0, 3));
+  assert_int_equal(outbox_next(store, &entry), OUTBOX_ROW);
+  while ((statement = sqlite3_next_stmt(db, NULL)) != NULL)
+    sqlite3_finalize(statement);
+  assert_int_equal(sqlite3_close(db), SQLITE_OK);
+  assert_code(store, outbox_next(store, &entry), OUTBOX_MISUSE);
+  outbox_close(store);
 }
 
 static void only_the_caller_ends_a_transaction_that_it_began(void **state) {
@@ -74,8 +157,8 @@ static void only_the_caller_ends_a_transaction_that_it_began(void **state) {
   publish(store, "one");
   assert_code(store, outbox_publish(store, twins, 2), OUTBOX_DUPLICATE);
   assert_false(sqlite3_get_autocommit(db));
-  assert_null(sqlite3_next_stmt(db, NULL));
   outbox_close(store);
+  assert_null(sqlite3_next_stmt(db, NULL));
   assert_false(sqlite3_get_autocommit(db));
   execute(db, "COMMIT");
   assert_string_equal(ids_in(f->db, "entries"), "one");
@@ -118,24 +201,30 @@ static void a_store_knows_when_its_connection_is_closed(void **state) {
   outbox_close(second);
 }
 
-/* The store registers an SQL function whose destructor reports the close. SQL can call that
-** function. */
-static void calling_the_function_that_awaits_the_close_does_not_close_the_store(void **state) {
+/* The store registers a virtual table whose disconnection reports the close. SQL can name it. */
+static void naming_the_table_that_awaits_the_close_does_not_close_the_store(void **state) {
+  static const struct {
+    const char *sql, *id;
+  } USES[] = {{"SELECT * FROM ", "1"},
+              {"DELETE FROM ", "2"},
+              {"DROP TABLE ", "3"},
+              {"CREATE VIRTUAL TABLE more USING ", "4"}};
+  static const char NAME_SQL[] =
+      "SELECT coalesce(max(name), '') FROM pragma_module_list WHERE name LIKE 'outbox_attached_%'";
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
   outbox_store *store = attach(f, db);
-  const char *name =
-      string(db, "SELECT name FROM pragma_function_list WHERE name LIKE 'outbox_attached_%'");
-  char sql[100];
-  snprintf(sql, sizeof sql, "SELECT %s()", name);
-  assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_ERROR);
-  assert_non_null(strstr(sqlite3_errmsg(db), "waits for the connection to be closed"));
-  publish(store, "one");
-  assert_string_equal(ids_in(db, "entries"), "one");
+  char name[50], sql[100];
+  snprintf(name, sizeof name, "%s", string(db, NAME_SQL));
+  assert_int_not_equal(name[0], '\0');
+  for (size_t i = 0; i < sizeof USES / sizeof *USES; i++) {
+    snprintf(sql, sizeof sql, "%s%s", USES[i].sql, name);
+    assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_ERROR);
+    publish(store, USES[i].id);
+  }
+  assert_string_equal(ids_in(db, "entries"), "1 2 3 4");
   outbox_close(store);
-  assert_int_equal(number(db, "SELECT count(*) FROM pragma_function_list"
-                              " WHERE name LIKE 'outbox_attached_%'"),
-                   0);
+  assert_string_equal(string(db, NAME_SQL), "");
 }
 
 static void a_store_may_be_closed_while_the_caller_reads(void **state) {
@@ -262,11 +351,15 @@ static void the_handshake_finds_the_connection_that_is_opened_after_the_install(
 
 int test_attach(void) {
   const struct CMUnitTest tests[] = {
-      TEST_WITHOUT_STORE(no_operation_leaves_a_statement_or_a_transaction_behind),
+      TEST_WITHOUT_STORE(no_operation_leaves_a_statement_running_or_a_transaction_open),
       TEST(only_the_caller_ends_a_transaction_that_it_began),
       TEST(closing_undoes_what_the_store_began_and_no_more),
       TEST(a_store_knows_when_its_connection_is_closed),
-      TEST(calling_the_function_that_awaits_the_close_does_not_close_the_store),
+      TEST(a_store_compiles_its_statements_once),
+      TEST(a_connection_can_be_closed_whatever_its_stores_are_doing),
+      TEST(a_store_outlives_a_close_that_was_refused),
+      TEST(a_connection_can_be_closed_by_one_who_finalizes_all_statements),
+      TEST(naming_the_table_that_awaits_the_close_does_not_close_the_store),
       TEST(a_store_may_be_closed_while_the_caller_reads),
       TEST_WITHOUT_STORE(a_store_cannot_be_closed_in_the_middle_of_a_call),
       TEST(a_snapshot_that_is_old_is_busy_and_says_why),

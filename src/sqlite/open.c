@@ -46,6 +46,7 @@ static int authorize(void *context, int action, const char *operation, const cha
 static int open_file(outbox_store *store, const char *path, enum outbox_mode mode) {
   int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI | SQLITE_OPEN_EXRESCODE | SQLITE_OPEN_NOMUTEX;
   if (mode == OUTBOX_CREATE) flags |= SQLITE_OPEN_CREATE;
+  store->keeps = true;
   if (sqlite3_open_v2(path, &store->db, flags, NULL) == SQLITE_OK) {
     /* A statement is never compiled anew for the sake of the values that are bound to it. */
     sqlite3_db_config(store->db, SQLITE_DBCONFIG_ENABLE_QPSG, 1, NULL);

@@ -101,7 +101,7 @@ int sql_schema_version(outbox_store *store, int *version) {
 int sql_prepare(outbox_store *store, const char *sql, sqlite3_stmt **statement) {
   char *expanded = sql_expand(store, sql);
   if (expanded == NULL) return OUTBOX_NOMEM;
-  unsigned flags = store->attached ? 0 : SQLITE_PREPARE_PERSISTENT;
+  unsigned flags = store->keeps ? SQLITE_PREPARE_PERSISTENT : 0;
   int sqlite_code = sql_compile(store, expanded, flags, statement);
   sqlite3_free(expanded);
   return sqlite_code == SQLITE_OK ? OUTBOX_OK : store_fail_sqlite(store);
@@ -166,16 +166,19 @@ static statement *find_statement(outbox_store *store, const char *sql) {
   return s;
 }
 
-/* Prepares a statement. When that fails, the tables may be gone: a rollback can take them away. */
-static int prepare(outbox_store *store, const char *sql, sqlite3_stmt **prepared) {
-  int code = check_schema(store);
-  if (code == OUTBOX_OK) code = sql_prepare(store, sql, prepared);
+/* Explains a failed statement: the tables may be gone, because a rollback can take them away. */
+static int explain(outbox_store *store, int code) {
   if (code != OUTBOX_ERROR) return code;
   char message[sizeof store->message];
   memcpy(message, store->message, sizeof message);
   store->migrated = false;
   code = check_schema(store);
   return code != OUTBOX_OK ? code : store_fail(store, OUTBOX_ERROR, "%s", message);
+}
+
+static int prepare(outbox_store *store, const char *sql, sqlite3_stmt **prepared) {
+  int code = check_schema(store);
+  return code != OUTBOX_OK ? code : explain(store, sql_prepare(store, sql, prepared));
 }
 
 static int query(outbox_store *store, const char *sql, sqlite3_stmt **out, const char *types,
@@ -203,7 +206,7 @@ int sql_step(outbox_store *store, sqlite3_stmt *statement) {
   bool theirs = !sqlite3_get_autocommit(store->db) && (store->depth == 0 || !store->outermost);
   int sqlite_code = sql_work(store, statement);
   if (sqlite_code == SQLITE_ROW) return OUTBOX_ROW;
-  int code = sqlite_code == SQLITE_DONE ? OUTBOX_DONE : store_fail_sqlite(store);
+  int code = sqlite_code == SQLITE_DONE ? OUTBOX_DONE : explain(store, store_fail_sqlite(store));
   if (code != OUTBOX_DONE && theirs && sqlite3_get_autocommit(store->db)) {
     size_t end = strlen(store->message);
     sqlite3_snprintf((int)(sizeof store->message - end), store->message + end,
@@ -213,11 +216,9 @@ int sql_step(outbox_store *store, sqlite3_stmt *statement) {
   return code;
 }
 
-void sql_reset(outbox_store *store, sqlite3_stmt *prepared) {
-  sqlite3_reset(prepared);
-  sqlite3_clear_bindings(prepared);
-  if (!store->attached || store->depth > 0) return;
-  sqlite3_stmt **kept = NULL; /* an attached store keeps none */
+/* Finalizes a statement if it is one of the store's. */
+static void finalize(outbox_store *store, sqlite3_stmt *prepared) {
+  sqlite3_stmt **kept = NULL;
   for (int i = 0; i < store->statement_count && kept == NULL; i++)
     if (store->statements[i].prepared == prepared) kept = &store->statements[i].prepared;
   for (int i = 0; i < CONTROLS && kept == NULL; i++)
@@ -227,11 +228,20 @@ void sql_reset(outbox_store *store, sqlite3_stmt *prepared) {
   *kept = NULL;
 }
 
+void sql_reset(outbox_store *store, sqlite3_stmt *prepared) {
+  sqlite3_reset(prepared);
+  sqlite3_clear_bindings(prepared);
+  if (!store->keeps && store->depth == 0) finalize(store, prepared);
+}
+
 void sql_finalize(outbox_store *store) {
-  for (int i = 0; i < store->statement_count; i++)
-    sqlite3_finalize(store->statements[i].prepared);
-  for (int i = 0; i < CONTROLS; i++)
-    sqlite3_finalize(store->controls[i]);
+  if (store->db == NULL) return;
+  for (sqlite3_stmt *s = sqlite3_next_stmt(store->db, NULL), *next; s != NULL; s = next) {
+    next = sqlite3_next_stmt(store->db, s);
+    finalize(store, s);
+  }
+  store->reading = NULL;
+  store->stepped = store->batch.open = store->filter.active = false;
   store->statement_count = 0;
   memset(store->controls, 0, sizeof store->controls);
 }

@@ -55,9 +55,9 @@ int transaction_enter(outbox_store *store) {
   return OUTBOX_OK;
 }
 
-/* An attached store leaves no statement behind once all its transactions have ended. */
+/* A store that keeps no statements leaves none behind once all its transactions have ended. */
 static void leave(outbox_store *store) {
-  if (store->attached && store->depth == 0) sql_finalize(store);
+  if (!store->keeps && store->depth == 0) sql_finalize(store);
 }
 
 int outbox_check_transaction(outbox_store *store) {
