@@ -5,8 +5,10 @@
 **     baseline publish DATABASE COUNT PER_TRANSACTION
 **     baseline claim DATABASE COUNT
 **     baseline drain DATABASE BATCH_SIZE
+**     baseline rowid DATABASE COUNT PER_TRANSACTION
 **
-** The library must have migrated the database before.
+** The library must have migrated the database before, except for `rowid`: that publishes into a
+** table of a rowid and a payload alone, which is the least that can be written.
 */
 #define _DEFAULT_SOURCE
 
@@ -130,11 +132,29 @@ static void drain(sqlite3 *db, long batch_size, double *start) {
   sqlite3_finalize(select);
 }
 
+static void publish_rowid(sqlite3 *db, long count, long per_transaction, double *start) {
+  check(db, sqlite3_exec(db, "CREATE TABLE IF NOT EXISTS payloads (payload)", 0, 0, 0) == SQLITE_OK);
+  sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
+  sqlite3_stmt *insert = prepare(db, "INSERT INTO payloads VALUES (?1)");
+  char payload[200];
+  memset(payload, 'x', sizeof payload);
+  *start = seconds(CLOCK_MONOTONIC);
+  for (long i = 0; i < count; i++) {
+    if (per_transaction > 1 && i % per_transaction == 0) run(db, begin);
+    sqlite3_bind_blob(insert, 1, payload, 200, SQLITE_STATIC);
+    run(db, insert);
+    if (per_transaction > 1 && ((i + 1) % per_transaction == 0 || i + 1 == count)) run(db, commit);
+  }
+  sqlite3_finalize(begin);
+  sqlite3_finalize(commit);
+  sqlite3_finalize(insert);
+}
+
 int main(int argc, char **argv) {
   if (argc < 4) return 2;
   sqlite3 *db;
   long number = atol(argv[3]);
-  int opened = sqlite3_open_v2(argv[2], &db, SQLITE_OPEN_READWRITE, NULL);
+  int opened = sqlite3_open_v2(argv[2], &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL);
   check(db, opened == SQLITE_OK);
   check(db, sqlite3_exec(db,
                          "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
@@ -143,6 +163,8 @@ int main(int argc, char **argv) {
   double start;
   if (strcmp(argv[1], "publish") == 0 && argc == 5)
     publish(db, number, atol(argv[4]), &start);
+  else if (strcmp(argv[1], "rowid") == 0 && argc == 5)
+    publish_rowid(db, number, atol(argv[4]), &start);
   else if (strcmp(argv[1], "claim") == 0)
     claim(db, number, &start);
   else if (strcmp(argv[1], "drain") == 0 && number <= MAX_BATCH)

@@ -1,166 +1,346 @@
--- Publishes on the application's LuaSQL connection, and processes the messages. The baseline is an
--- outbox written by hand in LuaSQL: the same columns, an id made in Lua, a claim by UPDATE, and
--- statements made of strings. Both run in turn, each with a backlog of 100,000.
+-- Publishes and processes messages with outbox, and with an outbox written by hand: with lsqlite3
+-- and its prepared statements, and with LuaSQL and statements made of strings. The one by hand has
+-- no ids, a claim by UPDATE, and one consumer. All run in turn, each with a backlog of 100,000. The
+-- last column of a row is the median of the ratios to lsqlite3 by hand, round by round.
 --
 --   make bench-bindings
 
-local outbox = require("outbox")
+local lsqlite3 = require("lsqlite3")
 local luasql = require("luasql.sqlite3")
+local outbox = require("outbox")
 local support = require("bench.support")
 
 local BACKLOG, ROUNDS = 100000, 5
 local median, shell = support.median, support.shell
-local now, random = outbox.clock.now, math.random
+local now = outbox.clock.now
 local directory = "build/bench"
 local database = directory .. "/bench.db"
 local payload = ("x"):rep(200)
 
 outbox.install()
 
-local function connect()
-  local connection = assert(luasql.sqlite3():connect(database))
-  assert(connection:execute("PRAGMA synchronous = NORMAL"))
-  return connection
+local function key_of(i)
+  return ("key-%07d"):format(i)
 end
 
 --- By hand ------------------------------------------------------------------------------------
 
-local hand = {}
+local CREATE = [[CREATE TABLE messages (seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  namespace TEXT NOT NULL, key TEXT, payload BLOB, headers TEXT, created_at INTEGER NOT NULL,
+  attempts INTEGER NOT NULL DEFAULT 0, last_error TEXT, processor_id TEXT, deadline INTEGER)]]
+local CLAIM = [[UPDATE messages SET processor_id = 'bench', deadline = %d
+  WHERE processor_id IS NULL OR deadline < %d]]
+local COLUMNS = "seq, namespace, key, payload, headers, created_at, attempts, last_error"
 
-local function uuid_v4()
-  return (("xxxxxxxx-xxxx-4xxx-yxxx-xxxxxxxxxxxx"):gsub("[xy]", function(letter)
-    return ("%x"):format(letter == "x" and random(0, 15) or random(8, 11))
-  end))
+local function claim_sql()
+  return CLAIM:format((now() + 3600) * 1e6 // 1, now() * 1e6 // 1)
 end
 
-local function insert(connection, key)
-  assert(connection:execute(("INSERT INTO messages (id, namespace, key, payload, created_at) "
-    .. "VALUES ('%s', '%s', '%s', '%s', %d)"):format(uuid_v4(), "bench", connection:escape(key),
-    connection:escape(payload), now() * 1e6 // 1)))
+-- Prepared statements. A store that is opened has the same settings.
+local prepared = { name = "lsqlite3 by hand" }
+
+function prepared.open()
+  local db = assert(lsqlite3.open(database))
+  db:exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4000")
+  db:exec(CREATE)
+  return {
+    db = db,
+    begin = assert(db:prepare("BEGIN IMMEDIATE")),
+    commit = assert(db:prepare("COMMIT")),
+    insert = assert(db:prepare(
+      "INSERT INTO messages (namespace, key, payload, created_at) VALUES (?, ?, ?, ?)")),
+    select = assert(db:prepare("SELECT " .. COLUMNS
+      .. " FROM messages WHERE processor_id = 'bench' ORDER BY seq LIMIT ?")),
+    delete = assert(db:prepare("DELETE FROM messages WHERE seq = ?")),
+  }
 end
 
-function hand.create(connection)
-  assert(connection:execute("PRAGMA journal_mode = WAL")):close()
-  assert(connection:execute([[CREATE TABLE messages (seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE, namespace TEXT NOT NULL, key TEXT, payload BLOB, headers TEXT,
-    created_at INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, last_error TEXT,
-    processor_id TEXT, deadline INTEGER)]]))
+local function run(statement)
+  assert(statement:step() == lsqlite3.DONE)
+  statement:reset()
 end
 
-function hand.publish(connection, count, per_transaction)
-  for first = 1, count, per_transaction do
-    assert(connection:execute("BEGIN IMMEDIATE"))
-    for i = first, first + per_transaction - 1 do
-      insert(connection, "key-" .. i)
+function prepared.publish(self, count, size)
+  local insert = self.insert
+  for first = 1, count, size do
+    if size > 1 then
+      run(self.begin)
     end
-    assert(connection:execute("COMMIT"))
+    for i = first, first + size - 1 do
+      insert:bind(1, "bench")
+      insert:bind(2, key_of(i))
+      insert:bind_blob(3, payload)
+      insert:bind(4, now() * 1e6 // 1)
+      run(insert)
+    end
+    if size > 1 then
+      run(self.commit)
+    end
   end
 end
 
-function hand.process(connection, count, batch_size)
-  assert(connection:execute(("UPDATE messages SET processor_id = 'bench', deadline = %d "
-    .. "WHERE processor_id IS NULL OR deadline < %d"):format((now() + 3600) * 1e6 // 1,
-    now() * 1e6 // 1)))
-  for _ = 1, count, batch_size do
-    local cursor = assert(connection:execute(("SELECT id, namespace, key, payload, headers, "
-      .. "created_at, attempts, last_error FROM messages WHERE processor_id = 'bench' "
-      .. "ORDER BY seq LIMIT %d"):format(batch_size)))
-    local entries, ids = {}, {}
+prepared.publish_each = prepared.publish
+
+function prepared.process(self, count, size)
+  local delete = self.delete
+  self.db:exec(claim_sql())
+  for _ = 1, count, size do
+    local entries = {}
+    self.select:bind(1, size)
+    for entry in self.select:nrows() do
+      entries[#entries + 1] = entry
+    end
+    self.select:reset()
+    if size > 1 then
+      run(self.begin)
+    end
+    for _, entry in ipairs(entries) do
+      delete:bind(1, entry.seq)
+      run(delete)
+    end
+    if size > 1 then
+      run(self.commit)
+    end
+  end
+end
+
+function prepared.close(self)
+  self.db:close_vm()
+  assert(self.db:close() == lsqlite3.OK)
+end
+
+local strings = { name = "LuaSQL by hand" }
+
+local function connect()
+  local db = assert(luasql.sqlite3():connect(database))
+  assert(db:execute("PRAGMA journal_mode = WAL")):close()
+  assert(db:execute("PRAGMA synchronous = NORMAL"))
+  assert(db:execute("PRAGMA wal_autocheckpoint = 4000")):close()
+  return db
+end
+
+function strings.open()
+  local db = connect()
+  db:execute(CREATE)
+  return { db = db }
+end
+
+function strings.publish(self, count, size)
+  local db = self.db
+  for first = 1, count, size do
+    assert(db:execute("BEGIN IMMEDIATE"))
+    for i = first, first + size - 1 do
+      assert(db:execute(("INSERT INTO messages (namespace, key, payload, created_at) "
+        .. "VALUES ('%s', '%s', '%s', %d)"):format("bench", db:escape(key_of(i)),
+        db:escape(payload), now() * 1e6 // 1)))
+    end
+    assert(db:execute("COMMIT"))
+  end
+end
+
+strings.publish_each = strings.publish
+
+function strings.process(self, count, size)
+  assert(self.db:execute(claim_sql()))
+  for _ = 1, count, size do
+    local cursor = assert(self.db:execute(("SELECT %s FROM messages WHERE processor_id = 'bench' "
+      .. "ORDER BY seq LIMIT %d"):format(COLUMNS, size)))
+    local entries, seqs = {}, {}
     local entry = cursor:fetch({}, "a")
     while entry do
       entries[#entries + 1] = entry
-      ids[#ids + 1] = "'" .. entry.id .. "'"
+      seqs[#seqs + 1] = ("%d"):format(entry.seq)
       entry = cursor:fetch({}, "a")
     end
     cursor:close()
-    assert(connection:execute(("DELETE FROM messages WHERE id IN (%s)"):format(
-      table.concat(ids, ","))) == #entries)
+    assert(self.db:execute(("DELETE FROM messages WHERE seq IN (%s)"):format(
+      table.concat(seqs, ","))) == #entries)
   end
+end
+
+function strings.close(self)
+  assert(self.db:close())
 end
 
 --- With outbox --------------------------------------------------------------------------------
 
-local ours = {}
-
-function ours.create(connection)
-  local own <close> = outbox.open(database)
-  own:migrate()
-  assert(connection)
+local function open_store()
+  local store = outbox.open(database, { synchronous = "normal" })
+  store:migrate()
+  return store
 end
 
-function ours.publish(connection, count, per_transaction)
-  local store <close> = outbox.attach(connection)
-  for first = 1, count, per_transaction do
-    assert(connection:execute("BEGIN IMMEDIATE"))
-    local messages = {}
-    for i = 1, per_transaction do
-      messages[i] = { namespace = "bench", key = "key-" .. (first + i - 1), payload = payload }
-    end
-    store:publish(table.unpack(messages))
-    assert(connection:execute("COMMIT"))
+local function message(i)
+  return { namespace = "bench", key = key_of(i), payload = payload }
+end
+
+local function publish_list(store, first, size)
+  local messages = {}
+  for i = 1, size do
+    messages[i] = message(first + i - 1)
+  end
+  store:publish(table.unpack(messages))
+end
+
+local raw = { name = "outbox" }
+
+function raw.open()
+  return { store = open_store() }
+end
+
+function raw.publish(self, count, size)
+  for first = 1, count, size do
+    publish_list(self.store, first, size)
   end
 end
 
--- One call per message, as in a program where each message belongs to a change of its own.
-function ours.publish_each(connection, count, per_transaction)
-  local store <close> = outbox.attach(connection)
-  for first = 1, count, per_transaction do
-    assert(connection:execute("BEGIN IMMEDIATE"))
-    for i = first, first + per_transaction - 1 do
-      store:publish({ namespace = "bench", key = "key-" .. i, payload = payload })
-    end
-    assert(connection:execute("COMMIT"))
+function raw.publish_each(self, count, size)
+  for first = 1, count, size do
+    self.store:transaction(function(txn)
+      for i = first, first + size - 1 do
+        txn:publish(message(i))
+      end
+    end)
   end
 end
 
-function ours.process(_, count, batch_size)
-  local store <close> = outbox.open(database, { synchronous = "normal" })
+function raw.process(self, count, size)
+  local store = self.store
   store:claim_entries("bench", now() + 3600)
-  for _ = 1, count, batch_size do
+  for _ = 1, count, size do
     local ids = {}
-    for i, entry in ipairs(store:get_claimed_entries("bench", batch_size)) do
+    for i, entry in ipairs(store:get_claimed_entries("bench", size)) do
       ids[i] = entry.id
     end
     assert(store:delete_entries(table.unpack(ids)) == #ids)
   end
 end
 
---- Comparing ----------------------------------------------------------------------------------
-
-local function fill(implementation)
-  shell("mkdir -p %s; rm -f %s*", directory, database)
-  local connection = connect()
-  implementation.create(connection)
-  implementation.publish(connection, BACKLOG, 1000)
-  connection:close()
+function raw.close(self)
+  self.store:close()
 end
 
-local function measure(implementation, operation, ...)
-  fill(implementation)
-  local connection = connect()
-  collectgarbage()
-  local start = now()
-  implementation[operation](connection, ...)
-  local seconds = now() - start
-  connection:close()
+-- A processor, which also keeps the order of each key.
+local processor = { name = "its processor", open = raw.open, close = raw.close,
+  publish = raw.publish }
+
+function processor.process(self, count, size)
+  local left = count
+  local worker
+  worker = outbox.processor({ store = self.store, batch_size = size, publisher = function(batch)
+    left = left - #batch
+    if left <= 0 then
+      worker:stop()
+    end
+  end })
+  worker:run()
+end
+
+-- On a connection of the application's, through one binding or another.
+local function attached(name, open_connection, execute)
+  local self = { name = name }
+
+  function self.open()
+    open_store():close()
+    local db = open_connection()
+    return { db = db, store = outbox.attach(db) }
+  end
+
+  local function in_transaction(work)
+    return function(connection, count, size)
+      for first = 1, count, size do
+        if size > 1 then
+          execute(connection.db, "BEGIN IMMEDIATE")
+        end
+        work(connection.store, first, size)
+        if size > 1 then
+          execute(connection.db, "COMMIT")
+        end
+      end
+    end
+  end
+
+  self.publish = in_transaction(publish_list)
+  self.publish_each = in_transaction(function(store, first, size)
+    for i = first, first + size - 1 do
+      store:publish(message(i))
+    end
+  end)
+
+  function self.close(connection)
+    connection.store:close()
+    connection.db:close()
+  end
+
+  return self
+end
+
+local on_lsqlite3 = attached("attach, lsqlite3", function()
+  local db = assert(lsqlite3.open(database))
+  db:exec("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4000")
+  return db
+end, function(db, sql)
+  assert(db:exec(sql) == lsqlite3.OK)
+end)
+
+local on_luasql = attached("attach, LuaSQL", connect, function(db, sql)
+  assert(db:execute(sql))
+end)
+
+-- A program in C whose table has a rowid and a payload, and nothing else.
+local in_c = { name = "rowid in C" }
+
+function in_c.measure(_, count, size)
+  shell("mkdir -p %s; rm -f %s*", directory, database)
+  local seconds
+  for _, rows in ipairs({ BACKLOG, count }) do
+    local pipe <close> = assert(io.popen(("build/baseline rowid %s %d %d"):format(database, rows,
+      rows == BACKLOG and 1000 or size)))
+    seconds = assert(tonumber(pipe:read("a")))
+  end
   return seconds
 end
 
-local function compare(label, operation, theirs, count, size)
-  local by_hand, with_outbox, ratios = {}, {}, {}
-  for round = 1, ROUNDS do
-    by_hand[round] = measure(hand, theirs, count, size)
-    with_outbox[round] = measure(ours, operation, count, size)
-    ratios[round] = by_hand[round] / with_outbox[round]
+--- Comparing ----------------------------------------------------------------------------------
+
+local function measure(implementation, operation, count, size)
+  if implementation.measure then
+    return implementation.measure(operation, count, size)
   end
-  print(("%-46s %10.0f/s %10.0f/s %7.2f"):format(label, count / median(by_hand),
-    count / median(with_outbox), median(ratios)))
+  shell("mkdir -p %s; rm -f %s*", directory, database)
+  local connection = implementation.open()
+  implementation.publish(connection, BACKLOG, 1000)
+  collectgarbage()
+  local start = now()
+  implementation[operation](connection, count, size)
+  local seconds = now() - start
+  implementation.close(connection)
+  return seconds
 end
 
-print(("%-46s %12s %12s %7s"):format("backlog 100,000", "by hand", "outbox", "ratio"))
-compare("publish, 1 a transaction", "publish", "publish", 20000, 1)
-compare("publish, 1,000 a transaction, one call", "publish", "publish", 100000, 1000)
-compare("publish, 1,000 a transaction, a call each", "publish_each", "publish", 100000, 1000)
-compare("claim, read, delete, 1 a transaction", "process", "process", 10000, 1)
-compare("claim, read, delete, 1,000 a transaction", "process", "process", 100000, 1000)
+-- The first implementation is the one that the others are compared with.
+local function compare(label, operation, count, size, implementations)
+  local times = {}
+  for round = 1, ROUNDS do
+    for i, implementation in ipairs(implementations) do
+      times[i] = times[i] or { seconds = {}, ratios = {} }
+      times[i].seconds[round] = measure(implementation, operation, count, size)
+      times[i].ratios[round] = times[1].seconds[round] / times[i].seconds[round]
+    end
+  end
+  print(label)
+  for i, implementation in ipairs(implementations) do
+    print(("  %-20s %10.0f/s %7.2f"):format(implementation.name,
+      count / median(times[i].seconds), median(times[i].ratios)))
+  end
+end
+
+local publishers = { prepared, raw, on_lsqlite3, on_luasql, strings, in_c }
+compare("publish, 1 a transaction", "publish", 20000, 1, publishers)
+compare("publish, 1,000 in one call", "publish", 100000, 1000, publishers)
+compare("publish, 1,000 a transaction, a call each", "publish_each", 100000, 1000, publishers)
+for _, size in ipairs({ 1, 20, 100, 1000 }) do
+  compare(("claim, read, delete, batches of %d"):format(size), "process",
+    math.min(BACKLOG, 10000 * size), size, { prepared, raw, processor, strings })
+end
 shell("rm -rf %s", directory)
