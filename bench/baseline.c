@@ -133,7 +133,8 @@ static void drain(sqlite3 *db, long batch_size, double *start) {
 }
 
 static void publish_rowid(sqlite3 *db, long count, long per_transaction, double *start) {
-  check(db, sqlite3_exec(db, "CREATE TABLE IF NOT EXISTS payloads (payload)", 0, 0, 0) == SQLITE_OK);
+  check(db,
+        sqlite3_exec(db, "CREATE TABLE IF NOT EXISTS payloads (payload)", 0, 0, 0) == SQLITE_OK);
   sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
   sqlite3_stmt *insert = prepare(db, "INSERT INTO payloads VALUES (?1)");
   char payload[200];

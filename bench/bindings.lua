@@ -41,7 +41,8 @@ local prepared = { name = "lsqlite3 by hand" }
 
 function prepared.open()
   local db = assert(lsqlite3.open(database))
-  db:exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4000")
+  db:exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+  db:exec("PRAGMA wal_autocheckpoint = 4000")
   db:exec(CREATE)
   return {
     db = db,

@@ -75,9 +75,8 @@ static void connection_closed(void *context) {
 }
 
 /* It can neither be read nor created: its one table is there as soon as somebody names it. */
-static const sqlite3_module MODULE = {.xConnect = connect_table,
-                                      .xBestIndex = refuse_to_read,
-                                      .xDisconnect = disconnect_table};
+static const sqlite3_module MODULE = {
+    .xConnect = connect_table, .xBestIndex = refuse_to_read, .xDisconnect = disconnect_table};
 
 /* The name holds the notice's address, so no two modules have the same name. */
 static int await_close(outbox_store *store) {

@@ -100,8 +100,8 @@ struct outbox_store {
   int depth;                    /* how many begins are open */
   bool doomed;                  /* a rollback failed and is still to be done */
   bool outermost;               /* the first begin is a BEGIN, not a savepoint in another's */
-  bool attached;   /* the connection is the application's */
-  bool keeps;      /* statements may outlive a call; see attach.c */
+  bool attached;                /* the connection is the application's */
+  bool keeps;                   /* statements may outlive a call; see attach.c */
   bool working;    /* SQLite is running for us, and may call functions that call us again */
   bool restricted; /* SQL of the application's is being compiled: no COMMIT in it; see sql.c */
   notice *notice;
