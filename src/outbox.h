@@ -392,9 +392,9 @@ bool outbox_is_prefix(outbox_bytes name);
 /*
 ** Makes a store of a connection that the application has opened, for messages in its own
 ** transactions. Every operation takes part in the transaction that is open there. The store never
-** commits or rolls back what it has not begun, and changes no setting of the connection. Its statements
-** are finalized when the connection is closed, which is possible at any time; from then on every
-** operation fails with CLOSED. The options `synchronous` and `busy_timeout` are ignored.
+** commits or rolls back what it has not begun, and changes no setting of the connection. Its
+** statements are finalized when the connection is closed, which is possible at any time; from then
+** on every operation fails with CLOSED. The options `synchronous` and `busy_timeout` are ignored.
 **
 ** *store is set as by outbox_open. Fails with ENCODING, BUSY; with MISUSE for a bad prefix.
 */
