@@ -8,7 +8,7 @@ local namespaces = require("outbox.command.common.namespaces")
 -- Seconds between two reports.
 local ON_TERMINAL, IN_LOG = 1, 10
 -- The share of the time that counting may take. Meanwhile nothing is delivered, and beside a large
--- backlog that is long. It is CPU time: on a busy machine a short count would seem to be a long one.
+-- backlog that is long. It is CPU time: on a busy machine a short count would seem to be long.
 local COUNTING = 1 / 1000
 -- Seconds after which a destination counts as down, or a namespace as not served: an outage may be
 -- over at once, and processors may be about to start.
