@@ -106,9 +106,9 @@ build/sanitized/.built: $(TREE)/.built
 	@mkdir -p $(@D)
 	@$(call ROCK_MAKE,CFLAGS="$(STRICT) $(SANITIZE) -fPIC" LIBFLAG="-shared $(SANITIZE)")
 
-build/baseline: bench/baseline.c src/uuid.c src/clock.c src/outbox.h
+build/baseline: bench/baseline.c
 	@mkdir -p $(@D)
-	$(CC) $(STRICT) -O2 bench/baseline.c src/uuid.c src/clock.c -o $@ -lsqlite3
+	$(CC) $(STRICT) -O2 bench/baseline.c -o $@ -lsqlite3
 
 build/core_test: $(CORE) $(HEADERS) $(CORE_SPECS) $(wildcard spec/core/*.h)
 	@mkdir -p $(@D)

@@ -18,9 +18,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "../src/outbox.h" /* for the ids, which are not measured */
-
-#define ID_SIZE (OUTBOX_ID_SIZE - 1)
 #define MAX_BATCH 1000
 
 static void check(sqlite3 *db, int ok) {
@@ -52,24 +49,19 @@ static double seconds(clockid_t clock) {
 static void publish(sqlite3 *db, long count, long per_transaction, double *start) {
   sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
   sqlite3_stmt *insert =
-      prepare(db, "INSERT INTO outbox_entries (id, namespace, key, payload, created_at)"
+      prepare(db, "INSERT INTO outbox_ready (namespace, key, payload, created_at, nonce)"
                   " VALUES (?1, ?2, ?3, ?4, ?5)");
-  outbox_uuid_state uuid_state = {0};
-  outbox_message message;
   char key[32], payload[200];
   memset(payload, 'x', sizeof payload);
   *start = seconds(CLOCK_MONOTONIC);
   for (long i = 0; i < count; i++) {
     if (i % per_transaction == 0) run(db, begin);
-    int64_t now;
-    outbox_system_clock(NULL, &now);
-    outbox_uuid_v7(&uuid_state, now, &message);
     snprintf(key, sizeof key, "key-%07ld", i);
-    sqlite3_bind_text(insert, 1, message.generated_id, ID_SIZE, SQLITE_STATIC);
-    sqlite3_bind_text(insert, 2, "bench", 5, SQLITE_STATIC);
-    sqlite3_bind_text(insert, 3, key, 11, SQLITE_STATIC);
-    sqlite3_bind_blob(insert, 4, payload, 200, SQLITE_STATIC);
-    sqlite3_bind_int64(insert, 5, now);
+    sqlite3_bind_text(insert, 1, "bench", 5, SQLITE_STATIC);
+    sqlite3_bind_text(insert, 2, key, 11, SQLITE_STATIC);
+    sqlite3_bind_blob(insert, 3, payload, 200, SQLITE_STATIC);
+    sqlite3_bind_int64(insert, 4, (int64_t)(seconds(CLOCK_REALTIME) * 1e6));
+    sqlite3_bind_int64(insert, 5, random());
     run(db, insert);
     if ((i + 1) % per_transaction == 0 || i + 1 == count) run(db, commit);
   }
@@ -84,8 +76,8 @@ static void claim(sqlite3 *db, long count, double *start) {
   sqlite3_stmt *lease = prepare(db, "INSERT INTO outbox_claims"
                                     " (processor_id, namespaces, classes, first_seq, last_seq,"
                                     " deadline, claimed_at) SELECT 'bench', '', -1,"
-                                    " (SELECT min(seq) FROM outbox_entries),"
-                                    " (SELECT max(seq) FROM outbox_entries), ?1, ?1");
+                                    " (SELECT min(seq) FROM outbox_ready),"
+                                    " (SELECT max(seq) FROM outbox_ready), ?1, ?1");
   *start = seconds(CLOCK_MONOTONIC);
   for (long i = 0; i < count; i++) {
     run(db, begin);
@@ -101,12 +93,12 @@ static void claim(sqlite3 *db, long count, double *start) {
 }
 
 static void drain(sqlite3 *db, long batch_size, double *start) {
-  static char ids[MAX_BATCH][ID_SIZE];
+  static sqlite3_int64 seqs[MAX_BATCH];
   sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
-  sqlite3_stmt *delete = prepare(db, "DELETE FROM outbox_entries WHERE id = ?1");
+  sqlite3_stmt *delete = prepare(db, "DELETE FROM outbox_ready WHERE seq = ?1");
   sqlite3_stmt *select =
-      prepare(db, "SELECT id, namespace, key, payload, created_at FROM outbox_claims"
-                  " CROSS JOIN outbox_entries ON seq BETWEEN first_seq AND last_seq"
+      prepare(db, "SELECT seq, namespace, key, payload, created_at FROM outbox_claims"
+                  " CROSS JOIN outbox_ready ON seq BETWEEN first_seq AND last_seq"
                   " WHERE processor_id = 'bench' ORDER BY first_seq, seq LIMIT ?1");
   long count;
   claim(db, 1, start);
@@ -114,14 +106,14 @@ static void drain(sqlite3 *db, long batch_size, double *start) {
     count = 0;
     sqlite3_bind_int64(select, 1, batch_size);
     while (sqlite3_step(select) == SQLITE_ROW) {
-      memcpy(ids[count++], sqlite3_column_text(select, 0), ID_SIZE);
+      seqs[count++] = sqlite3_column_int64(select, 0);
       for (int i = 1; i < 4; i++)
         check(db, sqlite3_column_blob(select, i) != NULL);
     }
     sqlite3_reset(select);
     run(db, begin);
     for (long i = 0; i < count; i++) {
-      sqlite3_bind_text(delete, 1, ids[i], ID_SIZE, SQLITE_STATIC);
+      sqlite3_bind_int64(delete, 1, seqs[i]);
       run(db, delete);
     }
     run(db, commit);

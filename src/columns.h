@@ -1,16 +1,28 @@
 /*
-** The table of the ready entries, and the columns of the tables, which every statement of every
-** engine names in this order. source_id is the id of the message that a copy was made of; of one
-** that is no copy it is NULL, or its own id.
+** The names and the columns of the tables, which every statement of every engine names in this
+** order. source_id is the id of the message that a copy was made of; of one that is no copy it is
+** NULL, or its own id.
 **
-** outbox_delayed adds due_at, position and delayed_at, outbox_dead adds died_at.
+** outbox_ready adds nonce, outbox_delayed due_at, position and delayed_at, outbox_dead died_at.
 */
 #ifndef OUTBOX_COLUMNS_H
 #define OUTBOX_COLUMNS_H
 
-/* The table of the ready entries, in SQL with the store's prefix; and its name without one. */
-#define ENTRIES "@" ENTRIES_NAME
-#define ENTRIES_NAME "entries"
+/* The table of the ready entries; and the view of it in which each entry has its id. */
+#define READY "@ready"
+#define ENTRIES "@entries"
+
+/*
+** The seq of the next ready entry. None comes twice: a lease may still cover it. The mark is the
+** highest that there was when the last of the entries went. `at` is "@", or "@@" in a trigger.
+*/
+#define NEXT_SEQ(at)                                                                               \
+  "(SELECT max(mark, coalesce((SELECT max(seq) FROM " at "ready), 0)) + 1 FROM " at "schema)"
+
+/* Sets the mark before the entry goes whose seq it is. */
+#define MARK_SEQ(at, last)                                                                         \
+  "UPDATE " at "schema SET mark = " last " WHERE mark < " last                                     \
+  " AND NOT EXISTS (SELECT 1 FROM " at "ready WHERE seq > " last ")"
 
 /* The columns of a message. The id is separate for statements that write another id. */
 #define MESSAGE_COLUMNS_BUT_ID "namespace, key, payload, headers, created_at"

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "outbox.h"
+#include "uuid.h"
 
 /* Sets the bits of the version and the variant; makes the text of the 16 bytes the id. */
 static void set_uuid(outbox_message *message, uint8_t uuid[16], int version) {
@@ -23,15 +23,20 @@ static void set_uuid(outbox_message *message, uint8_t uuid[16], int version) {
   message->id = (outbox_bytes){message->generated_id, OUTBOX_ID_SIZE - 1};
 }
 
+bool uuid_random(outbox_uuid_state *state, void *bytes, size_t size) {
+  if (state->left < size) {
+    if (getentropy(state->random, sizeof state->random) != 0) return false;
+    state->left = sizeof state->random;
+  }
+  state->left -= size;
+  memcpy(bytes, state->random + state->left, size);
+  return true;
+}
+
 int outbox_uuid_v7(void *context, int64_t now, outbox_message *message) {
   outbox_uuid_state *state = context;
   uint8_t uuid[16];
-  if (state->left < 8) {
-    if (getentropy(state->random, sizeof state->random) != 0) return -1;
-    state->left = sizeof state->random;
-  }
-  state->left -= 8;
-  memcpy(uuid + 8, state->random + state->left, 8);
+  if (!uuid_random(state, uuid + 8, 8)) return -1;
   /* 60 bits of time in units of 1/4096 ms. Counts on when the clock stands still or goes back. */
   uint64_t microseconds = now > 0 ? (uint64_t)now : 0;
   uint64_t time = (microseconds / 1000) << 12 | (microseconds % 1000) * 4096 / 1000;

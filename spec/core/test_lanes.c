@@ -328,7 +328,7 @@ static void run_schedule(fixture *f, unsigned seed, enum sets sets, bool operate
   the_world = w;
   execute(w->db, "PRAGMA synchronous = OFF; DELETE FROM outbox_entries; DELETE FROM outbox_delayed;"
                  "DELETE FROM outbox_dead; DELETE FROM outbox_claims;"
-                 "DELETE FROM sqlite_sequence WHERE name = 'outbox_entries'");
+                 "UPDATE outbox_schema SET mark = 0");
   for (int i = 0; i < PROCESSORS; i++)
     start(w, &w->processors[i], i);
   for (int n = 0; n < 3000; n++)

@@ -141,35 +141,35 @@ static const struct {
   const char *sql, *message;
 } OWN_CONSTRAINTS[] = {
     {"CREATE TABLE audit (key UNIQUE);"
-     "CREATE TRIGGER t AFTER INSERT ON outbox_entries"
+     "CREATE TRIGGER t AFTER INSERT ON outbox_ready"
      " BEGIN INSERT INTO audit VALUES (new.key); END",
      "UNIQUE constraint failed: audit.key"},
-    {"CREATE TABLE \"outbox_entries.id\" (id UNIQUE);"
-     "CREATE TRIGGER t BEFORE INSERT ON outbox_entries"
-     " BEGIN INSERT INTO \"outbox_entries.id\" VALUES (new.key); END",
-     "UNIQUE constraint failed: outbox_entries.id.id"},
-    {"CREATE UNIQUE INDEX own ON outbox_entries (namespace, key)",
-     "UNIQUE constraint failed: outbox_entries.namespace, outbox_entries.key"},
-    {"CREATE UNIQUE INDEX own ON outbox_entries (upper(key))",
+    {"CREATE TABLE \"outbox_ready.id\" (id UNIQUE);"
+     "CREATE TRIGGER t BEFORE INSERT ON outbox_ready"
+     " BEGIN INSERT INTO \"outbox_ready.id\" VALUES (new.key); END",
+     "UNIQUE constraint failed: outbox_ready.id.id"},
+    {"CREATE UNIQUE INDEX own ON outbox_ready (namespace, key)",
+     "UNIQUE constraint failed: outbox_ready.namespace, outbox_ready.key"},
+    {"CREATE UNIQUE INDEX own ON outbox_ready (upper(key))",
      "UNIQUE constraint failed: index 'own'"},
-    {"CREATE TRIGGER t AFTER INSERT ON outbox_entries WHEN new.key = 'k'"
-     " BEGIN INSERT INTO outbox_entries (id) VALUES ('copy'); END",
-     "UNIQUE constraint failed: outbox_entries.id"},
-    {"CREATE TRIGGER t AFTER INSERT ON outbox_entries"
+    {"CREATE TRIGGER t AFTER INSERT ON outbox_ready WHEN new.key = 'k'"
+     " BEGIN INSERT INTO outbox_ready (id) VALUES ('copy'); END",
+     "UNIQUE constraint failed: outbox_ready.id"},
+    {"CREATE TRIGGER t AFTER INSERT ON outbox_ready"
      " BEGIN INSERT INTO outbox_dead (id, died_at) VALUES (coalesce(new.key, new.id), 0); END",
      "UNIQUE constraint failed: outbox_dead.id"},
     {"CREATE TABLE audit (key PRIMARY KEY) WITHOUT ROWID;"
-     "CREATE TRIGGER t AFTER INSERT ON outbox_entries"
+     "CREATE TRIGGER t AFTER INSERT ON outbox_ready"
      " BEGIN INSERT INTO audit VALUES (coalesce(new.key, new.id)); END",
      "UNIQUE constraint failed: audit.key"},
-    {"CREATE TEMP TABLE outbox_entries (id UNIQUE);"
-     "CREATE TEMP TRIGGER t AFTER INSERT ON main.outbox_entries"
-     " BEGIN INSERT INTO outbox_entries VALUES (new.key); END",
-     "UNIQUE constraint failed: outbox_entries.id"},
-    {"CREATE TRIGGER t AFTER INSERT ON outbox_entries WHEN new.key IN (SELECT key FROM"
-     " outbox_entries WHERE id <> new.id)"
-     " BEGIN SELECT RAISE(ABORT, 'UNIQUE constraint failed: outbox_entries.id'); END",
-     "UNIQUE constraint failed: outbox_entries.id"},
+    {"CREATE TEMP TABLE outbox_ready (id UNIQUE);"
+     "CREATE TEMP TRIGGER t AFTER INSERT ON main.outbox_ready"
+     " BEGIN INSERT INTO outbox_ready VALUES (new.key); END",
+     "UNIQUE constraint failed: outbox_ready.id"},
+    {"CREATE TRIGGER t AFTER INSERT ON outbox_ready WHEN new.key IN (SELECT key FROM"
+     " outbox_ready WHERE id <> new.id)"
+     " BEGIN SELECT RAISE(ABORT, 'UNIQUE constraint failed: outbox_ready.id'); END",
+     "UNIQUE constraint failed: outbox_ready.id"},
 };
 
 static void a_constraint_of_the_applications_own_is_no_duplicate(void **state) {

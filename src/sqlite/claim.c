@@ -18,7 +18,7 @@
 #define MOST_DUE 10000 /* delayed entries that are looked at inside the lock */
 
 /* Read without a lock, because an idle processor must neither write nor keep a writer waiting. */
-static const char FIND_WORK_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES ")"
+static const char FIND_WORK_SQL[] = "SELECT EXISTS (SELECT 1 FROM " READY ")"
                                     " OR EXISTS (SELECT 1 FROM @delayed WHERE due_at <= ?1)";
 
 static const char INSERT_INTERVAL_SQL[] =
@@ -31,7 +31,7 @@ static const char MOVE_END_SQL[] = SET_END " WHERE lease = ?1";
 static const char MOVE_INTERVAL_SQL[] = SET_END ", first_seq = ?5 WHERE lease = ?1";
 
 /* The ends of what lies from ?1 to ?2, and whether any of it is ready. No row: nothing does. */
-#define FROM_READY "SELECT * FROM (SELECT seq, 1 FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2"
+#define FROM_READY "SELECT * FROM (SELECT seq, 1 FROM " READY " WHERE seq BETWEEN ?1 AND ?2"
 #define FROM_RETRIES                                                                               \
   "SELECT * FROM (SELECT position, 0 FROM @delayed WHERE position BETWEEN ?1 AND ?2"
 static const char FIND_ENDS_SQL[] =
@@ -45,12 +45,12 @@ static const char FIND_ENDS_SQL[] =
 /* The same where nothing is delayed. */
 static const char FIND_READY_ENDS_SQL[] =
     "SELECT low, high, 1 FROM (SELECT"
-    " (SELECT seq FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT 1) AS low,"
-    " (SELECT seq FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq DESC LIMIT 1) AS high)"
+    " (SELECT seq FROM " READY " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT 1) AS low,"
+    " (SELECT seq FROM " READY " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq DESC LIMIT 1) AS high)"
     " WHERE low IS NOT NULL";
 
 static const char SELECT_READY_SQL[] =
-    "SELECT seq FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT 0 + ?3";
+    "SELECT seq FROM " READY " WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT 0 + ?3";
 
 static const char SELECT_DUE_SQL[] =
     "SELECT position FROM (SELECT position FROM @delayed WHERE due_at <= ?1 ORDER BY due_at"
@@ -63,7 +63,7 @@ static const char SELECT_DUE_SQL[] =
 #define READY_IS_HELD IS_HELD("ready", "ready.seq", "?1")
 #define RETRY_IS_HELD IS_HELD("retries", "retries.position", "?1")
 static const char FIND_READABLE_SQL[] =
-    "SELECT EXISTS (SELECT 1 FROM (SELECT seq, namespace, key FROM " ENTRIES
+    "SELECT EXISTS (SELECT 1 FROM (SELECT seq, namespace, key FROM " READY
     " WHERE seq BETWEEN ?1 AND ?3 ORDER BY seq LIMIT 0 + ?4) AS ready WHERE NOT " READY_IS_HELD ")"
     " OR EXISTS (SELECT 1 FROM (SELECT position, namespace, key, due_at FROM @delayed"
     " WHERE position BETWEEN ?1 AND ?3 ORDER BY position LIMIT 0 + ?5) AS retries"

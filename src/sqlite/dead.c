@@ -2,24 +2,23 @@
 ** Dead letters: put back, or purged.
 */
 #include "../columns.h"
+#include "derived.h"
 #include "operations.h"
 
 /* It has a source from now on, so that no copies are made of it. */
 static const char REQUEUE_DEAD_SQL[] =
-    "INSERT INTO " ENTRIES " (" MESSAGE_COLUMNS ", last_error, source_id)"
-    " SELECT " MESSAGE_COLUMNS ", last_error, coalesce(source_id, id) FROM @dead WHERE id = ?1";
-
-static const char FIND_READY_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES " WHERE id = ?1)";
+    "INSERT INTO " READY " (seq, " MESSAGE_COLUMNS ", last_error, source_id)"
+    " SELECT " NEXT_SEQ("@") ", " MESSAGE_COLUMNS ", last_error, coalesce(source_id, id) FROM @dead WHERE id = ?1";
 
 static const char DELETE_DEAD_SQL[] = "DELETE FROM @dead WHERE id = ?1";
 
 /* Puts a dead letter among the ready. Where its id is there already, that is why SQLite refuses. */
 static int put_back(outbox_store *store, outbox_bytes id) {
-  int64_t taken = 0;
-  bool found;
+  int64_t seq;
+  bool taken;
   int code = sql_run(store, REQUEUE_DEAD_SQL, "t", id);
   if (code != OUTBOX_CONSTRAINT) return code;
-  code = sql_fetch(store, FIND_READY_SQL, &taken, 1, &found, "t", id);
+  code = derived_find(store, id, &seq, &taken);
   if (code != OUTBOX_OK) return code;
   return taken ? store_fail_duplicate(store) : OUTBOX_CONSTRAINT;
 }

@@ -28,8 +28,8 @@ static const char SELECT_SCHEDULED_SQL[] =
 ** instead, the two might wait for each other.
 */
 static const char PROMOTE_SQL[] =
-    "INSERT OR IGNORE INTO " ENTRIES " (" ENTRY_COLUMNS ")"
-    " SELECT CASE WHEN EXISTS (SELECT 1 FROM " ENTRIES " WHERE id = d.id) THEN d.id || '~' || seq"
+    "INSERT OR IGNORE INTO " READY " (seq, " ENTRY_COLUMNS ")"
+    " SELECT " NEXT_SEQ("@") ", CASE WHEN EXISTS (SELECT 1 FROM " READY " WHERE id = d.id) THEN d.id || '~' || seq"
     " ELSE d.id END, " MESSAGE_COLUMNS_BUT_ID ", attempts, last_error, coalesce(source_id, id)"
     " FROM @delayed AS d"
     " WHERE seq = ?1 AND position IS NULL AND due_at <= ?2";

@@ -5,18 +5,23 @@
 **     SELECT outbox_migrate();
 **     SELECT outbox_publish(namespace, key, payload);
 **     SELECT outbox_publish(namespace, key, payload, headers);
+**     SELECT * FROM outbox_entries WHERE seq = outbox_find(id);
 **
 ** outbox_publish returns the message's id. It takes part in the transaction that is open; without
 ** one each call is a transaction of its own. The namespace is TEXT or NULL (then ""), the key TEXT,
 ** an INTEGER or NULL, the payload TEXT, a BLOB or NULL, the headers a JSON object or NULL.
 **
-** Both functions are SQLITE_DIRECTONLY: no trigger and no view can call them. If a trigger could
+** outbox_find returns the seq of the ready entry with an id, or NULL. A condition on the id itself
+** would look at every entry.
+**
+** All functions are SQLITE_DIRECTONLY: no trigger and no view can call them. If a trigger could
 ** call them, every write to its table would fail on connections without the extension. A trigger
 ** does not need them: it can INSERT into outbox_entries.
 */
 #include <string.h>
 
 #include "attach.h"
+#include "derived.h"
 
 #define OLDEST_SQLITE 3038000
 
@@ -129,6 +134,21 @@ static void migrate(sqlite3_context *context, int count, sqlite3_value **values)
   if (code != OUTBOX_OK) fail(context, shared->store, "outbox_migrate", code);
 }
 
+static void find(sqlite3_context *context, int count, sqlite3_value **values) {
+  (void)count;
+  shared *shared = sqlite3_user_data(context);
+  int64_t seq;
+  bool found = false;
+  if (sqlite3_value_type(values[0]) != SQLITE_TEXT) return;
+  outbox_bytes id = {sqlite3_value_text(values[0]), (size_t)sqlite3_value_bytes(values[0])};
+  int code = outbox_check_transaction(shared->store);
+  if (code == OUTBOX_OK) code = derived_find(shared->store, id, &seq, &found);
+  if (code != OUTBOX_OK)
+    fail(context, shared->store, "outbox_find", code);
+  else if (found)
+    sqlite3_result_int64(context, seq);
+}
+
 /* --- Loading --------------------------------------------------------------------------------- */
 
 /* SQLite calls `release` also for a function that it fails to create. */
@@ -159,6 +179,7 @@ int sqlite3_outboxsqlite_init(sqlite3 *db, char **message, const sqlite3_api_rou
   if (sqlite_code == SQLITE_OK) sqlite_code = create(db, shared, "outbox_publish", 3, publish);
   if (sqlite_code == SQLITE_OK) sqlite_code = create(db, shared, "outbox_publish", 4, publish);
   if (sqlite_code == SQLITE_OK) sqlite_code = create(db, shared, "outbox_migrate", 0, migrate);
+  if (sqlite_code == SQLITE_OK) sqlite_code = create(db, shared, "outbox_find", 1, find);
   if (code == OUTBOX_OK && sqlite_code != SQLITE_OK)
     *message = sqlite3_mprintf("outbox: %s", sqlite3_errmsg(db));
   release(shared);

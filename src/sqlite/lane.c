@@ -1,6 +1,7 @@
 /*
 ** The lane itself: made, freed, and the entries that it has in hand.
 */
+#include "derived.h"
 #include "lane.h"
 
 #include <string.h>
@@ -50,7 +51,9 @@ int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, const item *kn
     list->items = larger;
     list->room = room;
   }
-  outbox_bytes namespace = known->entry.namespace, key = known->entry.key, id = sql_column(row, 1),
+  char text[OUTBOX_ID_SIZE];
+  outbox_bytes namespace = known->entry.namespace, key = known->entry.key,
+               id = derived_column(row, text),
                payload = sql_column(row, 4), headers = sql_column(row, 5),
                last_error = sql_column(row, 8), source_id = sql_source(row);
   size_t size = id.size + namespace.size + key.size + payload.size + headers.size;

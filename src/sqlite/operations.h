@@ -59,6 +59,9 @@ int settle_entry(outbox_store *store, outbox_verdict *verdict, outbox_identity e
 int settle_run(outbox_store *store, outbox_identity first, outbox_identity last, bool whole,
                int64_t *deleted);
 
+/* Call it before ready entries go, with the highest seq of them: see MARK_SEQ. */
+int settle_mark(outbox_store *store, int64_t seq);
+
 /*
 ** Charges an attempt to the entries in hand at these places, because their processor died; makes
 ** suspects of them. Under a claim by hand, a retry that is not due was settled before that.
@@ -89,6 +92,9 @@ int doorbell_see(outbox_store *store);
 */
 int doorbell_check(outbox_store *store);
 void doorbell_close(outbox_store *store);
+
+/* Creates the triggers that make copies, or drops them where there is no subscription. */
+int copies_follow(outbox_store *store);
 
 /* Ends the heartbeat's thread, if there is one. */
 void heartbeat_close(outbox_store *store);

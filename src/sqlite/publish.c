@@ -4,19 +4,30 @@
 #include <string.h>
 
 #include "../columns.h"
+#include "../uuid.h"
+#include "derived.h"
 #include "operations.h"
 
-#define INSERT "INSERT INTO " ENTRIES " (" MESSAGE_COLUMNS ") VALUES "
-#define ROW "(?, ?, ?, ?, ?, ?)"
-#define ROW_TYPES "tttbti"
+#define INSERT "INSERT INTO " READY " (seq, id, nonce, " MESSAGE_COLUMNS_BUT_ID ") VALUES "
+#define ROW "(?, ?, ?, ?, ?, ?, ?, ?)"
+#define ROW_TYPES "itittbti"
 #define FOUR_ROWS ROW "," ROW "," ROW "," ROW
 
-static const char INSERT_READY_SQL[] = INSERT ROW;
+/* One that gets the next seq. Its id is not stored if it was derived of that, whose bits are ?3. */
+static const char INSERT_READY_SQL[] =
+    INSERT "(" NEXT_SEQ("@") ", CASE WHEN ?3 IS " NEXT_SEQ("@") " & 1073741823 THEN NULL ELSE ?1"
+    " END, ?2, ?4, ?5, ?6, ?7, ?8)";
 
-/* AUTOINCREMENT writes its counter per statement, so one with many rows costs a third less. */
+/* A statement for many rows costs a third less than one for each. */
 #define ROWS 16
 static const char INSERT_READY_ROWS_SQL[] =
     INSERT FOUR_ROWS "," FOUR_ROWS "," FOUR_ROWS "," FOUR_ROWS;
+
+#define MOST_DELAY 60000000 /* microseconds between the making of an id and its row */
+#define MOST_DOUBTS 100
+
+static const char NEXT_SQL[] =
+    "SELECT " NEXT_SEQ("@") ", EXISTS (SELECT 1 FROM @subscriptions)";
 
 static const char INSERT_DELAYED_SQL[] =
     "INSERT INTO @delayed (" MESSAGE_COLUMNS ", due_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
@@ -27,7 +38,7 @@ static outbox_bytes namespace_of(const outbox_message *m) {
 
 /* An id is unique in the whole outbox. SQL's UNIQUE covers one table. */
 #define IS_TAKEN(id)                                                                               \
-  "EXISTS (SELECT 1 FROM " ENTRIES " WHERE id = " id ")"                                           \
+  "EXISTS (SELECT 1 FROM " READY " WHERE id = " id ")"                                           \
   " OR EXISTS (SELECT 1 FROM @delayed WHERE id = " id ")"                                          \
   " OR EXISTS (SELECT 1 FROM @dead WHERE id = " id ")"
 
@@ -37,9 +48,14 @@ static const char FIND_ID_SQL[] =
 
 /* Checks that the id of a message is new, or the ids of its copies. */
 static int check_id(outbox_store *store, const outbox_message *m) {
-  int64_t taken;
+  int64_t taken, seq;
+  derived id;
   bool found;
   int code = sql_fetch(store, FIND_ID_SQL, &taken, 1, &found, "tt", m->id, namespace_of(m));
+  if (code == OUTBOX_OK && !taken && derived_read(m->id, &id)) {
+    code = derived_find(store, m->id, &seq, &found);
+    taken = found;
+  }
   return code == OUTBOX_OK && taken ? store_fail_duplicate(store) : code;
 }
 
@@ -59,20 +75,51 @@ static int explain_refusal(outbox_store *store, const outbox_message *messages, 
   return code == OUTBOX_OK ? OUTBOX_CONSTRAINT : code;
 }
 
+/* What the row of a message holds instead of its id: bits of seq, or -1 where the id is stored. */
+typedef struct origin {
+  int64_t bits, nonce, created_at;
+} origin;
+
+static origin find_origin(const outbox_message *m, int64_t now) {
+  derived id;
+  if (!m->unique || !derived_read(m->id, &id) || id.created_at > now ||
+      now - id.created_at > MOST_DELAY)
+    return (origin){.bits = -1, .created_at = now};
+  return (origin){id.seq, id.nonce, id.created_at};
+}
+
+/* An entry got a seq. Where its id was derived of another one, the next ids are made with more care. */
+static void note_seq(outbox_store *store, const origin *origin, int64_t seq) {
+  if (origin->bits >= 0 && origin->bits != derived_bits(seq)) store->doubts = MOST_DOUBTS;
+  store->next_seq = seq + 1;
+}
+
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
   if (m->deliver_at > now)
-    return sql_run(store, INSERT_DELAYED_SQL, ROW_TYPES "i", m->id, namespace_of(m), m->key,
-                   m->payload, m->headers, now, m->deliver_at);
-  return sql_run(store, INSERT_READY_SQL, ROW_TYPES, m->id, namespace_of(m), m->key, m->payload,
-                 m->headers, now);
+    return sql_run(store, INSERT_DELAYED_SQL, "tttbtii", m->id, namespace_of(m), m->key, m->payload,
+                   m->headers, now, m->deliver_at);
+  origin origin = find_origin(m, now);
+  int code = sql_run(store, INSERT_READY_SQL, "tiittbti", m->id, origin.nonce, origin.bits,
+                     namespace_of(m), m->key, m->payload, m->headers, origin.created_at);
+  if (code == OUTBOX_OK && sqlite3_changes(store->db) > 0)
+    note_seq(store, &origin, sqlite3_last_insert_rowid(store->db));
+  else
+    store->next_seq = 0; /* copies were made instead */
+  return code;
 }
 
 static int insert_rows(outbox_store *store, const outbox_message *m, int64_t now) {
   sqlite3_stmt *statement;
   int code = sql_query(store, INSERT_READY_ROWS_SQL, &statement, "");
-  for (int i = 0; i < ROWS && code == OUTBOX_OK; i++, m++)
-    code = sql_bind(store, statement, 1 + i * (int)strlen(ROW_TYPES), ROW_TYPES, m->id,
-                    namespace_of(m), m->key, m->payload, m->headers, now);
+  for (int i = 0; i < ROWS && code == OUTBOX_OK; i++, m++) {
+    origin origin = find_origin(m, now);
+    int64_t seq = store->next_seq;
+    bool derived = origin.bits == derived_bits(seq);
+    code = sql_bind(store, statement, 1 + i * (int)strlen(ROW_TYPES), ROW_TYPES, seq,
+                    derived ? (outbox_bytes){NULL, 0} : m->id, origin.nonce, namespace_of(m), m->key,
+                    m->payload, m->headers, origin.created_at);
+    note_seq(store, &origin, seq);
+  }
   if (code != OUTBOX_OK) return code;
   code = sql_step(store, statement);
   return code == OUTBOX_DONE ? OUTBOX_OK : code;
@@ -86,13 +133,60 @@ static bool all_ready(const outbox_message *messages, size_t count, int64_t now)
   return true;
 }
 
+/* --- Ids ------------------------------------------------------------------------------------- */
+
+/*
+** Reads the next seq. Where none is known, it is not read in a transaction that has only begun:
+** that would make the transaction a reader, whose first write is refused if another wrote meanwhile.
+*/
+static int read_next(outbox_store *store, bool *copies) {
+  int64_t values[2] = {0, 0};
+  bool found;
+  int code = sql_fetch(store, NEXT_SQL, values, 2, &found, "");
+  if (code == OUTBOX_OK) store->next_seq = values[0];
+  *copies = values[1] != 0;
+  return code;
+}
+
+static int guess_next(outbox_store *store) {
+  bool copies;
+  if (store->next_seq > 0 && store->doubts == 0) return OUTBOX_OK;
+  if (store->doubts > 0) store->doubts--;
+  if (!sqlite3_get_autocommit(store->db) &&
+      sqlite3_txn_state(store->db, "main") == SQLITE_TXN_NONE)
+    return OUTBOX_OK;
+  return read_next(store, &copies);
+}
+
+/* The ids are promised before the seq is known. Where the guess is wrong, the id is stored. */
+static int derive_id(outbox_store *store, int64_t seq, int64_t now, outbox_message *m) {
+  derived id = {.created_at = now, .seq = derived_bits(seq)};
+  if (m->deliver_at > now || !derived_is_time(now))
+    return outbox_uuid_v7(&store->uuid_state, now, m);
+  if (!uuid_random(&store->uuid_state, &id.nonce, sizeof id.nonce)) return -1;
+  derived_write(m->generated_id, id);
+  m->id = (outbox_bytes){m->generated_id, OUTBOX_ID_SIZE - 1};
+  return 0;
+}
+
 static int generate_ids(outbox_store *store, outbox_message *messages, size_t count, int64_t now) {
-  bool uuid = store->id_generator == outbox_uuid_v7 || store->id_generator == outbox_uuid_v4;
+  bool derives = store->id_generator == NULL, uuid = derives;
+  int64_t seq = 0;
+  uuid |= store->id_generator == outbox_uuid_v7 || store->id_generator == outbox_uuid_v4;
   for (outbox_message *m = messages; m < messages + count; m++) {
-    if (m->id.data != NULL) continue;
-    if (store->id_generator(store->id_generator_context, now, m) != 0 || m->id.data == NULL)
-      return store_fail(store, OUTBOX_CALLBACK, "the ID generator failed");
-    m->unique = uuid;
+    if (m->id.data == NULL && derives && seq == 0) {
+      int code = guess_next(store);
+      if (code != OUTBOX_OK) return code;
+      seq = store->next_seq + (m - messages);
+    }
+    if (m->id.data == NULL) {
+      int failed = derives ? derive_id(store, seq, now, m)
+                           : store->id_generator(store->id_generator_context, now, m);
+      if (failed || m->id.data == NULL)
+        return store_fail(store, OUTBOX_CALLBACK, "the ID generator failed");
+      m->unique = uuid;
+    }
+    if (m->deliver_at <= now) seq++;
   }
   return OUTBOX_OK;
 }
@@ -104,24 +198,37 @@ int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t co
   return code == OUTBOX_OK ? generate_ids(store, messages, count, now) : code;
 }
 
-/* Inserts the messages; with `scope`, in a transaction or a savepoint of its own. */
-static int write(outbox_store *store, outbox_message *messages, size_t count, int64_t now,
-                 bool scope) {
-  int code = scope ? outbox_begin(store) : OUTBOX_OK;
-  if (code != OUTBOX_OK) return code;
+/* --- Publishing ------------------------------------------------------------------------------ */
+
+/* Whether a row was refused because a trigger of the application's has taken its seq. */
+static bool is_seq_taken(outbox_store *store, int code) {
+  return code == OUTBOX_CONSTRAINT &&
+         sqlite3_extended_errcode(store->db) == SQLITE_CONSTRAINT_PRIMARYKEY;
+}
+
+static int insert_all(outbox_store *store, outbox_message *messages, size_t count, int64_t now) {
+  bool copies = false;
+  int code = count >= ROWS ? read_next(store, &copies) : OUTBOX_OK;
+  bool together = !copies; /* a copy takes the seq of the next message */
   while (count > 0 && code == OUTBOX_OK) {
-    size_t rows = all_ready(messages, count, now) ? ROWS : 1;
-    for (size_t i = 0; i < rows && code == OUTBOX_OK; i++) {
+    size_t rows = together && store->next_seq > 0 && all_ready(messages, count, now) ? ROWS : 1;
+    for (size_t i = 0; i < rows && code == OUTBOX_OK; i++)
       if (!messages[i].unique) code = check_id(store, &messages[i]);
-      messages[i].unique = false; /* from now on the id is there */
-    }
     if (code == OUTBOX_OK)
       code = rows == 1 ? insert(store, messages, now) : insert_rows(store, messages, now);
+    if (rows > 1 && is_seq_taken(store, code)) {
+      together = false;
+      code = OUTBOX_OK;
+      continue;
+    }
     if (code == OUTBOX_CONSTRAINT) code = explain_refusal(store, messages, rows);
+    for (size_t i = 0; i < rows; i++)
+      messages[i].unique = false; /* from now on the id is there */
     messages += rows;
     count -= rows;
   }
-  return scope ? transaction_end(store, code) : code;
+  if (code != OUTBOX_OK) store->next_seq = 0;
+  return code;
 }
 
 int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) {
@@ -134,7 +241,12 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) 
   bool looking = count == 1 && !messages->unique && sqlite3_get_autocommit(store->db);
   /* The application asks its connection for the rowid of its own last insert, not of ours. */
   sqlite3_int64 rowid = sqlite3_last_insert_rowid(store->db);
-  code = write(store, messages, count, now, count > 1 || looking);
+  bool scope = count > 1 || looking;
+  if (scope) code = outbox_begin(store);
+  if (code == OUTBOX_OK) {
+    code = insert_all(store, messages, count, now);
+    if (scope) code = transaction_end(store, code);
+  }
   if (store->attached) sqlite3_set_last_insert_rowid(store->db, rowid);
   return code;
 }

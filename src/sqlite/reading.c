@@ -4,13 +4,14 @@
 ** The columns: seq, ENTRY_COLUMNS; and died_at, due_at, the state, unless all entries are ready.
 */
 #include "../columns.h"
+#include "derived.h"
 #include "lease.h"
 
 /* ?1 is the processor, ?2 now, ?3 how many entries. */
 #define OF_CLAIM " WHERE l.processor_id = ?1 AND l.deadline >= ?2 AND " IS_INTERVAL
 
 #define WITHIN " BETWEEN l.first_seq AND l.last_seq"
-#define CLAIMED_READY " FROM @claims AS l CROSS JOIN " ENTRIES " AS e ON e.seq" WITHIN OF_CLAIM
+#define CLAIMED(table) " FROM @claims AS l CROSS JOIN " table " AS e ON e.seq" WITHIN OF_CLAIM
 #define CLAIMED_RETRIES " FROM @claims AS l CROSS JOIN @delayed AS d ON d.position" WITHIN OF_CLAIM
 
 /* Where something may be held back, this finds nothing, and the query after it is to be used. */
@@ -18,7 +19,7 @@
   "(EXISTS (SELECT 1 FROM @delayed WHERE position IS NOT NULL) OR EXISTS (SELECT 1 FROM @pauses))"
 
 static const char SELECT_CLAIMED_SQL[] =
-    "SELECT seq, " ENTRY_COLUMNS CLAIMED_READY " ORDER BY l.first_seq, l.lease, e.seq"
+    "SELECT seq, " ENTRY_COLUMNS ", nonce" CLAIMED(READY) " ORDER BY l.first_seq, l.lease, e.seq"
     " LIMIT CASE WHEN " ANY_IS_HELD " THEN 0 ELSE ?3 END";
 
 /*
@@ -31,7 +32,7 @@ static const char SELECT_CLAIMED_SQL[] =
 #define RETRY_IS_HELD IS_HELD("d", "d.position", "l.first_seq")
 static const char SELECT_MERGED_SQL[] =
     "SELECT seq AS place, " ENTRY_COLUMNS
-    ", 0, 0, 0, l.first_seq AS first, l.lease AS lease" CLAIMED_READY " AND NOT " READY_IS_HELD
+    ", 0, 0, 0, l.first_seq AS first, l.lease AS lease" CLAIMED(ENTRIES) " AND NOT " READY_IS_HELD
     " AND NOT " IS_PAUSED("e") " UNION ALL SELECT position, " ENTRY_COLUMNS
                                ", 0, due_at, 1, l.first_seq, l.lease" CLAIMED_RETRIES
                                " AND d.due_at <= ?2 AND NOT " RETRY_IS_HELD " AND NOT " IS_PAUSED(
@@ -96,7 +97,7 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
   if (code != OUTBOX_ROW) return code;
   sqlite3_stmt *row = store->reading;
   *entry = (outbox_entry){.seq = sqlite3_column_int64(row, 0),
-                          .id = sql_column(row, 1),
+                          .id = derived_column(row, store->id),
                           .namespace = sql_column(row, 2),
                           .key = sql_column(row, 3),
                           .payload = sql_column(row, 4),
@@ -105,7 +106,7 @@ int outbox_next(outbox_store *store, outbox_entry *entry) {
                           .attempts = sqlite3_column_int64(row, 7),
                           .last_error = sql_column(row, 8),
                           .source_id = sql_source(row)};
-  if (sqlite3_data_count(row) > 10) {
+  if (sqlite3_data_count(row) > 11) {
     entry->died_at = sqlite3_column_int64(row, 10);
     entry->due_at = sqlite3_column_int64(row, 11);
     entry->state = (enum outbox_state)sqlite3_column_int(row, 12);

@@ -4,6 +4,9 @@
 */
 #include "schema.h"
 
+#include "../columns.h"
+#include "derived.h"
+
 /* Microseconds since the epoch; SQL's clock gives milliseconds. */
 #define NOW_MS "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 
@@ -99,5 +102,60 @@ static const char VERSION_4[] =
     "CREATE TABLE @outages (namespace TEXT NOT NULL, lease INTEGER NOT NULL,"
     " down_since INTEGER NOT NULL, error TEXT, PRIMARY KEY (namespace, lease)) WITHOUT ROWID;";
 
-const char *const schema_steps[] = {VERSION_1, VERSION_2, VERSION_3, VERSION_4};
+/*
+** Version 5. The table @ready takes the place of the table @entries, which becomes a view of it. It
+** has no index on generated ids, see derived.h, and no AUTOINCREMENT, which would write its counter
+** for each message: see NEXT_SEQ.
+**
+** In SQLite the last row's seq cannot be the highest integer: the next would be a random one.
+*/
+#define READY_COLUMNS MESSAGE_COLUMNS_BUT_ID ", attempts, last_error, source_id"
+#define IS_DERIVABLE                                                                               \
+  "ifnull(nonce BETWEEN 0 AND " DERIVED_NONCE_MAX " AND typeof(created_at) = 'integer'"            \
+  " AND created_at >= 0 AND created_at < " DERIVED_TIME_END ", 0)"
+#define VALUES_BUT_ID                                                                              \
+  "coalesce(NEW.namespace, ''), NEW.key, NEW.payload, NEW.headers,"                                \
+  " coalesce(NEW.created_at, " NOW_MS " * 1000), coalesce(NEW.attempts, 0), NEW.last_error,"       \
+  " NEW.source_id"
+#define IS_LATER "coalesce(NEW.deliver_at > " NOW_MS " * 1000, 0)"
+
+static const char VERSION_5[] =
+    "ALTER TABLE @schema ADD COLUMN mark INTEGER NOT NULL DEFAULT 0;"
+    "DELETE FROM @schema;"
+    "INSERT INTO @schema (version, mark) SELECT 5, coalesce(max(seq), 0) FROM main.sqlite_sequence"
+    " WHERE name = '@@entries' COLLATE NOCASE;"
+    "CREATE TABLE @ready (seq INTEGER PRIMARY KEY CHECK (seq < 9223372036854775807),"
+    " id TEXT CHECK (id IS NULL OR typeof(id) = 'text'),"
+    " namespace TEXT NOT NULL DEFAULT '',"
+    " key TEXT,"
+    " payload BLOB,"
+    " headers TEXT CHECK (headers IS NULL OR headers GLOB '{*}'),"
+    " created_at INTEGER NOT NULL DEFAULT (" NOW_MS " * 1000),"
+    " attempts INTEGER NOT NULL DEFAULT 0,"
+    " last_error TEXT,"
+    " source_id TEXT,"
+    " nonce INTEGER DEFAULT (random() & " DERIVED_NONCE_MAX "),"
+    " CHECK (id IS NOT NULL OR " IS_DERIVABLE "));"
+    "INSERT INTO @ready (seq, id, " READY_COLUMNS ", nonce)"
+    " SELECT seq, id, " READY_COLUMNS ", NULL FROM @entries ORDER BY seq;"
+    "CREATE UNIQUE INDEX @ready_id ON @@ready (id) WHERE id IS NOT NULL;"
+    "DROP TRIGGER IF EXISTS @copy;"
+    "DROP TABLE @entries;"
+    "CREATE VIEW @entries AS SELECT seq, coalesce(id, " DERIVED_ID("") ") AS id, " READY_COLUMNS
+    ", NULL AS deliver_at FROM @@ready;"
+    "CREATE TRIGGER @entries_insert INSTEAD OF INSERT ON @@entries BEGIN"
+    " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
+    " coalesce(NEW.id, lower(" UUID_V7 ")), " VALUES_BUT_ID ", NEW.deliver_at WHERE " IS_LATER ";"
+    " INSERT INTO @@ready (seq, id, " READY_COLUMNS ") SELECT coalesce(NEW.seq, " NEXT_SEQ("@@")
+    "), NEW.id, " VALUES_BUT_ID " WHERE NOT " IS_LATER "; END;"
+    "CREATE TRIGGER @entries_update INSTEAD OF UPDATE ON @@entries BEGIN"
+    " UPDATE @@ready SET seq = NEW.seq, id = CASE WHEN NEW.id IS OLD.id AND NEW.seq IS OLD.seq"
+    " AND NEW.created_at IS OLD.created_at THEN id ELSE NEW.id END, namespace = NEW.namespace,"
+    " key = NEW.key, payload = NEW.payload, headers = NEW.headers, created_at = NEW.created_at,"
+    " attempts = NEW.attempts, last_error = NEW.last_error, source_id = NEW.source_id"
+    " WHERE seq = OLD.seq; END;"
+    "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries BEGIN "
+    MARK_SEQ("@@", "OLD.seq") "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
+
+const char *const schema_steps[] = {VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

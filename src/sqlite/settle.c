@@ -3,11 +3,12 @@
 ** or charged, because its processor died with it in hand.
 */
 #include "../columns.h"
+#include "derived.h"
 #include "operations.h"
 
 #define MIN_RUN 4 /* entries; fewer are deleted faster one by one */
 
-static const char FIND_READY_SQL[] = "SELECT seq FROM " ENTRIES " WHERE id = ?1";
+static const char MARK_SQL[] = MARK_SEQ("@", "?1");
 
 static const char FIND_SCHEDULED_SQL[] =
     "SELECT seq FROM @delayed WHERE id = ?1 AND position IS NULL";
@@ -18,7 +19,9 @@ static const char FIND_SCHEDULED_SQL[] =
 #define IS_THE_DELAYED " WHERE id = ?2 AND ?1 IN (position, -9223372036854775808)"
 #define THE_DELAYED " FROM @delayed AS entry" IS_THE_DELAYED
 
-static const char DELETE_READY_SQL[] = "DELETE" THE_READY;
+static const char DELETE_READY_SQL[] =
+    "DELETE FROM " READY " WHERE seq = ?1 AND (id = ?2 OR (id IS NULL AND nonce = ?3"
+    " AND created_at = ?4))";
 
 static const char DELETE_DELAYED_SQL[] = "DELETE" THE_DELAYED;
 
@@ -33,10 +36,10 @@ static const char DELETE_DELAYED_SQL[] = "DELETE" THE_DELAYED;
 static const char CHECK_ENDS_SQL[] = "SELECT " BOTH_ENDS;
 
 /* Whether the whole range is there, which takes longer to find out. */
-static const char CHECK_RANGE_SQL[] = "SELECT " BOTH_ENDS " AND (SELECT count(*) FROM " ENTRIES
+static const char CHECK_RANGE_SQL[] = "SELECT " BOTH_ENDS " AND (SELECT count(*) FROM " READY
                                       " WHERE seq BETWEEN ?1 AND ?2) = ?2 - ?1 + 1";
 
-static const char DELETE_RANGE_SQL[] = "DELETE FROM " ENTRIES " WHERE seq BETWEEN ?1 AND ?2";
+static const char DELETE_RANGE_SQL[] = "DELETE FROM " READY " WHERE seq BETWEEN ?1 AND ?2";
 
 /* The id; changed where plain SQL has published it twice and the table holds the other one. */
 #define FREE_ID(table, place)                                                                      \
@@ -66,7 +69,7 @@ static const char BURY_DELAYED_SQL[] =
     " SELECT position, " DELAYED_ID_IN_DEAD MESSAGE_COLUMNS_BUT_ID CHARGED ", ?6" THE_DELAYED
     " AND position IS NOT NULL";
 
-static const char IS_WAITING_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES " WHERE seq = ?1)"
+static const char IS_WAITING_SQL[] = "SELECT EXISTS (SELECT 1 FROM " READY " WHERE seq = ?1)"
                                      " OR EXISTS (SELECT 1 FROM @delayed WHERE position = ?1)";
 
 /* ?3 is now, ?4 whether a lane held them: it hands out retries before they are due, too. */
@@ -75,7 +78,7 @@ static const char IS_WAITING_SQL[] = "SELECT EXISTS (SELECT 1 FROM " ENTRIES " W
 #define DIED "attempts = attempts + 1, last_error = '" OUTBOX_LAPSED "'"
 
 static const char CHARGE_READY_SQL[] =
-    "UPDATE " ENTRIES " SET " DIED " WHERE seq BETWEEN ?1 AND ?2";
+    "UPDATE " READY " SET " DIED " WHERE seq BETWEEN ?1 AND ?2";
 
 static const char CHARGE_DELAYED_SQL[] =
     "UPDATE @delayed SET " DIED ", due_at = min(due_at, ?3)" IN_HAND;
@@ -86,7 +89,7 @@ static const char SUSPECT_READY_SQL[] =
     " ?3, seq, ?3 FROM " ENTRIES " AS entry WHERE seq BETWEEN ?1 AND ?2";
 
 static const char DELETE_SUSPECTED_SQL[] =
-    "DELETE FROM " ENTRIES " WHERE seq IN"
+    "DELETE FROM " READY " WHERE seq IN"
     " (SELECT position FROM @delayed WHERE position BETWEEN ?1 AND ?2)";
 
 static const char SUSPECT_DELAYED_SQL[] =
@@ -105,9 +108,20 @@ static int change(outbox_store *store, const char *sql, outbox_identity entry,
   return code;
 }
 
+int settle_mark(outbox_store *store, int64_t seq) {
+  return sql_process(store, MARK_SQL, "i", seq);
+}
+
+static int remove_ready(outbox_store *store, outbox_identity entry) {
+  derived id = {0};
+  int64_t nonce = -1; /* no row's */
+  if (derived_read(entry.id, &id) && id.seq == derived_bits(entry.seq)) nonce = id.nonce;
+  return sql_process(store, DELETE_READY_SQL, "itii", entry.seq, entry.id, nonce, id.created_at);
+}
+
 static int remove_entry(outbox_store *store, outbox_identity entry, bool delayed, bool *found) {
-  int code = sql_process(store, delayed ? DELETE_DELAYED_SQL : DELETE_READY_SQL, "it", entry.seq,
-                         entry.id);
+  int code = delayed ? sql_process(store, DELETE_DELAYED_SQL, "it", entry.seq, entry.id)
+                     : remove_ready(store, entry);
   *found = code == OUTBOX_OK && sqlite3_changes(store->db) > 0;
   return code;
 }
@@ -163,6 +177,7 @@ int settle_suspect(outbox_store *store, range places, bool lane, int64_t now) {
                          (int64_t)lane);
   if (code == OUTBOX_OK)
     code = sql_process(store, SUSPECT_READY_SQL, "iii", places.first, places.last, now);
+  if (code == OUTBOX_OK) code = settle_mark(store, places.last);
   return code == OUTBOX_OK
              ? sql_process(store, DELETE_SUSPECTED_SQL, "ii", places.first, places.last)
              : code;
@@ -184,7 +199,7 @@ static int locate(outbox_store *store, outbox_identity *entry, bool *delayed) {
   bool found;
   *delayed = false;
   if (entry->seq != OUTBOX_ANY_SEQ) return OUTBOX_OK;
-  int code = sql_fetch(store, FIND_READY_SQL, &entry->seq, 1, &found, "t", entry->id);
+  int code = derived_find(store, entry->id, &entry->seq, &found);
   *delayed = !found;
   return code;
 }
@@ -209,6 +224,7 @@ static int settle(outbox_store *store, outbox_identity entry, outbox_verdict ver
   if (code != OUTBOX_OK) return code;
   bool by_id = entry.seq == OUTBOX_ANY_SEQ;
   code = locate(store, &entry, &delayed);
+  if (code == OUTBOX_OK) code = settle_mark(store, entry.seq);
   if (code == OUTBOX_OK) code = settle_entry(store, &verdict, entry, delayed, now);
   if (code == OUTBOX_OK && !verdict.found && by_id && verdict.outcome == OUTBOX_BURY)
     code = place(store, &entry, &placed);
@@ -253,7 +269,9 @@ static int delete_run(outbox_store *store, const outbox_identity *run, size_t le
 static int delete_one(outbox_store *store, outbox_identity entry, int64_t *found) {
   outbox_verdict verdict = {.outcome = OUTBOX_DELIVERED};
   bool delayed;
+  bool by_id = entry.seq == OUTBOX_ANY_SEQ;
   int code = locate(store, &entry, &delayed);
+  if (code == OUTBOX_OK && by_id) code = settle_mark(store, entry.seq);
   if (code == OUTBOX_OK) code = settle_entry(store, &verdict, entry, delayed, 0);
   *found += code == OUTBOX_OK && verdict.found;
   return code;
@@ -267,15 +285,18 @@ int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, s
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
   bool alone = sqlite3_get_autocommit(store->db);
-  if (alone && count == 1 && entries->seq != OUTBOX_ANY_SEQ)
-    return delete_one(store, entries[0], deleted); /* one statement is a transaction by itself */
+  int64_t highest = INT64_MIN;
+  for (size_t i = 0; i < count; i++)
+    if (entries[i].seq > highest) highest = entries[i].seq;
   if (!alone && run_length(entries, count) == count) {
-    /* One statement needs no savepoint; that would cost as much as the deletion. */
-    code = delete_run(store, entries, count, true, deleted);
+    /* These need no savepoint; that would cost as much as the deletion. */
+    code = settle_mark(store, highest);
+    if (code == OUTBOX_OK) code = delete_run(store, entries, count, true, deleted);
     if (code != OUTBOX_OK || *deleted > 0) return code;
   }
   code = outbox_begin(store);
   if (code != OUTBOX_OK) return code;
+  code = settle_mark(store, highest);
   for (size_t i = 0, length; i < count && code == OUTBOX_OK; i += length) {
     length = run_length(entries + i, count - i);
     code = delete_run(store, entries + i, length, false, &together);

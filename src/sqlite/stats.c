@@ -5,12 +5,12 @@
 #include "operations.h"
 
 static const char COUNT_ENTRIES_SQL[] =
-    "SELECT (SELECT count(*) FROM " ENTRIES "), (SELECT count(*) FROM @delayed),"
-    " (SELECT count(*) FROM @dead), coalesce((SELECT max(?1 - created_at, 0) FROM " ENTRIES
+    "SELECT (SELECT count(*) FROM " READY "), (SELECT count(*) FROM @delayed),"
+    " (SELECT count(*) FROM @dead), coalesce((SELECT max(?1 - created_at, 0) FROM " READY
     " AS e WHERE NOT EXISTS"
     " (SELECT 1 FROM @pauses AS p WHERE p.namespace = e.namespace) ORDER BY seq LIMIT 1), -1),"
     " (SELECT min(due_at) FROM @delayed), (SELECT count(position) FROM @delayed),"
-    " (SELECT max(seq) FROM main.sqlite_sequence WHERE name = '@@" ENTRIES_NAME "' COLLATE NOCASE)";
+    " " NEXT_SEQ("@") " - 1";
 
 /* ?1 is now. Of the entries of a group, min() chooses the row that created_at is of. */
 static const char SUMMARIES_SQL[] =
@@ -18,7 +18,7 @@ static const char SUMMARIES_SQL[] =
     " (SELECT o.namespace, o.down_since, o.error FROM @outages AS o JOIN @claims AS c"
     " ON c.lease = o.lease WHERE c.deadline >= ?1),"
     " counts (namespace, ready, delayed, dead, due_at, seq, oldest) AS"
-    " (SELECT namespace, count(*), 0, 0, NULL, min(seq), created_at FROM " ENTRIES
+    " (SELECT namespace, count(*), 0, 0, NULL, min(seq), created_at FROM " READY
     " GROUP BY namespace"
     " UNION ALL SELECT namespace, 0, count(*), 0, min(due_at), 0, NULL FROM @delayed"
     " GROUP BY namespace"

@@ -63,10 +63,6 @@ int store_make(outbox_store **out, const outbox_options *options) {
   store->clock_context = options->clock_context;
   store->id_generator = options->id_generator;
   store->id_generator_context = options->id_generator_context;
-  if (store->id_generator == NULL) {
-    store->id_generator = outbox_uuid_v7;
-    store->id_generator_context = &store->uuid_state;
-  }
   const char *prefix = options->prefix != NULL ? options->prefix : DEFAULTS.prefix;
   if (!outbox_is_prefix((outbox_bytes){prefix, strlen(prefix)}))
     return store_fail(store, OUTBOX_MISUSE, "the prefix is not a plain identifier");

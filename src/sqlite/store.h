@@ -45,7 +45,7 @@ typedef struct statement {
   sqlite3_stmt *prepared; /* NULL: not prepared */
 } statement;
 
-#define MAX_STATEMENTS 64 /* all operations together use some 40; test_plans.c bounds them */
+#define MAX_STATEMENTS 72 /* all operations together use some 60; test_plans.c bounds them */
 
 /* Places in the order of commits: values of seq, both ends included. */
 typedef struct range {
@@ -96,6 +96,8 @@ struct outbox_store {
   outbox_id_generator *id_generator;
   void *id_generator_context;
   outbox_uuid_state uuid_state; /* context of the default ID generator */
+  int64_t next_seq;             /* what the next entry gets, perhaps; 0: unknown; see publish.c */
+  int doubts;                   /* how many times it is to be asked for, because it was wrong */
   bool migrated;                /* the schema's version was found to be ours */
   int depth;                    /* how many begins are open */
   bool doomed;                  /* a rollback failed and is still to be done */
@@ -114,6 +116,7 @@ struct outbox_store {
   lock_wait lock_wait;
   sqlite3_stmt *reading; /* what outbox_next and outbox_next_lease step, else NULL */
   bool stepped;          /* it stands at a row already */
+  char id[OUTBOX_ID_SIZE]; /* of that row, where it is derived */
   sqlite3_stmt *controls[CONTROLS];
   statement statements[MAX_STATEMENTS];
   int statement_count;

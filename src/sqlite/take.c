@@ -6,10 +6,10 @@
 #include "walk.h"
 
 /* Columns 2 and 3 are the namespace and the key in all of these. */
-const char take_walk_sql[] = "SELECT seq, NULL, namespace, key FROM " ENTRIES
+const char take_walk_sql[] = "SELECT seq, NULL, namespace, key FROM " READY
                              " WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT 0 + ?3";
 
-const char take_ready_sql[] = "SELECT seq, " ENTRY_COLUMNS " FROM " ENTRIES " WHERE seq = ?1";
+const char take_ready_sql[] = "SELECT seq, " ENTRY_COLUMNS ", nonce FROM " READY " WHERE seq = ?1";
 
 const char take_delayed_sql[] =
     "SELECT position, " ENTRY_COLUMNS " FROM @delayed WHERE position = ?1";

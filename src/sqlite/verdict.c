@@ -26,10 +26,19 @@ static int delete_run(outbox_store *store, outbox_verdict *verdicts, const item 
   return OUTBOX_OK;
 }
 
+static int64_t highest(const items *hand, const outbox_verdict *verdicts, size_t count) {
+  int64_t seq = INT64_MIN;
+  for (size_t i = 0; i < count; i++) {
+    int64_t place = i < hand->count ? hand->items[i].entry.seq : verdicts[i].entry.seq;
+    if (place > seq) seq = place;
+  }
+  return seq;
+}
+
 int verdict_settle(outbox_store *store, outbox_verdict *verdicts, size_t count, bool lost,
                    int64_t now) {
   const items *hand = &store->lane->hand;
-  int code = OUTBOX_OK;
+  int code = count > 0 ? settle_mark(store, highest(hand, verdicts, count)) : OUTBOX_OK;
   for (size_t i = 0, n; i < count && code == OUTBOX_OK; i += n) {
     const item *item = i < hand->count ? &hand->items[i] : NULL;
     outbox_identity entry = verdicts[i].entry;

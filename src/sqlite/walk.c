@@ -14,7 +14,7 @@
 
 #define SHORT 1000 /* microseconds */
 
-static const char WALK_ALL_SQL[] = "SELECT seq, " ENTRY_COLUMNS " FROM " ENTRIES
+static const char WALK_ALL_SQL[] = "SELECT seq, " ENTRY_COLUMNS ", nonce FROM " READY
                                    " WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT 0 + ?3";
 
 static const char DUE_SQL[] =
@@ -25,7 +25,7 @@ static const char FIRST_POSITION_SQL[] =
     "SELECT position FROM @delayed WHERE position IS NOT NULL ORDER BY position LIMIT 1";
 
 static const char ANY_BETWEEN_SQL[] =
-    "SELECT 1 FROM " ENTRIES " WHERE seq > ?1 AND seq < ?2 LIMIT 1";
+    "SELECT 1 FROM " READY " WHERE seq > ?1 AND seq < ?2 LIMIT 1";
 
 static const char IS_READY_SQL[] = "SELECT 1 FROM " ENTRIES " WHERE seq = ?1 AND id = ?2";
 

@@ -1,0 +1,94 @@
+/*
+** Derived ids in C: written, read, and found.
+*/
+#include "derived.h"
+
+#include <string.h>
+
+#include "../columns.h"
+
+#define BITS 0x3fffffff
+
+/*
+** The first row is the id as it is stored. The others try each seq that has the bits of a derived
+** one: one row, unless the entries that wait are more than 2^30 places apart.
+*/
+static const char FIND_SQL[] =
+    "SELECT seq FROM " READY " WHERE id = ?1 UNION ALL SELECT * FROM (WITH RECURSIVE place (seq) AS"
+    " (SELECT last - ((last - ?2) & 1073741823) FROM (SELECT (SELECT max(seq) FROM " READY
+    ") AS last)"
+    " UNION ALL SELECT seq - 1073741824 FROM place"
+    " WHERE seq - 1073741824 >= (SELECT min(seq) FROM " READY "))"
+    " SELECT r.seq FROM place CROSS JOIN " READY " AS r ON r.seq = place.seq"
+    " WHERE r.id IS NULL AND r.nonce = ?3 AND r.created_at = ?4) LIMIT 1";
+
+static const char FIND_STORED_SQL[] = "SELECT seq FROM " READY " WHERE id = ?1";
+
+uint32_t derived_bits(int64_t seq) {
+  return (uint32_t)((uint64_t)seq & BITS);
+}
+
+bool derived_is_time(int64_t created_at) {
+  return created_at >= 0 && created_at < INT64_C(281474976710656000);
+}
+
+/* Writes the lowest `count` hexadecimal digits of a number. */
+static char *write_digits(char *text, uint64_t number, int count) {
+  for (int i = count; i-- > 0; number >>= 4)
+    text[i] = "0123456789abcdef"[number & 15];
+  return text + count;
+}
+
+static bool read_digits(const char *text, int count, uint64_t *number) {
+  *number = 0;
+  for (int i = 0; i < count; i++) {
+    bool letter = text[i] >= 'a' && text[i] <= 'f';
+    if (!letter && (text[i] < '0' || text[i] > '9')) return false;
+    *number = *number << 4 | (uint64_t)(text[i] - (letter ? 'a' - 10 : '0'));
+  }
+  return true;
+}
+
+void derived_write(char text[OUTBOX_ID_SIZE], derived id) {
+  uint64_t milliseconds = (uint64_t)id.created_at / 1000;
+  text = write_digits(text, milliseconds >> 16, 8);
+  *text++ = '-';
+  text = write_digits(text, milliseconds, 4);
+  *text++ = '-';
+  text = write_digits(text, 0x7000 | (uint64_t)id.created_at % 1000, 4);
+  *text++ = '-';
+  text = write_digits(text, 0x8000 | id.seq >> 16, 4);
+  *text++ = '-';
+  text = write_digits(text, (uint64_t)id.seq << 32 | id.nonce, 12);
+  *text = '\0';
+}
+
+bool derived_read(outbox_bytes text, derived *id) {
+  uint64_t high, low, micro, seq, rest;
+  const char *digits = text.data;
+  if (digits == NULL || text.size != OUTBOX_ID_SIZE - 1 || digits[8] != '-' || digits[13] != '-' ||
+      digits[18] != '-' || digits[23] != '-' || !read_digits(digits, 8, &high) ||
+      !read_digits(digits + 9, 4, &low) || !read_digits(digits + 14, 4, &micro) ||
+      !read_digits(digits + 19, 4, &seq) || !read_digits(digits + 24, 12, &rest))
+    return false;
+  if (micro >> 12 != 7 || (micro & 0xfff) > 999 || seq >> 14 != 2) return false;
+  id->created_at = (int64_t)((high << 16 | low) * 1000 + (micro & 0xfff));
+  id->seq = (uint32_t)((seq & 0x3fff) << 16 | rest >> 32);
+  id->nonce = (uint32_t)rest;
+  return true;
+}
+
+outbox_bytes derived_column(sqlite3_stmt *row, char text[OUTBOX_ID_SIZE]) {
+  if (sqlite3_column_type(row, 1) != SQLITE_NULL) return sql_column(row, 1);
+  derived_write(text, (derived){.created_at = sqlite3_column_int64(row, 6),
+                                .seq = derived_bits(sqlite3_column_int64(row, 0)),
+                                .nonce = (uint32_t)sqlite3_column_int64(row, 10)});
+  return (outbox_bytes){text, OUTBOX_ID_SIZE - 1};
+}
+
+int derived_find(outbox_store *store, outbox_bytes id, int64_t *seq, bool *found) {
+  derived parts;
+  if (!derived_read(id, &parts)) return sql_fetch(store, FIND_STORED_SQL, seq, 1, found, "t", id);
+  return sql_fetch(store, FIND_SQL, seq, 1, found, "tiii", id, (int64_t)parts.seq,
+                   (int64_t)parts.nonce, parts.created_at);
+}
