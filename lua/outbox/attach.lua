@@ -97,24 +97,43 @@ local function parameter(values, value, as)
   return ("CAST(? AS %s)"):format(as)
 end
 
+-- In SQL: whether a ready entry has an id that is derived of its row (see src/sqlite/derived.h).
+-- Nil where no row can have derived it. `parameter` is the id in SQL.
+local function is_derived(prefix, id, parameter_of_id)
+  local high, low = id:match("^%x%x%x%x%x%x%x%x%-%x%x%x%x%-7%x%x%x%-([89ab]%x%x%x)%-(%x%x%x%x)"
+    .. "%x%x%x%x%x%x%x%x$")
+  if not high then
+    return nil
+  end
+  local seq = (tonumber(high, 16) & 0x3fff) << 16 | tonumber(low, 16)
+  return ("EXISTS (SELECT 1 FROM main.%sentries WHERE id = %s AND seq = (SELECT max(seq) - "
+    .. "((max(seq) - %d) & 1073741823) FROM main.%sready))"):format(prefix, parameter_of_id(), seq,
+    prefix)
+end
+
 -- Returns SQL that adds a message to the tables in `main`, and its values. The id must be new to
 -- all tables. Unless it is a UUID of ours, the SQL looks for it there. If it finds it, the id
--- becomes NULL, which every table refuses.
+-- becomes a BLOB, which every table refuses.
 local function make_insert(self, message, id, now)
   local values, prefix = { n = 0 }, self.prefix
   local late = message.deliver_at and message.deliver_at > now
   local columns = core.MESSAGE_COLUMNS
   local known = (message.id or not self.unique) and {} or nil
-  for _, name in ipairs(known and { "entries", "delayed", "dead" } or {}) do
+  for _, name in ipairs(known and { "ready", "delayed", "dead" } or {}) do
     known[#known + 1] = ("EXISTS (SELECT 1 FROM main.%s%s WHERE id = %s)"):format(prefix, name,
       parameter(values, id, "TEXT"))
     known[#known + 1] = ("EXISTS (SELECT 1 FROM main.%ssubscriptions AS s JOIN main.%s%s AS e ON "
       .. "e.id = %s || ':' || s.copy WHERE s.namespace = %s)"):format(prefix, prefix, name,
       parameter(values, id, "TEXT"), parameter(values, message.namespace or "", "TEXT"))
   end
+  if known then
+    known[#known + 1] = is_derived(prefix, id, function()
+      return parameter(values, id, "TEXT")
+    end)
+  end
   id = parameter(values, id, "TEXT")
   if known then
-    id = ("CASE WHEN %s THEN NULL ELSE %s END"):format(table.concat(known, " OR "), id)
+    id = ("CASE WHEN %s THEN x'' ELSE %s END"):format(table.concat(known, " OR "), id)
   end
   local list = {
     id,

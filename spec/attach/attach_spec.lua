@@ -116,7 +116,7 @@ for module, adapt in pairs(bindings) do
 
     it("says which constraint of the application's own a message violates", function()
       execute("CREATE TABLE audit (key UNIQUE)")
-      execute("CREATE TRIGGER audited AFTER INSERT ON outbox_entries BEGIN"
+      execute("CREATE TRIGGER audited AFTER INSERT ON outbox_ready BEGIN"
         .. " INSERT INTO audit VALUES (new.key); END")
       store:publish({ key = "k" })
       local messages = {}

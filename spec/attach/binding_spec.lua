@@ -119,7 +119,7 @@ describe("a store on a connection of lsqlite3", function()
       assert(support.raised(store.stats, store).code == "misuse")
       context:result_int(1)
     end)
-    connection:exec("CREATE TEMP TRIGGER t AFTER INSERT ON outbox_entries BEGIN"
+    connection:exec("CREATE TEMP TRIGGER t AFTER INSERT ON outbox_ready BEGIN"
       .. " SELECT audit(NEW.key); END")
     store:publish({ key = "outer" })
     store:publish({ key = "many" }, {})

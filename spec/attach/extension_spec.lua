@@ -135,7 +135,7 @@ describe("the loadable extension", function()
     local output = run([[
       SELECT outbox_migrate();
       CREATE TABLE audit (key UNIQUE);
-      CREATE TRIGGER t AFTER INSERT ON outbox_entries BEGIN INSERT INTO audit VALUES (new.key); END;
+      CREATE TRIGGER t AFTER INSERT ON outbox_ready BEGIN INSERT INTO audit VALUES (new.key); END;
       SELECT length(outbox_publish('', 'k', ''));
       SELECT length(outbox_publish('', 'k', ''));]])
     assert.matches("^\n36\n", output)

@@ -52,7 +52,7 @@ describe("outbox dead", function()
     bury("a", "b", "c")
     support.sql(store, "CREATE TABLE audit (id UNIQUE)")
     support.sql(store, "INSERT INTO audit VALUES ('b')")
-    support.sql(store, "CREATE TRIGGER t AFTER INSERT ON outbox_entries BEGIN"
+    support.sql(store, "CREATE TRIGGER t AFTER INSERT ON outbox_ready BEGIN"
       .. " INSERT INTO audit VALUES (new.id); END")
     local out, status, err = run("dead requeue " .. path .. " a b c")
     assert.same({ "requeued 2\n", 1 }, { out, status })

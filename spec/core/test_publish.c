@@ -156,18 +156,19 @@ static const struct {
      " BEGIN INSERT INTO outbox_ready (id) VALUES ('copy'); END",
      "UNIQUE constraint failed: outbox_ready.id"},
     {"CREATE TRIGGER t AFTER INSERT ON outbox_ready"
-     " BEGIN INSERT INTO outbox_dead (id, died_at) VALUES (coalesce(new.key, new.id), 0); END",
+     " BEGIN INSERT INTO outbox_dead (id, died_at) VALUES (coalesce(new.key, new.id, new.seq), 0); "
+     "END",
      "UNIQUE constraint failed: outbox_dead.id"},
     {"CREATE TABLE audit (key PRIMARY KEY) WITHOUT ROWID;"
      "CREATE TRIGGER t AFTER INSERT ON outbox_ready"
-     " BEGIN INSERT INTO audit VALUES (coalesce(new.key, new.id)); END",
+     " BEGIN INSERT INTO audit VALUES (coalesce(new.key, new.id, new.seq)); END",
      "UNIQUE constraint failed: audit.key"},
     {"CREATE TEMP TABLE outbox_ready (id UNIQUE);"
      "CREATE TEMP TRIGGER t AFTER INSERT ON main.outbox_ready"
      " BEGIN INSERT INTO outbox_ready VALUES (new.key); END",
      "UNIQUE constraint failed: outbox_ready.id"},
     {"CREATE TRIGGER t AFTER INSERT ON outbox_ready WHEN new.key IN (SELECT key FROM"
-     " outbox_ready WHERE id <> new.id)"
+     " outbox_ready WHERE seq <> new.seq)"
      " BEGIN SELECT RAISE(ABORT, 'UNIQUE constraint failed: outbox_ready.id'); END",
      "UNIQUE constraint failed: outbox_ready.id"},
 };

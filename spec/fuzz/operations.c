@@ -392,7 +392,7 @@ static void open_store(void) {
 static void reset(void) {
   static const char DELETE[] =
       "DELETE FROM outbox_entries; DELETE FROM outbox_delayed; DELETE FROM outbox_dead;"
-      "DELETE FROM outbox_claims; DELETE FROM sqlite_sequence";
+      "DELETE FROM outbox_claims; UPDATE outbox_schema SET mark = 0";
   sqlite3_exec(outbox_connection(store), DELETE, NULL, NULL, NULL);
   model_reset();
   now = NOW;

@@ -57,7 +57,7 @@ describe("a processor", function()
       it("that are told in SQLite's words why nothing can be deleted: " .. name, function()
         support.sql(store, "CREATE TABLE audit (name UNIQUE)")
         support.sql(store, "INSERT INTO audit VALUES ('orders')")
-        support.sql(store, ("CREATE TRIGGER t BEFORE DELETE ON outbox_entries"
+        support.sql(store, ("CREATE TRIGGER t BEFORE DELETE ON outbox_ready"
           .. " WHEN old.namespace = 'orders' BEGIN %s; END"):format(trigger))
         store:publish({ id = "a", namespace = "orders" })
         store:publish({ id = "b", namespace = "mails" })

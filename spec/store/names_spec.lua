@@ -83,7 +83,8 @@ local function copies(path, where)
     tables[#tables + 1] = row.sql:gsub(row.name, where .. "." .. row.name, 1)
   end
   tables[#tables + 1] = ("CREATE TABLE %s.outbox_inbox (id PRIMARY KEY, seen_at)"):format(where)
-  tables[#tables + 1] = ("INSERT INTO %s.outbox_schema VALUES (1)"):format(where)
+  tables[#tables + 1] = ("CREATE TABLE %s.outbox_entries (id PRIMARY KEY)"):format(where)
+  tables[#tables + 1] = ("INSERT INTO %s.outbox_schema (version) VALUES (1)"):format(where)
   return tables
 end
 

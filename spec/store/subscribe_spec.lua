@@ -224,7 +224,7 @@ describe("a subscription", function()
   it("that is the last one leaves nothing behind that a message would pass", function()
     local function triggers()
       return #support.sql(store, "SELECT 1 FROM sqlite_schema WHERE type = 'trigger'"
-        .. " AND tbl_name IN ('outbox_entries', 'outbox_delayed')")
+        .. " AND tbl_name IN ('outbox_ready', 'outbox_delayed')")
     end
     assert.is_true(triggers() > 0)
     store:unsubscribe("orders", "mail")

@@ -14,8 +14,8 @@
   " (SELECT 1 FROM @@subscriptions WHERE namespace = NEW.namespace)"
 #define COPY_TO(table, id, column)                                                                 \
   " BEGIN INSERT INTO " table                                                                      \
-  " (id, namespace, key, payload, headers, created_at, source_id" column                           \
-  ") SELECT " id " || ':' || s.copy, s.copy, NEW.key, NEW.payload, NEW.headers,"                   \
+  " (id, namespace, key, payload, headers, created_at, source_id" column ") SELECT " id            \
+  " || ':' || s.copy, s.copy, NEW.key, NEW.payload, NEW.headers,"                                  \
   " NEW.created_at, " id
 #define INSTEAD                                                                                    \
   " FROM @@subscriptions AS s WHERE s.namespace = NEW.namespace; SELECT RAISE(IGNORE); END;"
@@ -23,7 +23,7 @@
 /* Each copy has a seq of its own, from the next one on. */
 #define SEQ_OF_COPY                                                                                \
   ", " NEXT_SEQ("@@") " + (SELECT count(*) FROM @@subscriptions AS before"                         \
-  " WHERE before.namespace = s.namespace AND before.copy < s.copy)"
+                      " WHERE before.namespace = s.namespace AND before.copy < s.copy)"
 
 static const char BEGIN_COPYING[] =
     "CREATE TRIGGER IF NOT EXISTS @copy BEFORE INSERT ON @@ready" IS_SUBSCRIBED COPY_TO(

@@ -8,7 +8,8 @@
 /* It has a source from now on, so that no copies are made of it. */
 static const char REQUEUE_DEAD_SQL[] =
     "INSERT INTO " READY " (seq, " MESSAGE_COLUMNS ", last_error, source_id)"
-    " SELECT " NEXT_SEQ("@") ", " MESSAGE_COLUMNS ", last_error, coalesce(source_id, id) FROM @dead WHERE id = ?1";
+    " SELECT " NEXT_SEQ("@") ", " MESSAGE_COLUMNS
+                             ", last_error, coalesce(source_id, id) FROM @dead WHERE id = ?1";
 
 static const char DELETE_DEAD_SQL[] = "DELETE FROM @dead WHERE id = ?1";
 

@@ -29,10 +29,12 @@ static const char SELECT_SCHEDULED_SQL[] =
 */
 static const char PROMOTE_SQL[] =
     "INSERT OR IGNORE INTO " READY " (seq, " ENTRY_COLUMNS ")"
-    " SELECT " NEXT_SEQ("@") ", CASE WHEN EXISTS (SELECT 1 FROM " READY " WHERE id = d.id) THEN d.id || '~' || seq"
-    " ELSE d.id END, " MESSAGE_COLUMNS_BUT_ID ", attempts, last_error, coalesce(source_id, id)"
-    " FROM @delayed AS d"
-    " WHERE seq = ?1 AND position IS NULL AND due_at <= ?2";
+    " SELECT " NEXT_SEQ("@") ", CASE WHEN EXISTS (SELECT 1 FROM " READY
+                             " WHERE id = d.id) THEN d.id || '~' || seq"
+                             " ELSE d.id END, " MESSAGE_COLUMNS_BUT_ID
+                             ", attempts, last_error, coalesce(source_id, id)"
+                             " FROM @delayed AS d"
+                             " WHERE seq = ?1 AND position IS NULL AND due_at <= ?2";
 
 static const char DELETE_SCHEDULED_SQL[] =
     "DELETE FROM @delayed WHERE seq = ?1 AND position IS NULL";

@@ -53,9 +53,9 @@ int lane_add(outbox_store *store, items *list, sqlite3_stmt *row, const item *kn
   }
   char text[OUTBOX_ID_SIZE];
   outbox_bytes namespace = known->entry.namespace, key = known->entry.key,
-               id = derived_column(row, text),
-               payload = sql_column(row, 4), headers = sql_column(row, 5),
-               last_error = sql_column(row, 8), source_id = sql_source(row);
+               id = derived_column(row, text), payload = sql_column(row, 4),
+               headers = sql_column(row, 5), last_error = sql_column(row, 8),
+               source_id = sql_source(row);
   size_t size = id.size + namespace.size + key.size + payload.size + headers.size;
   char *end = take_bytes(list, size + last_error.size + source_id.size);
   if (end == NULL) return store_fail_nomem(store);

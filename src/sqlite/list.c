@@ -19,8 +19,8 @@ static const char *const SELECT_DELAYED_SQL[] = {SELECT_DELAYED PAGE, SELECT_DEL
 static const char *const SELECT_DEAD_SQL[] = {SELECT_DEAD PAGE, SELECT_DEAD BACK};
 
 static const char FIND_ENTRIES_SQL[] =
-    SELECT_READY " WHERE seq = ?2 UNION ALL " SELECT_DELAYED
-                 " WHERE id = ?1 UNION ALL " SELECT_DEAD " WHERE id = ?1";
+    SELECT_READY " WHERE seq = ?2 UNION ALL " SELECT_DELAYED " WHERE id = ?1 UNION ALL " SELECT_DEAD
+                 " WHERE id = ?1";
 
 static int list(outbox_store *store, const char *const *sql, outbox_bytes namespace, int64_t after,
                 int64_t limit) {

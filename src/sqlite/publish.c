@@ -16,7 +16,7 @@
 /* One that gets the next seq. Its id is not stored if it was derived of that, whose bits are ?3. */
 static const char INSERT_READY_SQL[] =
     INSERT "(" NEXT_SEQ("@") ", CASE WHEN ?3 IS " NEXT_SEQ("@") " & 1073741823 THEN NULL ELSE ?1"
-    " END, ?2, ?4, ?5, ?6, ?7, ?8)";
+                                                                " END, ?2, ?4, ?5, ?6, ?7, ?8)";
 
 /* A statement for many rows costs a third less than one for each. */
 #define ROWS 16
@@ -26,8 +26,7 @@ static const char INSERT_READY_ROWS_SQL[] =
 #define MOST_DELAY 60000000 /* microseconds between the making of an id and its row */
 #define MOST_DOUBTS 100
 
-static const char NEXT_SQL[] =
-    "SELECT " NEXT_SEQ("@") ", EXISTS (SELECT 1 FROM @subscriptions)";
+static const char NEXT_SQL[] = "SELECT " NEXT_SEQ("@") ", EXISTS (SELECT 1 FROM @subscriptions)";
 
 static const char INSERT_DELAYED_SQL[] =
     "INSERT INTO @delayed (" MESSAGE_COLUMNS ", due_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
@@ -38,7 +37,7 @@ static outbox_bytes namespace_of(const outbox_message *m) {
 
 /* An id is unique in the whole outbox. SQL's UNIQUE covers one table. */
 #define IS_TAKEN(id)                                                                               \
-  "EXISTS (SELECT 1 FROM " READY " WHERE id = " id ")"                                           \
+  "EXISTS (SELECT 1 FROM " READY " WHERE id = " id ")"                                             \
   " OR EXISTS (SELECT 1 FROM @delayed WHERE id = " id ")"                                          \
   " OR EXISTS (SELECT 1 FROM @dead WHERE id = " id ")"
 
@@ -88,7 +87,7 @@ static origin find_origin(const outbox_message *m, int64_t now) {
   return (origin){id.seq, id.nonce, id.created_at};
 }
 
-/* An entry got a seq. Where its id was derived of another one, the next ids are made with more care. */
+/* An entry got a seq. Where its id was derived of another one, the next are made with more care. */
 static void note_seq(outbox_store *store, const origin *origin, int64_t seq) {
   if (origin->bits >= 0 && origin->bits != derived_bits(seq)) store->doubts = MOST_DOUBTS;
   store->next_seq = seq + 1;
@@ -116,8 +115,8 @@ static int insert_rows(outbox_store *store, const outbox_message *m, int64_t now
     int64_t seq = store->next_seq;
     bool derived = origin.bits == derived_bits(seq);
     code = sql_bind(store, statement, 1 + i * (int)strlen(ROW_TYPES), ROW_TYPES, seq,
-                    derived ? (outbox_bytes){NULL, 0} : m->id, origin.nonce, namespace_of(m), m->key,
-                    m->payload, m->headers, origin.created_at);
+                    derived ? (outbox_bytes){NULL, 0} : m->id, origin.nonce, namespace_of(m),
+                    m->key, m->payload, m->headers, origin.created_at);
     note_seq(store, &origin, seq);
   }
   if (code != OUTBOX_OK) return code;
@@ -136,8 +135,8 @@ static bool all_ready(const outbox_message *messages, size_t count, int64_t now)
 /* --- Ids ------------------------------------------------------------------------------------- */
 
 /*
-** Reads the next seq. Where none is known, it is not read in a transaction that has only begun:
-** that would make the transaction a reader, whose first write is refused if another wrote meanwhile.
+** Reads the next seq, but not in a transaction that has only begun. That would make a reader of it,
+** whose first write is refused if another connection has written meanwhile.
 */
 static int read_next(outbox_store *store, bool *copies) {
   int64_t values[2] = {0, 0};
@@ -152,8 +151,7 @@ static int guess_next(outbox_store *store) {
   bool copies;
   if (store->next_seq > 0 && store->doubts == 0) return OUTBOX_OK;
   if (store->doubts > 0) store->doubts--;
-  if (!sqlite3_get_autocommit(store->db) &&
-      sqlite3_txn_state(store->db, "main") == SQLITE_TXN_NONE)
+  if (!sqlite3_get_autocommit(store->db) && sqlite3_txn_state(store->db, "main") == SQLITE_TXN_NONE)
     return OUTBOX_OK;
   return read_next(store, &copies);
 }

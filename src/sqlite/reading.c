@@ -20,7 +20,8 @@
 
 static const char SELECT_CLAIMED_SQL[] =
     "SELECT seq, " ENTRY_COLUMNS ", nonce" CLAIMED(READY) " ORDER BY l.first_seq, l.lease, e.seq"
-    " LIMIT CASE WHEN " ANY_IS_HELD " THEN 0 ELSE ?3 END";
+                                                          " LIMIT CASE WHEN " ANY_IS_HELD
+                                                          " THEN 0 ELSE ?3 END";
 
 /*
 ** The same where entries wait for a retry, or a namespace is paused. A retry that is due is read at
@@ -32,11 +33,13 @@ static const char SELECT_CLAIMED_SQL[] =
 #define RETRY_IS_HELD IS_HELD("d", "d.position", "l.first_seq")
 static const char SELECT_MERGED_SQL[] =
     "SELECT seq AS place, " ENTRY_COLUMNS
-    ", 0, 0, 0, l.first_seq AS first, l.lease AS lease" CLAIMED(ENTRIES) " AND NOT " READY_IS_HELD
-    " AND NOT " IS_PAUSED("e") " UNION ALL SELECT position, " ENTRY_COLUMNS
-                               ", 0, due_at, 1, l.first_seq, l.lease" CLAIMED_RETRIES
-                               " AND d.due_at <= ?2 AND NOT " RETRY_IS_HELD " AND NOT " IS_PAUSED(
-                                   "d") " ORDER BY first, lease, place LIMIT 0 + ?3";
+    ", 0, 0, 0, l.first_seq AS first, l.lease AS lease" CLAIMED(
+        ENTRIES) " AND NOT " READY_IS_HELD
+                 " AND NOT " IS_PAUSED("e") " UNION ALL SELECT position, " ENTRY_COLUMNS
+                                            ", 0, due_at, 1, l.first_seq, l.lease" CLAIMED_RETRIES
+                                            " AND d.due_at <= ?2 AND NOT " RETRY_IS_HELD
+                                            " AND NOT " IS_PAUSED(
+                                                "d") " ORDER BY first, lease, place LIMIT 0 + ?3";
 
 static const char ANY_IS_HELD_SQL[] = "SELECT " ANY_IS_HELD;
 

@@ -141,21 +141,27 @@ static const char VERSION_5[] =
     "CREATE UNIQUE INDEX @ready_id ON @@ready (id) WHERE id IS NOT NULL;"
     "DROP TRIGGER IF EXISTS @copy;"
     "DROP TABLE @entries;"
-    "CREATE VIEW @entries AS SELECT seq, coalesce(id, " DERIVED_ID("") ") AS id, " READY_COLUMNS
-    ", NULL AS deliver_at FROM @@ready;"
-    "CREATE TRIGGER @entries_insert INSTEAD OF INSERT ON @@entries BEGIN"
-    " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
-    " coalesce(NEW.id, lower(" UUID_V7 ")), " VALUES_BUT_ID ", NEW.deliver_at WHERE " IS_LATER ";"
-    " INSERT INTO @@ready (seq, id, " READY_COLUMNS ") SELECT coalesce(NEW.seq, " NEXT_SEQ("@@")
-    "), NEW.id, " VALUES_BUT_ID " WHERE NOT " IS_LATER "; END;"
-    "CREATE TRIGGER @entries_update INSTEAD OF UPDATE ON @@entries BEGIN"
-    " UPDATE @@ready SET seq = NEW.seq, id = CASE WHEN NEW.id IS OLD.id AND NEW.seq IS OLD.seq"
-    " AND NEW.created_at IS OLD.created_at THEN id ELSE NEW.id END, namespace = NEW.namespace,"
-    " key = NEW.key, payload = NEW.payload, headers = NEW.headers, created_at = NEW.created_at,"
-    " attempts = NEW.attempts, last_error = NEW.last_error, source_id = NEW.source_id"
-    " WHERE seq = OLD.seq; END;"
-    "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries BEGIN "
-    MARK_SEQ("@@", "OLD.seq") "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
+    "CREATE VIEW @entries AS SELECT seq, coalesce(id, " DERIVED_ID(
+        "") ") AS id, " READY_COLUMNS ", NULL AS deliver_at FROM @@ready;"
+            "CREATE TRIGGER @entries_insert INSTEAD OF INSERT ON @@entries BEGIN"
+            " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
+            " coalesce(NEW.id, lower(" UUID_V7 ")), " VALUES_BUT_ID
+            ", NEW.deliver_at WHERE " IS_LATER ";"
+            " INSERT INTO @@ready (seq, id, " READY_COLUMNS ") SELECT coalesce(NEW.seq, " NEXT_SEQ(
+                "@@") "), NEW.id, " VALUES_BUT_ID " WHERE NOT " IS_LATER "; END;"
+                      "CREATE TRIGGER @entries_update INSTEAD OF UPDATE ON @@entries BEGIN"
+                      " UPDATE @@ready SET seq = NEW.seq, id = CASE WHEN NEW.id IS OLD.id AND "
+                      "NEW.seq IS OLD.seq"
+                      " AND NEW.created_at IS OLD.created_at THEN id ELSE NEW.id END, namespace = "
+                      "NEW.namespace,"
+                      " key = NEW.key, payload = NEW.payload, headers = NEW.headers, created_at = "
+                      "NEW.created_at,"
+                      " attempts = NEW.attempts, last_error = NEW.last_error, source_id = "
+                      "NEW.source_id"
+                      " WHERE seq = OLD.seq; END;"
+                      "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries "
+                      "BEGIN " MARK_SEQ(
+                          "@@", "OLD.seq") "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
 
 const char *const schema_steps[] = {VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

@@ -77,8 +77,7 @@ static const char IS_WAITING_SQL[] = "SELECT EXISTS (SELECT 1 FROM " READY " WHE
 
 #define DIED "attempts = attempts + 1, last_error = '" OUTBOX_LAPSED "'"
 
-static const char CHARGE_READY_SQL[] =
-    "UPDATE " READY " SET " DIED " WHERE seq BETWEEN ?1 AND ?2";
+static const char CHARGE_READY_SQL[] = "UPDATE " READY " SET " DIED " WHERE seq BETWEEN ?1 AND ?2";
 
 static const char CHARGE_DELAYED_SQL[] =
     "UPDATE @delayed SET " DIED ", due_at = min(due_at, ?3)" IN_HAND;
@@ -228,6 +227,7 @@ static int settle(outbox_store *store, outbox_identity entry, outbox_verdict ver
   if (code == OUTBOX_OK) code = settle_entry(store, &verdict, entry, delayed, now);
   if (code == OUTBOX_OK && !verdict.found && by_id && verdict.outcome == OUTBOX_BURY)
     code = place(store, &entry, &placed);
+  if (code == OUTBOX_OK && placed) code = settle_mark(store, entry.seq);
   if (code == OUTBOX_OK && placed) code = settle_entry(store, &verdict, entry, false, now);
   code = transaction_end(store, code);
   if (code == OUTBOX_OK) *found = verdict.found;

@@ -114,8 +114,8 @@ struct outbox_store {
   lane *lane;                    /* NULL before outbox_serve */
   void (*free_lane)(lane *lane); /* a pointer, because the extension has no lanes */
   lock_wait lock_wait;
-  sqlite3_stmt *reading; /* what outbox_next and outbox_next_lease step, else NULL */
-  bool stepped;          /* it stands at a row already */
+  sqlite3_stmt *reading;   /* what outbox_next and outbox_next_lease step, else NULL */
+  bool stepped;            /* it stands at a row already */
   char id[OUTBOX_ID_SIZE]; /* of that row, where it is derived */
   sqlite3_stmt *controls[CONTROLS];
   statement statements[MAX_STATEMENTS];

@@ -24,8 +24,7 @@ static const char DUE_SQL[] =
 static const char FIRST_POSITION_SQL[] =
     "SELECT position FROM @delayed WHERE position IS NOT NULL ORDER BY position LIMIT 1";
 
-static const char ANY_BETWEEN_SQL[] =
-    "SELECT 1 FROM " READY " WHERE seq > ?1 AND seq < ?2 LIMIT 1";
+static const char ANY_BETWEEN_SQL[] = "SELECT 1 FROM " READY " WHERE seq > ?1 AND seq < ?2 LIMIT 1";
 
 static const char IS_READY_SQL[] = "SELECT 1 FROM " ENTRIES " WHERE seq = ?1 AND id = ?2";
 

@@ -126,7 +126,7 @@ local SQL = { "SELECT 1", "SELECT ?1 AS a, ?2 AS b", "SELECT * FROM outbox_entri
   "DELETE FROM outbox_entries", "DELETE FROM outbox_claims", "DROP TABLE outbox_delayed",
   "COMMIT", "ROLLBACK", "BEGIN", "SAVEPOINT outbox", "SAVEPOINT x", "RELEASE x", "ROLLBACK TO x",
   "PRAGMA user_version", "", "-- nothing", "SELECT 1; SELECT 2", "SELECT 1 -- one", "SELECT",
-  "SELECT outbox_handshake()", "CREATE TRIGGER IF NOT EXISTS no BEFORE DELETE ON outbox_entries"
+  "SELECT outbox_handshake()", "CREATE TRIGGER IF NOT EXISTS no BEFORE DELETE ON outbox_ready"
     .. " BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
   "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 9) SELECT x FROM c" }
 
