@@ -131,6 +131,17 @@ describe("the loadable extension", function()
     assert.same({ "k" }, support.pluck(entries(), "key"))
   end)
 
+  it("finds an entry by its id", function()
+    local output = run([[
+      SELECT outbox_migrate();
+      SELECT outbox_publish('', 'k', 'one') IS NULL;
+      INSERT INTO outbox_entries (id, payload) VALUES ('mine', 'two');
+      SELECT payload FROM outbox_entries WHERE seq = outbox_find('mine');
+      SELECT count(*) FROM outbox_entries WHERE seq = outbox_find(id);
+      SELECT outbox_find('none') IS NULL, outbox_find(NULL) IS NULL, outbox_find(1) IS NULL;]])
+    assert.equal("\n0\ntwo\n2\n1|1|1\n", output)
+  end)
+
   it("says which constraint of the application's own a message violates", function()
     local output = run([[
       SELECT outbox_migrate();

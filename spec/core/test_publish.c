@@ -196,6 +196,22 @@ static void a_constraint_of_the_applications_own_is_no_duplicate(void **state) {
   }
 }
 
+/* It takes the seq that the next message of the call would have had. */
+static void a_trigger_of_the_applications_own_may_add_entries_in_between(void **state) {
+  fixture *f = *state;
+  outbox_message many[20] = {{.id = {0}}};
+  execute(f->db, "CREATE TRIGGER t AFTER INSERT ON outbox_ready WHEN new.namespace = ''"
+                 " BEGIN INSERT INTO outbox_ready (id, namespace) VALUES (new.seq || '+', 'own'); END");
+  assert_ok(f->store, outbox_publish(f->store, many, 20));
+  assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_entries"), 40);
+  for (int i = 0; i < 20; i++) {
+    outbox_identity identity = {many[i].id, OUTBOX_ANY_SEQ};
+    int64_t deleted;
+    assert_ok(f->store, outbox_delete_entries(f->store, &identity, 1, &deleted));
+    assert_int_equal(deleted, 1);
+  }
+}
+
 static void an_id_that_is_free_again_may_be_used_again(void **state) {
   fixture *f = *state;
   publish(f->store, "a");
@@ -312,6 +328,7 @@ int test_publish(void) {
       TEST(an_id_both_ready_and_delayed_in_one_call_is_a_duplicate),
       TEST(a_duplicate_at_the_end_of_many_leaves_none_of_them),
       TEST(a_constraint_of_the_applications_own_is_no_duplicate),
+      TEST(a_trigger_of_the_applications_own_may_add_entries_in_between),
       TEST(an_id_that_is_free_again_may_be_used_again),
       TEST(headers_that_are_no_json_object_violate_a_constraint),
       TEST(an_error_message_never_holds_a_payload),
