@@ -200,8 +200,9 @@ static void a_constraint_of_the_applications_own_is_no_duplicate(void **state) {
 static void a_trigger_of_the_applications_own_may_add_entries_in_between(void **state) {
   fixture *f = *state;
   outbox_message many[20] = {{.id = {0}}};
-  execute(f->db, "CREATE TRIGGER t AFTER INSERT ON outbox_ready WHEN new.namespace = ''"
-                 " BEGIN INSERT INTO outbox_ready (id, namespace) VALUES (new.seq || '+', 'own'); END");
+  execute(f->db,
+          "CREATE TRIGGER t AFTER INSERT ON outbox_ready WHEN new.namespace = ''"
+          " BEGIN INSERT INTO outbox_ready (id, namespace) VALUES (new.seq || '+', 'own'); END");
   assert_ok(f->store, outbox_publish(f->store, many, 20));
   assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_entries"), 40);
   for (int i = 0; i < 20; i++) {
