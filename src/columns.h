@@ -19,10 +19,10 @@
 #define NEXT_SEQ(at)                                                                               \
   "(SELECT max(mark, coalesce((SELECT max(seq) FROM " at "ready), 0)) + 1 FROM " at "schema)"
 
-/* Sets the mark before the entry goes whose seq it is. */
+/* Sets the mark before ready entries go, of which `last` is the highest seq; it may be too high. */
 #define MARK_SEQ(at, last)                                                                         \
-  "UPDATE " at "schema SET mark = " last " WHERE mark < " last                                     \
-  " AND NOT EXISTS (SELECT 1 FROM " at "ready WHERE seq > " last ")"
+  "UPDATE " at "schema SET mark = (SELECT max(seq) FROM " at "ready)"                              \
+  " WHERE (SELECT max(seq) FROM " at "ready) BETWEEN mark + 1 AND " last
 
 /* The columns of a message. The id is separate for statements that write another id. */
 #define MESSAGE_COLUMNS_BUT_ID "namespace, key, payload, headers, created_at"

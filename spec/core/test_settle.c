@@ -312,6 +312,33 @@ static void an_error_may_be_missing(void **state) {
   assert_int_equal(number(f->db, "SELECT last_error IS NULL FROM outbox_dead"), 1);
 }
 
+static void what_was_never_there_leaves_no_gap_in_the_order(void **state) {
+  fixture *f = *state;
+  static const int64_t PLACES[] = {2, 3, 1000, INT64_MAX, INT64_MIN, INT64_MIN + 1, -1, 0};
+  outbox_counts counts;
+  publish(f->store, "a");
+  for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES; i++) {
+    outbox_identity wrong[2] = {{text("a"), PLACES[i]}, {text("b"), PLACES[i]}};
+    if (PLACES[i] == OUTBOX_ANY_SEQ) wrong[0].id = text("c");
+    int64_t deleted;
+    bool found;
+    assert_ok(f->store, outbox_delete_entries(f->store, wrong, 2, &deleted));
+    assert_int_equal(deleted, 0);
+    assert_ok(f->store, outbox_retry_entry(f->store, wrong[0], 1, text("no"), &found));
+    assert_false(found);
+    assert_ok(f->store, outbox_bury_entry(f->store, wrong[0], text("no"), &found));
+    assert_false(found);
+    assert_ok(f->store, outbox_count_entries(f->store, &counts));
+    assert_int_equal(counts.last_seq, 1);
+  }
+  outbox_identity both[2] = {{text("a"), 1}, {text("b"), 1000}};
+  int64_t deleted;
+  assert_ok(f->store, outbox_delete_entries(f->store, both, 2, &deleted));
+  assert_int_equal(deleted, 1);
+  publish(f->store, "next");
+  assert_int_equal(number(f->db, "SELECT seq FROM outbox_entries"), 2);
+}
+
 int test_settle(void) {
   const struct CMUnitTest tests[] = {
       TEST(deleting_counts_what_was_there_and_ignores_the_rest),
@@ -337,6 +364,7 @@ int test_settle(void) {
       TEST(a_scheduled_message_is_put_off_by_its_id_and_gets_no_place),
       TEST(a_scheduled_message_that_is_buried_gets_a_place_first),
       TEST(an_error_may_be_missing),
+      TEST(what_was_never_there_leaves_no_gap_in_the_order),
   };
   return cmocka_run_group_tests_name("settle", tests, NULL, NULL);
 }
