@@ -7,7 +7,7 @@
 
 #include "../columns.h"
 
-#define BITS 0x3fffffff
+#define BITS DERIVED_SQL(DERIVED_SEQ_BITS)
 
 /*
 ** The first row is the id as it is stored. The others try each seq that has the bits of a derived
@@ -15,21 +15,20 @@
 */
 static const char FIND_SQL[] =
     "SELECT seq FROM " READY " WHERE id = ?1 UNION ALL SELECT * FROM (WITH RECURSIVE place (seq) AS"
-    " (SELECT last - ((last - ?2) & 1073741823) FROM (SELECT (SELECT max(seq) FROM " READY
-    ") AS last)"
-    " UNION ALL SELECT seq - 1073741824 FROM place"
-    " WHERE seq - 1073741824 >= (SELECT min(seq) FROM " READY "))"
+    " (SELECT last - ((last - ?2) & " BITS ") FROM (SELECT (SELECT max(seq) FROM " READY ") AS last)"
+    " UNION ALL SELECT seq - 1 - " BITS " FROM place"
+    " WHERE seq - 1 - " BITS " >= (SELECT min(seq) FROM " READY "))"
     " SELECT r.seq FROM place CROSS JOIN " READY " AS r ON r.seq = place.seq"
     " WHERE r.id IS NULL AND r.nonce = ?3 AND r.created_at = ?4) LIMIT 1";
 
 static const char FIND_STORED_SQL[] = "SELECT seq FROM " READY " WHERE id = ?1";
 
 uint32_t derived_bits(int64_t seq) {
-  return (uint32_t)((uint64_t)seq & BITS);
+  return (uint32_t)((uint64_t)seq & DERIVED_SEQ_BITS);
 }
 
 bool derived_is_time(int64_t created_at) {
-  return created_at >= 0 && created_at < INT64_C(281474976710656000);
+  return created_at >= 0 && created_at < DERIVED_TIME_END;
 }
 
 /* Writes the lowest `count` hexadecimal digits of a number. */

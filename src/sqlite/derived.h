@@ -22,12 +22,15 @@
   "created_at / 1000) & 65535, " row "created_at % 1000, 32768 | ((" row                           \
   "seq >> 16) & 16383), ((" row "seq & 65535) << 32) | " row "nonce)"
 
-#define DERIVED_TIME_END "281474976710656000" /* microseconds, excluded: the 48 bits end there */
-#define DERIVED_NONCE_MAX "4294967295"
+#define DERIVED_SEQ_BITS 0x3fffffff           /* of seq, the lowest 30 */
+#define DERIVED_TIME_END 0x3e8000000000000    /* microseconds, excluded: the 48 bits end there */
+#define DERIVED_NONCE_MAX 0xffffffff
+#define DERIVED_SQL(number) DERIVED_QUOTE(number) /* one of these in SQL */
+#define DERIVED_QUOTE(number) #number
 
 typedef struct derived {
   int64_t created_at;
-  uint32_t seq, nonce; /* the low 30 bits of seq */
+  uint32_t seq, nonce; /* seq: its DERIVED_SEQ_BITS */
 } derived;
 
 /* The bits of seq that an id holds. */

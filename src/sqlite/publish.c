@@ -15,7 +15,7 @@
 
 /* One that gets the next seq. Its id is not stored if it was derived of that, whose bits are ?3. */
 static const char INSERT_READY_SQL[] =
-    INSERT "(" NEXT_SEQ("@") ", CASE WHEN ?3 IS " NEXT_SEQ("@") " & 1073741823 THEN NULL ELSE ?1"
+    INSERT "(" NEXT_SEQ("@") ", CASE WHEN ?3 IS " NEXT_SEQ("@") " & " DERIVED_SQL(DERIVED_SEQ_BITS) " THEN NULL ELSE ?1"
                                                                 " END, ?2, ?4, ?5, ?6, ?7, ?8)";
 
 /* A statement for many rows costs a third less than one for each. */
@@ -135,25 +135,17 @@ static bool all_ready(const outbox_message *messages, size_t count, int64_t now)
 /* --- Ids ------------------------------------------------------------------------------------- */
 
 /*
-** Reads the next seq, but not in a transaction that has only begun. That would make a reader of it,
-** whose first write is refused if another connection has written meanwhile.
+** Reads the next seq where it is not known, but not in a transaction that has only begun. That
+** would make a reader of it, whose first write is refused if another connection has written
+** meanwhile.
 */
-static int read_next(outbox_store *store, bool *copies) {
-  int64_t values[2] = {0, 0};
-  bool found;
-  int code = sql_fetch(store, NEXT_SQL, values, 2, &found, "");
-  if (code == OUTBOX_OK) store->next_seq = values[0];
-  *copies = values[1] != 0;
-  return code;
-}
-
 static int guess_next(outbox_store *store) {
-  bool copies;
+  bool found;
   if (store->next_seq > 0 && store->doubts == 0) return OUTBOX_OK;
   if (store->doubts > 0) store->doubts--;
   if (!sqlite3_get_autocommit(store->db) && sqlite3_txn_state(store->db, "main") == SQLITE_TXN_NONE)
     return OUTBOX_OK;
-  return read_next(store, &copies);
+  return sql_fetch(store, NEXT_SQL, &store->next_seq, 1, &found, "");
 }
 
 /* The ids are promised before the seq is known. Where the guess is wrong, the id is stored. */
@@ -204,10 +196,19 @@ static bool is_seq_taken(outbox_store *store, int code) {
          sqlite3_extended_errcode(store->db) == SQLITE_CONSTRAINT_PRIMARYKEY;
 }
 
+/* *together: rows may be inserted many at a time. A copy would take the seq of the next one. */
+static int read_next(outbox_store *store, bool *together) {
+  int64_t values[2] = {0, 1};
+  bool found;
+  int code = sql_fetch(store, NEXT_SQL, values, 2, &found, "");
+  store->next_seq = values[0];
+  *together = values[1] == 0;
+  return code;
+}
+
 static int insert_all(outbox_store *store, outbox_message *messages, size_t count, int64_t now) {
-  bool copies = false;
-  int code = count >= ROWS ? read_next(store, &copies) : OUTBOX_OK;
-  bool together = !copies; /* a copy takes the seq of the next message */
+  bool together = false;
+  int code = count >= ROWS ? read_next(store, &together) : OUTBOX_OK;
   while (count > 0 && code == OUTBOX_OK) {
     size_t rows = together && store->next_seq > 0 && all_ready(messages, count, now) ? ROWS : 1;
     for (size_t i = 0; i < rows && code == OUTBOX_OK; i++)
