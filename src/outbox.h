@@ -320,7 +320,7 @@ typedef struct outbox_options {
   int busy_timeout;    /* milliseconds to wait for a lock; 0: do not wait */
   outbox_clock *clock; /* NULL: the system's clock */
   void *clock_context;
-  outbox_id_generator *id_generator; /* NULL: UUIDv7 */
+  outbox_id_generator *id_generator; /* NULL: UUIDv7, made of the entry's place; the smallest */
   void *id_generator_context;
 } outbox_options;
 
@@ -484,15 +484,16 @@ void outbox_close_rows(outbox_rows *rows);
 /* --- Publishing ------------------------------------------------------------------------------ */
 
 /*
-** Makes ids with the ID generator for the messages that have none. Call it to know the ids before
-** publishing. outbox_publish does this by itself. Fails with CALLBACK.
+** Makes ids for the messages that have none, as outbox_publish does by itself. Call it to know the
+** ids before; best right before, because an id of the default generator takes more room where other
+** entries come first. Fails with CALLBACK, and as any reading of the database.
 */
 int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t count);
 
 /*
 ** Adds `count` messages to the outbox, in this order, all or none. Sets each message's `id` to the
 ** id of its entry. Asks the clock once, and the ID generator for each message without an id, both
-** before the database is entered. Fails with DUPLICATE, TOOBIG, CALLBACK; with CONSTRAINT, and
+** outside any lock of its own. Fails with DUPLICATE, TOOBIG, CALLBACK; with CONSTRAINT, and
 ** SQLite's message, for any other constraint, for instance of a trigger of the application's on the
 ** outbox's tables. A publish that fails inside the caller's transaction leaves that transaction
 ** open and usable, except where SQLite itself had to end it.
@@ -790,10 +791,11 @@ const char *outbox_code_name(int code);
 int outbox_system_clock(void *context, int64_t *now);
 
 /*
-** ID generators. UUIDv7 (RFC 9562, with the time's fraction in rand_a, method 3 of section 6.2) is
-** the default. Its context is an outbox_uuid_state, at first all zero. It keeps the ids of one
-** generator rising even when the clock does not; it must not be shared with a forked child. UUIDv4
-** is random and ignores the context; publishing and draining become slower as the outbox grows.
+** ID generators. UUIDv7 (RFC 9562, with the time's fraction in rand_a, method 3 of section 6.2) has
+** an outbox_uuid_state as its context, at first all zero. It keeps the ids of one generator rising
+** even when the clock does not; it must not be shared with a forked child. UUIDv4 is random and
+** ignores the context; publishing and draining become slower as the outbox grows. The default, no
+** generator, makes UUIDs of version 7 that need no room in the database.
 */
 typedef struct outbox_uuid_state {
   uint64_t last; /* the time in the last id */

@@ -71,12 +71,12 @@
 ---@field synchronous? "off"|"normal"|"full"|"extra" default "full"
 ---@field busy_timeout? number seconds, default 5
 ---@field clock? outbox.clock|fun(): number default outbox.clock
----@field id_generator? outbox.id_generator|{ generate_id: outbox.id_generator } default uuid_v7
+---@field id_generator? outbox.id_generator|{ generate_id: outbox.id_generator } default UUIDv7
 
 ---@class outbox.attach_options
 ---@field prefix? string of the tables' names, default "outbox_"
 ---@field clock? outbox.clock|fun(): number default outbox.clock
----@field id_generator? outbox.id_generator|{ generate_id: outbox.id_generator } default uuid_v7
+---@field id_generator? outbox.id_generator|{ generate_id: outbox.id_generator } default UUIDv7
 
 ---@class outbox.blob made by outbox.blob
 

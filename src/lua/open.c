@@ -106,7 +106,8 @@ writable. `synchronous`: when a commit waits for the disk,
 `busy_timeout` (a number): how many seconds to wait for another connection's lock, default 5.
 `clock`: a function that returns the time in seconds since the Unix epoch, or a table with that
 function as `now`. `id_generator`: a function `(clock, message)` that returns an id, or a table with
-that function as `generate_id`; default `outbox.uuid_v7`
+that function as `generate_id`; default: a UUIDv7 that is made of the entry's place, which needs no
+room in the database
 @treturn outbox.store
 @raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`; `forked` in a process that was forked
 from one with an open store: that one must close its stores before it forks, or fork before it opens

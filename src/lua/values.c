@@ -50,7 +50,8 @@ static int push_uuid(lua_State *L, outbox_id_generator *generator, void *context
 }
 
 /***
-Makes an id: a UUIDv7. These ids rise with time. This is the default ID generator.
+Makes an id: a UUIDv7. These ids rise with time. The default ids are of the same form, but made of
+the entry's place, and take no room in the database.
 @function uuid_v7
 @tparam[opt] table clock a table with a function `now()` that returns seconds since the Unix epoch.
 The id holds this time, or the time of the previous id if that is later. Default: the system's
