@@ -98,8 +98,8 @@ local function parameter(values, value, as)
 end
 
 -- In SQL: whether a ready entry has an id that is derived of its row (see src/sqlite/derived.h).
--- Nil where no row can have derived it. `parameter` is the id in SQL.
-local function is_derived(prefix, id, parameter_of_id)
+-- Nil where no row can have derived it. `as_sql` makes SQL of the id.
+local function is_derived(prefix, id, as_sql)
   local high, low = id:match("^%x%x%x%x%x%x%x%x%-%x%x%x%x%-7%x%x%x%-([89ab]%x%x%x)%-(%x%x%x%x)"
     .. "%x%x%x%x%x%x%x%x$")
   if not high then
@@ -107,8 +107,7 @@ local function is_derived(prefix, id, parameter_of_id)
   end
   local seq = (tonumber(high, 16) & 0x3fff) << 16 | tonumber(low, 16)
   return ("EXISTS (SELECT 1 FROM main.%sentries WHERE id = %s AND seq = (SELECT max(seq) - "
-    .. "((max(seq) - %d) & 1073741823) FROM main.%sready))"):format(prefix, parameter_of_id(), seq,
-    prefix)
+    .. "((max(seq) - %d) & 0x3fffffff) FROM main.%sready))"):format(prefix, as_sql(id), seq, prefix)
 end
 
 -- Returns SQL that adds a message to the tables in `main`, and its values. The id must be new to
@@ -116,32 +115,32 @@ end
 -- becomes a BLOB, which every table refuses.
 local function make_insert(self, message, id, now)
   local values, prefix = { n = 0 }, self.prefix
+  local function text(value)
+    return parameter(values, value, "TEXT")
+  end
   local late = message.deliver_at and message.deliver_at > now
   local columns = core.MESSAGE_COLUMNS
   local known = (message.id or not self.unique) and {} or nil
   for _, name in ipairs(known and { "ready", "delayed", "dead" } or {}) do
     known[#known + 1] = ("EXISTS (SELECT 1 FROM main.%s%s WHERE id = %s)"):format(prefix, name,
-      parameter(values, id, "TEXT"))
+      text(id))
     known[#known + 1] = ("EXISTS (SELECT 1 FROM main.%ssubscriptions AS s JOIN main.%s%s AS e ON "
       .. "e.id = %s || ':' || s.copy WHERE s.namespace = %s)"):format(prefix, prefix, name,
-      parameter(values, id, "TEXT"), parameter(values, message.namespace or "", "TEXT"))
+      text(id), text(message.namespace or ""))
   end
   if known then
-    known[#known + 1] = is_derived(prefix, id, function()
-      return parameter(values, id, "TEXT")
-    end)
+    known[#known + 1] = is_derived(prefix, id, text)
   end
-  id = parameter(values, id, "TEXT")
+  local new_id = text(id)
   if known then
-    id = ("CASE WHEN %s THEN x'' ELSE %s END"):format(table.concat(known, " OR "), id)
+    new_id = ("CASE WHEN %s THEN x'' ELSE %s END"):format(table.concat(known, " OR "), new_id)
   end
   local list = {
-    id,
-    parameter(values, message.namespace or "", "TEXT"),
-    parameter(values, message.key and tostring(message.key), "TEXT"),
+    new_id,
+    text(message.namespace or ""),
+    text(message.key and tostring(message.key)),
     parameter(values, message.payload, "BLOB"),
-    parameter(values, message.headers and require("outbox.headers").encode(message.headers),
-      "TEXT"),
+    text(message.headers and require("outbox.headers").encode(message.headers)),
     ("%d"):format(math.floor(now * 1e6 + 0.5)),
   }
   if late then
