@@ -19,6 +19,19 @@ local payload = ("x"):rep(200)
 
 outbox.install()
 
+-- Calls work() for the first of each `size` messages, in a transaction unless that is 1.
+local function in_transactions(count, size, run, work)
+  for first = 1, count, size do
+    if size > 1 then
+      run("BEGIN IMMEDIATE")
+    end
+    work(first)
+    if size > 1 then
+      run("COMMIT")
+    end
+  end
+end
+
 local function key_of(i)
   return ("key-%07d"):format(i)
 end
@@ -36,6 +49,11 @@ local function claim_sql()
   return CLAIM:format((now() + 3600) * 1e6 // 1, now() * 1e6 // 1)
 end
 
+local function step(statement)
+  assert(statement:step() == lsqlite3.DONE)
+  statement:reset()
+end
+
 -- Prepared statements. A store that is opened has the same settings.
 local prepared = { name = "lsqlite3 by hand" }
 
@@ -44,10 +62,15 @@ function prepared.open()
   db:exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
   db:exec("PRAGMA wal_autocheckpoint = 4000")
   db:exec(CREATE)
+  local statements = {}
+  for _, sql in ipairs({ "BEGIN IMMEDIATE", "COMMIT" }) do
+    statements[sql] = assert(db:prepare(sql))
+  end
   return {
     db = db,
-    begin = assert(db:prepare("BEGIN IMMEDIATE")),
-    commit = assert(db:prepare("COMMIT")),
+    run = function(sql)
+      step(statements[sql])
+    end,
     insert = assert(db:prepare(
       "INSERT INTO messages (namespace, key, payload, created_at) VALUES (?, ?, ?, ?)")),
     select = assert(db:prepare("SELECT " .. COLUMNS
@@ -56,28 +79,17 @@ function prepared.open()
   }
 end
 
-local function run(statement)
-  assert(statement:step() == lsqlite3.DONE)
-  statement:reset()
-end
-
 function prepared.publish(self, count, size)
   local insert = self.insert
-  for first = 1, count, size do
-    if size > 1 then
-      run(self.begin)
-    end
+  in_transactions(count, size, self.run, function(first)
     for i = first, first + size - 1 do
       insert:bind(1, "bench")
       insert:bind(2, key_of(i))
       insert:bind_blob(3, payload)
       insert:bind(4, now() * 1e6 // 1)
-      run(insert)
+      step(insert)
     end
-    if size > 1 then
-      run(self.commit)
-    end
-  end
+  end)
 end
 
 prepared.publish_each = prepared.publish
@@ -92,16 +104,12 @@ function prepared.process(self, count, size)
       entries[#entries + 1] = entry
     end
     self.select:reset()
-    if size > 1 then
-      run(self.begin)
-    end
-    for _, entry in ipairs(entries) do
-      delete:bind(1, entry.seq)
-      run(delete)
-    end
-    if size > 1 then
-      run(self.commit)
-    end
+    in_transactions(#entries, size, self.run, function()
+      for _, entry in ipairs(entries) do
+        delete:bind(1, entry.seq)
+        step(delete)
+      end
+    end)
   end
 end
 
@@ -249,15 +257,11 @@ local function attached(name, open_connection, execute)
 
   local function in_transaction(work)
     return function(connection, count, size)
-      for first = 1, count, size do
-        if size > 1 then
-          execute(connection.db, "BEGIN IMMEDIATE")
-        end
+      in_transactions(count, size, function(sql)
+        execute(connection.db, sql)
+      end, function(first)
         work(connection.store, first, size)
-        if size > 1 then
-          execute(connection.db, "COMMIT")
-        end
-      end
+      end)
     end
   end
 
