@@ -10,6 +10,7 @@
 
 #define SAVED (10 * LOOK) /* rows */
 #define LEAST 100         /* rows; fewer are not worth the trouble */
+#define SWEEP_ROW_NS 500  /* what a row costs a sweep: its key is remembered */
 
 static void begin_round(const lane *lane, line *space) {
   heads_begin(space->heads, space->first - 1);
@@ -56,11 +57,17 @@ static void join(lane *lane, const line *space) {
   heads->at = at;
 }
 
-/* How many rows may be looked at now: a twentieth of the time's worth, saved up to a bound. */
+/*
+** How many rows may be looked at now: a twentieth of the time's worth, saved up to a bound. Nothing
+** is saved at the start, where main has a long way to go.
+*/
 static int64_t allowance(reading *r) {
   lane *lane = r->lane;
   int64_t since = r->now - lane->swept_at;
-  if (since > 0) lane->sweep_rows += since < SECOND ? since / 20 * 1000 / ROW_NS : SAVED;
+  if (lane->swept_at == 0)
+    lane->sweep_rows = LOOK;
+  else if (since > 0)
+    lane->sweep_rows += since < SECOND ? since / 20 * 1000 / SWEEP_ROW_NS : SAVED;
   if (lane->sweep_rows > SAVED) lane->sweep_rows = SAVED;
   lane->swept_at = r->now;
   return lane->sweep_rows < 2 * LOOK ? lane->sweep_rows : 2 * LOOK;
