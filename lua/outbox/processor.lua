@@ -91,18 +91,21 @@ local function look(self)
   self.look_again = again
 end
 
+-- Returns whether there is something to do at once.
 local function listen(self)
   if rest(self) == 0 then
-    return
+    return true
   elseif self.agenda:paused_for() > 0 then
     local ok, rung = pcall(self.store.wait, self.store, 0) -- else the descriptor stays readable
     self.rung = self.rung or ok and rung
   else
     attempt(self, look, self)
   end
+  return rest(self) == 0
 end
 
--- Returns nil when `stop` was called and all is settled, else true.
+-- Returns nil when `stop` was called and all is settled, else true; and whether there is something
+-- to do at once.
 local function step(self)
   local work = self.work
   self.look_again = nil
@@ -110,13 +113,13 @@ local function step(self)
     local is_waiting = self.failures > 0 and self.agenda:paused_for() > 0
     return is_waiting or finish(self)
   end
-  listen(self)
-  if rest(self) == 0 then
+  local is_busy = listen(self)
+  if is_busy then
     self.agenda:resume()
     attempt(self, work.cycle, work)
-    listen(self) -- the descriptor shows only commits that came after it was first listened to
+    is_busy = listen(self) -- the descriptor shows only commits that came after the first listening
   end
-  return true
+  return true, is_busy
 end
 
 -- Seconds after which to step again, even if the descriptor is silent.
@@ -228,11 +231,13 @@ function Processor:run(given)
   if how.signals then
     return run_until_signal(self)
   end
-  while step(self) do
-    local seconds = rest(self)
+  local is_alive, is_busy = step(self)
+  while is_alive do
+    local seconds = is_busy and 0 or rest(self)
     if seconds > 0 then
       sleep(self, seconds)
     end
+    is_alive, is_busy = step(self)
   end
 end
 

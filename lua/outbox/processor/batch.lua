@@ -1,10 +1,12 @@
 -- A batch: the entries that are in hand.
 --
--- Its `entries` belong to the publisher from the moment it gets them. The other fields stay right,
+-- Its `entries` belong to the publisher from the moment it gets them, and may be gone when it was
+-- delivered. The other fields stay right,
 -- whatever the publisher does to the entries: their `count`; by index their `ids`, `seqs`, `keys`,
 -- `created` times and, where one failed before, `attempts`. `lapsed` says that a processor died
 -- with the first one in hand, `repeats` that two may be of one key. `calls` are the calls to be
 -- made, each a list of indexes with its `namespace`; `left_out` has the indexes that are in none.
+-- `whole` says that all are in one call, of entries that were never tried: `indexes` of them.
 
 local core = require("outbox.core")
 
@@ -33,20 +35,26 @@ local function group(entries, attempts, strict, jury, left_out)
   return list
 end
 
--- The numbers up to `count`, made once, because most calls are of a whole batch.
+-- The numbers up to `count`. They are kept, because one batch after another has as many entries.
 local numbers = {}
 
-local function all(count, namespace)
-  for i = #numbers + 1, count do
-    numbers[i] = i
+local function up_to(count)
+  if #numbers ~= count then
+    numbers = {}
+    for i = 1, count do
+      numbers[i] = i
+    end
   end
-  return { namespace = namespace, table.unpack(numbers, 1, count) }
+  return numbers
 end
 
--- Most batches are delivered as a whole. Then nobody asks for the names of their entries.
+-- Most batches are delivered as a whole. Then nobody asks for the call, or for the names of their
+-- entries.
 local Batch = {
   __index = function(self, name)
-    if name == "ids" or name == "seqs" or name == "keys" then
+    if name == "calls" then
+      self.calls = { { namespace = self.namespace, table.unpack(self.indexes) } }
+    elseif name == "ids" or name == "seqs" or name == "keys" then
       for each, list in pairs(self.store:hand()) do
         self[each] = list
       end
@@ -55,20 +63,29 @@ local Batch = {
   end,
 }
 
+local NONE = setmetatable({}, { __newindex = error })
+
+local function of_one_namespace(store, progress, entries, created, namespace)
+  local repeats = progress.repeats or false
+  return setmetatable({ store = store, entries = entries, count = #entries, created = created,
+    attempts = NONE, left_out = NONE, lapsed = false, repeats = repeats, namespace = namespace,
+    indexes = up_to(#entries), whole = not repeats }, Batch)
+end
+
 --- Makes a batch of what a store has in hand, as its `advance` has said in `progress`.
 return function(store, progress, strict, jury)
   local entries, created = store:batch()
   local first = entries[1]
-  local attempts, uniform = {}, progress.uniform and jury:is_calm()
-  for i = 1, uniform and 0 or #entries do
+  if progress.uniform and jury:is_calm() then
+    return of_one_namespace(store, progress, entries, created, first.namespace)
+  end
+  local attempts, left_out = {}, {}
+  for i = 1, #entries do
     attempts[i] = entries[i].attempts > 0 and entries[i].attempts or nil
   end
-  local left_out = {}
   return setmetatable({
     store = store, entries = entries, count = #entries, created = created, attempts = attempts,
-    lapsed = first.last_error == core.LAPSED, repeats = progress.repeats or false,
-    calls = uniform and { all(#entries, first.namespace) }
-      or group(entries, attempts, strict, jury, left_out),
-    left_out = left_out,
+    lapsed = first.last_error == core.LAPSED, repeats = progress.repeats or false, whole = false,
+    calls = group(entries, attempts, strict, jury, left_out), left_out = left_out,
   }, Batch)
 end

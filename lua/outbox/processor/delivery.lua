@@ -5,7 +5,7 @@
 local core = require("outbox.core")
 local answer = require("outbox.processor.answer")
 local errors = require("outbox.error")
-local new_outcome = require("outbox.processor.outcome")
+local outcomes = require("outbox.processor.outcome")
 local split = require("outbox.processor.waves")
 
 local understand = answer.understand
@@ -31,13 +31,19 @@ local LINE_OF = {
   end,
 }
 
-local function call_publisher(self, batch, call)
-  local count, entries = #call, batch.entries
-  local messages = count == batch.count and { table.unpack(entries) } or {}
-  for j = #messages + 1, count do
-    messages[j] = entries[call[j]]
+-- Makes a call. Returns what `answer.ask` returns, and how many seconds it took.
+local function ask(self, messages, namespace)
+  local start = self.now()
+  local failures, raised, fault = answer.ask(self.publish, messages, namespace)
+  return failures, raised, fault, math.max(self.now() - start, 0)
+end
+
+local function messages_of(batch, call)
+  local messages = {}
+  for j = 1, #call do
+    messages[j] = batch.entries[call[j]]
   end
-  return answer.ask(self.publish, messages, call.namespace)
+  return messages
 end
 
 -- Reports what is wrong with a failure. The failure itself counts all the same.
@@ -148,14 +154,11 @@ local function note_all_delivered(self, outcome, call, heard)
   end
 end
 
--- Makes one call. Returns whether nothing of it is handed out again, and whether it told nothing of
--- any message.
-local function make_call(self, outcome, call, waiting)
+-- Notes what came of a call. Returns whether nothing of it is handed out again, and whether it told
+-- nothing of any message.
+local function note_call(self, outcome, call, waiting, failures, raised, fault, seconds)
   local heard = { namespace = call.namespace, size = #call, delivered = 0, charged = 0, places = {},
-    told = {}, unanswered = {} }
-  local start = self.now()
-  local failures, raised, fault = call_publisher(self, outcome.batch, call)
-  heard.seconds = math.max(self.now() - start, 0)
+    told = {}, unanswered = {}, seconds = seconds }
   if fault then
     fault.namespace = call.namespace
     outcome.raised[#outcome.raised + 1] = fault
@@ -231,7 +234,8 @@ local function make_calls(self, outcome)
         end
         made = made + 1
         local whole
-        whole, raised = make_call(self, outcome, free, waiting)
+        whole, raised = note_call(self, outcome, free, waiting,
+          ask(self, messages_of(batch, free), free.namespace))
         if strict and not whole then
           return made
         end
@@ -246,21 +250,41 @@ local function is_given_up(self, batch)
   return batch.lapsed and not self.retry(batch.entries[1], batch.attempts[1])
 end
 
---- Hands a batch to the publisher; returns the outcome.
-function Delivery:deliver(batch)
-  local outcome, start = new_outcome(batch, self.retry, self.now), self.now()
+-- Hands out a batch in as many calls as it needs.
+local function deliver_parts(self, batch)
+  local outcome = outcomes.new(batch, self.retry, self.now)
   if is_given_up(self, batch) then
     local failure = outcome:failure(1, core.LAPSED)
     failure.charged = true
     outcome:bury(failure)
-  else
-    for _, i in ipairs(batch.left_out) do
-      self.jury:leave_out(batch.entries[i].namespace, outcome:failure(i), outcome)
-    end
-    if make_calls(self, outcome) > 1 then
-      table.sort(outcome.delivered) -- hooks are told in order
-    end
+    return outcome
   end
+  for _, i in ipairs(batch.left_out) do
+    self.jury:leave_out(batch.entries[i].namespace, outcome:failure(i), outcome)
+  end
+  if make_calls(self, outcome) > 1 then
+    table.sort(outcome.delivered) -- hooks are told in order
+  end
+  return outcome
+end
+
+-- Hands out a batch in one call. Where all gets through, as it does nearly always, nothing is left
+-- to be noted or judged.
+local function deliver_whole(self, batch)
+  local failures, raised, fault, seconds = ask(self, { table.unpack(batch.entries) },
+    batch.namespace)
+  if not (failures or raised or fault) then
+    return outcomes.whole(batch)
+  end
+  local outcome = outcomes.new(batch, self.retry, self.now)
+  note_call(self, outcome, batch.calls[1], {}, failures, raised, fault, seconds)
+  return outcome
+end
+
+--- Hands a batch to the publisher; returns the outcome.
+function Delivery:deliver(batch)
+  local start = self.now()
+  local outcome = (batch.whole and deliver_whole or deliver_parts)(self, batch)
   outcome.seconds = self.now() - start
   return outcome
 end

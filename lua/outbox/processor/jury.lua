@@ -119,8 +119,10 @@ end
 --- For how many seconds nothing may be handed out at all: in strict order all wait for the first.
 function Jury:rest()
   local seconds = 0
-  for _, s in pairs(self.strict and self.roster.by_name or {}) do
-    seconds = max(seconds, self.timer:left(s.rest))
+  if self.strict then
+    for _, s in pairs(self.roster.by_name) do
+      seconds = max(seconds, self.timer:left(s.rest))
+    end
   end
   return seconds
 end

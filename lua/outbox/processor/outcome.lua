@@ -90,8 +90,20 @@ function Outcome:list()
   return table.move(self.others, 1, #self.others, #list + 1, list)
 end
 
+local M = {}
+
 --- Makes the outcome of a batch of which nothing is known yet: all entries are handed out again.
-return function(batch, retry, now)
+function M.new(batch, retry, now)
   return setmetatable({ batch = batch, retry = retry, now = now, verdicts = {}, others = {},
     delivered = {}, retried = {}, dead = {}, deferred = 0, raised = {} }, Outcome)
 end
+
+local NONE = setmetatable({}, { __newindex = error })
+
+--- Makes the outcome of a whole batch of which all was delivered.
+function M.whole(batch)
+  return setmetatable({ batch = batch, verdicts = true, others = NONE, delivered = batch.indexes,
+    retried = NONE, dead = NONE, deferred = 0, raised = NONE }, Outcome)
+end
+
+return M

@@ -39,12 +39,9 @@ end
 -- What the next batch is to be: of what a namespace wants, or of anybody's.
 local function choose(self)
   local settings = self.settings
-  local want = self.jury:rest() == 0 and self.jury:choose() or nil
-  if want then
-    want.batch_size = want.batch_size or 1
-  else
-    want = { batch_size = self.jury:rest() == 0 and settings.batch_size or 0 }
-  end
+  local rests = self.jury:rest() > 0
+  local want = not rests and self.jury:choose()
+    or { batch_size = rests and 0 or settings.batch_size }
   want.batch_bytes = settings.batch_bytes
   want.join = self.joins
   return want
@@ -156,8 +153,11 @@ local function deliver(self)
   elseif not ok then
     self.hooks:report(trouble)
   end
-  local delivering <close> = setmetatable({ work = self }, Delivering) -- luacheck: no unused
+  local delivering <close> = self.delivering -- luacheck: no unused
   self.outcome = self.delivery:deliver(self.batch)
+  if not settings.on_delivered then
+    self.batch.entries = nil -- so that the collector never sees those of two batches
+  end
 end
 
 -- Whether most of the claim is left. If more is left than it was made for, the clock was set back,
@@ -263,6 +263,7 @@ return function(settings, agenda, hooks, retry)
     deadline = nil, joins = nil, overlapped = nil,
     more = false, woken = true, stopping = false, cut_off = false,
   }, Work)
+  self.delivering = setmetatable({ work = self }, Delivering)
   self.pace = settings.rate_of and new_pace(self.jury, settings.rate_of)
   self.outages = new_outages(store, self.jury, agenda)
   self.delivery = new_delivery(settings, retry, self.jury, timer.now, function()
