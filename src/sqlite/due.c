@@ -24,8 +24,8 @@ static const char SELECT_SCHEDULED_SQL[] =
 
 /*
 ** It has a source from now on: what was published before is not copied. Where plain SQL has
-** published the id again meanwhile, the entry gets another id: if it waited
-** instead, the two might wait for each other.
+** published the id again meanwhile, the entry gets another id: if it waited instead, the two might
+** wait for each other.
 */
 static const char PROMOTE_SQL[] =
     "INSERT OR IGNORE INTO " READY " (seq, " ENTRY_COLUMNS ")"

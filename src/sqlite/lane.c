@@ -1,10 +1,11 @@
 /*
 ** The lane itself: made, freed, and the entries that it has in hand.
 */
-#include "derived.h"
 #include "lane.h"
 
 #include <string.h>
+
+#include "derived.h"
 
 static void *reallocate(void *items, uint64_t size) {
   return sqlite3_realloc64(items, size);

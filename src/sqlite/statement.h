@@ -59,7 +59,7 @@ int sql_step(outbox_store *store, sqlite3_stmt *statement);
 /* Resets a statement and lets go of the bytes that are bound to it. */
 void sql_reset(outbox_store *store, sqlite3_stmt *statement);
 
-/* Finalizes all statements, but for those that the application has finalized on its connection. */
+/* Finalizes all statements. The application may have finalized some that were on its connection. */
 void sql_finalize(outbox_store *store);
 
 /* Runs a query and reads `count` integers from its first row. *found: whether there is a row. */
