@@ -22,8 +22,8 @@
   "created_at / 1000) & 65535, " row "created_at % 1000, 32768 | ((" row                           \
   "seq >> 16) & 16383), ((" row "seq & 65535) << 32) | " row "nonce)"
 
-#define DERIVED_SEQ_BITS 0x3fffffff           /* of seq, the lowest 30 */
-#define DERIVED_TIME_END 0x3e8000000000000    /* microseconds, excluded: the 48 bits end there */
+#define DERIVED_SEQ_BITS 0x3fffffff        /* of seq, the lowest 30 */
+#define DERIVED_TIME_END 0x3e8000000000000 /* microseconds, excluded: the 48 bits end there */
 #define DERIVED_NONCE_MAX 0xffffffff
 #define DERIVED_SQL(number) DERIVED_QUOTE(number) /* one of these in SQL */
 #define DERIVED_QUOTE(number) #number

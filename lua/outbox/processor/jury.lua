@@ -19,6 +19,7 @@ local huge, max, min = math.huge, math.max, math.min
 local CAP = 30 -- seconds: the longest rest, and the longest that a message stands aside
 local WITNESSES = 2 -- calls in a row that must get through after a message to convict it
 local LONGEST = 3600 -- seconds that a destination may ask to wait
+local NOBODY = {}
 
 local Jury = {}
 Jury.__index = Jury
@@ -119,10 +120,8 @@ end
 --- For how many seconds nothing may be handed out at all: in strict order all wait for the first.
 function Jury:rest()
   local seconds = 0
-  if self.strict then
-    for _, s in pairs(self.roster.by_name) do
-      seconds = max(seconds, self.timer:left(s.rest))
-    end
+  for _, s in next, self.strict and self.roster.by_name or NOBODY do
+    seconds = max(seconds, self.timer:left(s.rest))
   end
   return seconds
 end
@@ -146,8 +145,7 @@ local function look_again(self)
   end
 end
 
---- Notes how many entries the store has found for what was chosen. `more` says that the store has
--- not looked everywhere yet.
+--- Notes how many entries the store has found for what was chosen; `more`: it must look on.
 function Jury:found(want, count, more)
   local s = want.space
   if not s then
