@@ -25,8 +25,13 @@
 #define DERIVED_SEQ_BITS 0x3fffffff        /* of seq, the lowest 30 */
 #define DERIVED_TIME_END 0x3e8000000000000 /* microseconds, excluded: the 48 bits end there */
 #define DERIVED_NONCE_MAX 0xffffffff
-#define DERIVED_SQL(number) DERIVED_QUOTE(number) /* one of these in SQL */
-#define DERIVED_QUOTE(number) #number
+
+/* The same in SQL. */
+#define DERIVED_SEQ_BITS_SQL DERIVED_SQL(DERIVED_SEQ_BITS)
+#define DERIVED_TIME_END_SQL DERIVED_SQL(DERIVED_TIME_END)
+#define DERIVED_NONCE_MAX_SQL DERIVED_SQL(DERIVED_NONCE_MAX)
+#define DERIVED_SQL(number) DERIVED_TEXT(number)
+#define DERIVED_TEXT(number) #number
 
 typedef struct derived {
   int64_t created_at;

@@ -15,7 +15,8 @@
 
 /* One that gets the next seq. Its id is not stored if it was derived of that, whose bits are ?3. */
 static const char INSERT_READY_SQL[] =
-    INSERT "(" NEXT_SEQ("@") ", CASE WHEN ?3 IS " NEXT_SEQ("@") " & " DERIVED_SQL(DERIVED_SEQ_BITS) " THEN NULL ELSE ?1"
+    INSERT "(" NEXT_SEQ("@") ", CASE WHEN ?3 IS " NEXT_SEQ("@") " & " DERIVED_SEQ_BITS_SQL
+                                                                " THEN NULL ELSE ?1"
                                                                 " END, ?2, ?4, ?5, ?6, ?7, ?8)";
 
 /* A statement for many rows costs a third less than one for each. */

@@ -111,8 +111,8 @@ static const char VERSION_4[] =
 */
 #define READY_COLUMNS MESSAGE_COLUMNS_BUT_ID ", attempts, last_error, source_id"
 #define IS_DERIVABLE                                                                               \
-  "ifnull(nonce BETWEEN 0 AND " DERIVED_SQL(DERIVED_NONCE_MAX) " AND typeof(created_at) = 'integer'"            \
-  " AND created_at >= 0 AND created_at < " DERIVED_SQL(DERIVED_TIME_END) ", 0)"
+  "ifnull(nonce BETWEEN 0 AND " DERIVED_NONCE_MAX_SQL " AND typeof(created_at) = 'integer'"        \
+  " AND created_at >= 0 AND created_at < " DERIVED_TIME_END_SQL ", 0)"
 #define VALUES_BUT_ID                                                                              \
   "coalesce(NEW.namespace, ''), NEW.key, NEW.payload, NEW.headers,"                                \
   " coalesce(NEW.created_at, " NOW_MS " * 1000), coalesce(NEW.attempts, 0), NEW.last_error,"       \
@@ -134,7 +134,7 @@ static const char VERSION_5[] =
     " attempts INTEGER NOT NULL DEFAULT 0,"
     " last_error TEXT,"
     " source_id TEXT,"
-    " nonce INTEGER DEFAULT (random() & " DERIVED_SQL(DERIVED_NONCE_MAX) "),"
+    " nonce INTEGER DEFAULT (random() & " DERIVED_NONCE_MAX_SQL "),"
     " CHECK (id IS NOT NULL OR " IS_DERIVABLE "));"
     "INSERT INTO @ready (seq, id, " READY_COLUMNS ", nonce)"
     " SELECT seq, id, " READY_COLUMNS ", NULL FROM @entries ORDER BY seq;"
