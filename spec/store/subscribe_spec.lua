@@ -112,6 +112,23 @@ describe("a subscription", function()
     assert.same(expected, support.pluck(store:ready_entries(), "id"))
   end)
 
+  it("gives copies the promised id, though another publishes meanwhile", function()
+    local one <close> = outbox.open(path)
+    local two <close> = outbox.open(path)
+    for _ = 1, 3 do
+      local ids = { one:publish({}), two:publish({}), two:publish({}),
+        one:publish({ namespace = "orders" }), two:publish({ namespace = "orders" }),
+        one:publish({}) }
+      for i, id in ipairs(ids) do
+        local is_copied = i == 4 or i == 5
+        assert.equal(is_copied and 0 or 1, #store:find_entries(id))
+        for _, copy in ipairs({ ":mail", ":stock" }) do
+          assert.equal(is_copied and 1 or 0, #store:find_entries(id .. copy))
+        end
+      end
+    end
+  end)
+
   it("leaves nothing of what is rolled back", function()
     pcall(store.transaction, store, function(txn)
       txn:publish({ namespace = "orders" })

@@ -13,11 +13,16 @@
 #define ROW_TYPES "itittbti"
 #define FOUR_ROWS ROW "," ROW "," ROW "," ROW
 
-/* One that gets the next seq. Its id is not stored if it was derived of that, whose bits are ?3. */
-static const char INSERT_READY_SQL[] =
-    INSERT "(" NEXT_SEQ("@") ", CASE WHEN ?3 IS " NEXT_SEQ("@") " & " DERIVED_SEQ_BITS_SQL
-                                                                " THEN NULL ELSE ?1"
-                                                                " END, ?2, ?4, ?5, ?6, ?7, ?8)";
+/*
+** One whose id is derived of ?1, if that is the next seq: else there are no attempts, which are NOT
+** NULL. Triggers run before this is looked at, so what they need must be right in any case.
+*/
+static const char INSERT_GUESSED_SQL[] =
+    "INSERT INTO " READY " (seq, nonce, " MESSAGE_COLUMNS_BUT_ID
+    ", attempts) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, CASE WHEN ?1 = " NEXT_SEQ("@") " THEN 0 END)";
+
+/* One that gets the next seq, and has an id of its own. */
+static const char INSERT_READY_SQL[] = INSERT "(" NEXT_SEQ("@") ", ?1, 0, ?2, ?3, ?4, ?5, ?6)";
 
 /* A statement for many rows costs a third less than one for each. */
 #define ROWS 16
@@ -94,13 +99,31 @@ static void note_seq(outbox_store *store, const origin *origin, int64_t seq) {
   store->next_seq = seq + 1;
 }
 
+static bool is_next(const outbox_store *store, const origin *origin) {
+  return store->next_seq > 0 && origin->bits == derived_bits(store->next_seq);
+}
+
+/* Whether a row was refused because its seq was not the next one. */
+static bool was_wrong(const outbox_store *store) {
+  int code = sqlite3_extended_errcode(store->db);
+  return code == SQLITE_CONSTRAINT_PRIMARYKEY || code == SQLITE_CONSTRAINT_NOTNULL;
+}
+
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
   if (m->deliver_at > now)
     return sql_run(store, INSERT_DELAYED_SQL, "tttbtii", m->id, namespace_of(m), m->key, m->payload,
                    m->headers, now, m->deliver_at);
   origin origin = find_origin(m, now);
-  int code = sql_run(store, INSERT_READY_SQL, "tiittbti", m->id, origin.nonce, origin.bits,
-                     namespace_of(m), m->key, m->payload, m->headers, origin.created_at);
+  bool guessed = is_next(store, &origin);
+  int code = OUTBOX_OK;
+  if (guessed) {
+    code = sql_run(store, INSERT_GUESSED_SQL, "iittbti", store->next_seq, origin.nonce,
+                   namespace_of(m), m->key, m->payload, m->headers, origin.created_at);
+    guessed = !(code == OUTBOX_CONSTRAINT && was_wrong(store));
+  }
+  if (!guessed)
+    code = sql_run(store, INSERT_READY_SQL, "tttbti", m->id, namespace_of(m), m->key, m->payload,
+                   m->headers, origin.created_at);
   if (code == OUTBOX_OK && sqlite3_changes(store->db) > 0)
     note_seq(store, &origin, sqlite3_last_insert_rowid(store->db));
   else
@@ -114,10 +137,9 @@ static int insert_rows(outbox_store *store, const outbox_message *m, int64_t now
   for (int i = 0; i < ROWS && code == OUTBOX_OK; i++, m++) {
     origin origin = find_origin(m, now);
     int64_t seq = store->next_seq;
-    bool derived = origin.bits == derived_bits(seq);
     code = sql_bind(store, statement, 1 + i * (int)strlen(ROW_TYPES), ROW_TYPES, seq,
-                    derived ? (outbox_bytes){NULL, 0} : m->id, origin.nonce, namespace_of(m),
-                    m->key, m->payload, m->headers, origin.created_at);
+                    is_next(store, &origin) ? (outbox_bytes){NULL, 0} : m->id, origin.nonce,
+                    namespace_of(m), m->key, m->payload, m->headers, origin.created_at);
     note_seq(store, &origin, seq);
   }
   if (code != OUTBOX_OK) return code;
@@ -191,12 +213,6 @@ int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t co
 
 /* --- Publishing ------------------------------------------------------------------------------ */
 
-/* Whether a row was refused because a trigger of the application's has taken its seq. */
-static bool is_seq_taken(outbox_store *store, int code) {
-  return code == OUTBOX_CONSTRAINT &&
-         sqlite3_extended_errcode(store->db) == SQLITE_CONSTRAINT_PRIMARYKEY;
-}
-
 /* *together: rows may be inserted many at a time. A copy would take the seq of the next one. */
 static int read_next(outbox_store *store, bool *together) {
   int64_t values[2] = {0, 1};
@@ -216,7 +232,7 @@ static int insert_all(outbox_store *store, outbox_message *messages, size_t coun
       if (!messages[i].unique) code = check_id(store, &messages[i]);
     if (code == OUTBOX_OK)
       code = rows == 1 ? insert(store, messages, now) : insert_rows(store, messages, now);
-    if (rows > 1 && is_seq_taken(store, code)) {
+    if (rows > 1 && code == OUTBOX_CONSTRAINT && was_wrong(store)) { /* a trigger has taken it */
       together = false;
       code = OUTBOX_OK;
       continue;
