@@ -342,8 +342,8 @@ end
 
 local publishers = { prepared, raw, on_lsqlite3, on_luasql, strings, in_c }
 compare("publish, 1 a transaction", "publish", 20000, 1, publishers)
-compare("publish, 1,000 in one call", "publish", 100000, 1000, publishers)
-compare("publish, 1,000 a transaction, a call each", "publish_each", 100000, 1000, publishers)
+compare("publish, 1,000 in one call", "publish", 300000, 1000, publishers)
+compare("publish, 1,000 a transaction, a call each", "publish_each", 300000, 1000, publishers)
 for _, size in ipairs({ 1, 20, 100, 1000 }) do
   compare(("claim, read, delete, batches of %d"):format(size), "process",
     math.min(BACKLOG, 10000 * size), size, { prepared, raw, processor, strings })

@@ -5,7 +5,6 @@
 
 #include <dlfcn.h>
 #include <stdint.h>
-#include <unistd.h>
 
 #include "attach.h"
 
@@ -116,7 +115,7 @@ int outbox_attach(outbox_store **out, sqlite3 *db, const outbox_options *options
 
 void attach_detach(outbox_store *store) {
   notice *notice = store->notice;
-  bool ours = store->db != NULL && store->pid == getpid();
+  bool ours = store->db != NULL && store_is_ours(store);
   if (ours) {
     outbox_finish(store);
     while (store->depth > 0)

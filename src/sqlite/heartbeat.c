@@ -10,7 +10,6 @@
 #include <signal.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "operations.h"
 
@@ -209,7 +208,7 @@ int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64
 
 void outbox_stop_heartbeat(outbox_store *store) {
   heartbeat *heartbeat = store->heartbeat;
-  if (heartbeat == NULL || store->pid != getpid()) return;
+  if (heartbeat == NULL || !store_is_ours(store)) return;
   pthread_mutex_lock(&heartbeat->mutex);
   await_write(heartbeat);
   heartbeat->beating = false;
@@ -219,7 +218,7 @@ void outbox_stop_heartbeat(outbox_store *store) {
 void heartbeat_close(outbox_store *store) {
   heartbeat *heartbeat = store->heartbeat;
   store->heartbeat = NULL;
-  if (heartbeat == NULL || store->pid != getpid()) return; /* the thread is the parent's */
+  if (heartbeat == NULL || !store_is_ours(store)) return; /* the thread is the parent's */
   pthread_mutex_lock(&heartbeat->mutex);
   heartbeat->ending = true;
   pthread_cond_broadcast(&heartbeat->changed);

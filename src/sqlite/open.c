@@ -1,10 +1,7 @@
 /*
 ** Opening a database with the settings that the outbox needs, and closing a store of any kind.
 */
-#define _POSIX_C_SOURCE 200809L
-
 #include <string.h>
-#include <unistd.h>
 
 #include "attach.h"
 #include "operations.h"
@@ -137,14 +134,13 @@ int outbox_close(outbox_store *store) {
   if (store->lane != NULL) store->free_lane(store->lane);
   if (store->attached) {
     attach_detach(store);
-  } else if (store->pid == getpid() && store->db != NULL) {
+  } else if (store_is_ours(store) && store->db != NULL) {
     /* A statement that the user left open keeps the connection, but not the transaction. */
     if (!sqlite3_get_autocommit(store->db)) transaction_control(store, ROLLBACK);
     close_database(store);
   }
   doorbell_close(store);
   sqlite3_free(store->batch.ranges);
-  sqlite3_free(store->prefix);
-  sqlite3_free(store);
+  store_free(store);
   return OUTBOX_OK;
 }

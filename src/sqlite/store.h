@@ -89,7 +89,8 @@ typedef struct notice notice;       /* see attach.c */
 
 struct outbox_store {
   sqlite3 *db;
-  pid_t pid; /* the process that opened it */
+  pid_t pid;        /* the process that opened it */
+  const char *page; /* what it reads as 0 where that was a parent; NULL: only `pid` tells */
   char *prefix;
   outbox_clock *clock;
   void *clock_context;
@@ -125,6 +126,12 @@ struct outbox_store {
 
 /* Makes a store without a connection. Sets *store as outbox_open does. */
 int store_make(outbox_store **store, const outbox_options *options);
+
+/* Frees its memory. */
+void store_free(outbox_store *store);
+
+/* Whether this process has opened the store, not its parent. */
+bool store_is_ours(const outbox_store *store);
 
 /* Asks the store's clock. Fails with CALLBACK. */
 int store_now(outbox_store *store, int64_t *now);

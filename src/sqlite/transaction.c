@@ -1,10 +1,7 @@
 /*
 ** Transactions: a BEGIN IMMEDIATE, and savepoints in it. Every operation begins here.
 */
-#define _POSIX_C_SOURCE 200809L
-
 #include <string.h>
-#include <unistd.h>
 
 #include "transaction.h"
 
@@ -31,7 +28,7 @@ int transaction_prepare(outbox_store *store, enum control first, enum control la
 }
 
 void outbox_finish(outbox_store *store) {
-  if (store->reading == NULL || store->pid != getpid() || store->working) return;
+  if (store->reading == NULL || !store_is_ours(store) || store->working) return;
   sql_reset(store, store->reading);
   store->reading = NULL;
   store->stepped = false;
@@ -39,7 +36,7 @@ void outbox_finish(outbox_store *store) {
 }
 
 int transaction_enter(outbox_store *store) {
-  if (store->pid != getpid())
+  if (!store_is_ours(store))
     return store_fail(store, OUTBOX_FORKED,
                       "the store was opened before fork(); open stores after it");
   if (store->working) return store_fail_reentered(store);
