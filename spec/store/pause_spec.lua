@@ -221,6 +221,28 @@ describe("a pause", function()
     assert.is_nil(store:stats().oldest_age)
   end)
 
+  it("is not late, and its destination not down, by namespace and in all", function()
+    store:publish({ namespace = "a", deliver_at = clock.time + 1 },
+      { namespace = "a" }, { namespace = "b", deliver_at = clock.time + 50 })
+    store:serve({ processor_id = "p", ordering = "key", duration = 60 })
+    store:advance(nil, { batch_size = 1, join = true })
+    store:note_outages({ { namespace = "a", down_since = clock.time, error = "refused" } })
+    clock.advance(5)
+    local function of_a()
+      local stats = store:stats({ by_namespace = true })
+      for _, each in ipairs(stats.namespaces) do
+        if each.namespace == "a" then
+          return { each.oldest_age, each.down_since, stats.due_at - clock.time }
+        end
+      end
+    end
+    assert.same({ 5, clock.time - 5, -4 }, of_a())
+    store:pause("a")
+    assert.same({ nil, nil, 45 }, of_a())
+    store:resume("a")
+    assert.same({ 5, clock.time - 5, -4 }, of_a())
+  end)
+
   it("is taken back with the transaction", function()
     pcall(store.transaction, store, function()
       store:pause("a")

@@ -27,6 +27,21 @@ describe("plain SQL on outbox_entries", function()
     return support.pluck(store:ready_entries(), "id")
   end
 
+  -- Another id, of the same place.
+  local function neighbour(id)
+    return id:sub(1, -2) .. (id:sub(-1) == "0" and "1" or "0")
+  end
+
+  it("finds no ids stored that the library has made", function()
+    for i = 1, 20 do
+      store:publish({ id = "own " .. i }, {}, {})
+      store:publish({ deliver_at = clock.time + 100 }, {}, { deliver_at = clock.time }, {})
+      store:publish(table.unpack(setmetatable({}, { __index = function() return {} end }), 1, i))
+    end
+    assert.same({ { count = 20 } },
+      sql("SELECT count(id) AS count FROM outbox_ready"))
+  end)
+
   it("gets an id for each entry, by which it is found and deleted", function()
     sql("INSERT INTO outbox_entries (payload) VALUES ('a'), ('b'), ('c')")
     local seen = {}
@@ -68,6 +83,62 @@ describe("plain SQL on outbox_entries", function()
     assert.equal("c", store:ready_entries()[1].payload)
     sql("UPDATE outbox_entries SET id = 'other'")
     assert.same({ "other" }, ids())
+  end)
+
+  it("refuses an id that an entry has, also one that the outbox has made", function()
+    local first, second = store:publish({}), store:publish({})
+    for _, insert in ipairs({ "INSERT", "INSERT OR REPLACE" }) do
+      assert.equal("constraint", support.raised(sql, insert
+        .. " INTO outbox_entries (id) VALUES (?)", first).code)
+    end
+    sql("INSERT OR IGNORE INTO outbox_entries (id) VALUES (?)", first)
+    assert.equal("constraint", support.raised(sql,
+      "UPDATE outbox_entries SET id = ? WHERE id = ?", first, second).code)
+    assert.same({ first, second }, ids())
+    local other = neighbour(first)
+    sql("INSERT INTO outbox_entries (id) VALUES (?)", other)
+    assert.same({ first, second, other }, ids())
+  end)
+
+  it("takes a number as deliver_at, and only with an INSERT", function()
+    for _, value in ipairs({ "'2020-01-01'", "x'00'" }) do
+      assert.matches("deliver_at must be a number", support.raised(sql,
+        "INSERT INTO outbox_entries (deliver_at) VALUES (" .. value .. ")").message, 1, true)
+    end
+    store:publish({})
+    assert.equal("constraint", support.raised(sql, "UPDATE outbox_entries SET deliver_at = 1").code)
+    assert.equal(1, #ids())
+  end)
+
+  it("refuses times of which no id can be made, for copies, too", function()
+    store:subscribe("a", "b")
+    for _, time in ipairs({ "'x'", "-1" }) do
+      assert.equal("constraint", support.raised(sql,
+        "INSERT INTO outbox_entries (namespace, created_at) VALUES ('a', " .. time .. ")").code)
+    end
+    sql("INSERT INTO outbox_entries (namespace) VALUES ('a')")
+    assert.matches("^%x+%-%x+%-7%x+%-%x+%-%x+:b$", ids()[1])
+  end)
+
+  it("never sees a seq twice where a row is replaced or moved", function()
+    store:publish({ id = "a" }, { id = "b" }, { id = "z" })
+    sql("UPDATE OR REPLACE outbox_entries SET id = 'z' WHERE id = 'a'")
+    store:publish({ id = "c" })
+    assert.equal(4, store:find_entries("c")[1].seq)
+    sql("INSERT OR REPLACE INTO outbox_entries (seq, id) VALUES (0, 'c')")
+    store:publish({ id = "d" })
+    assert.equal(5, store:find_entries("d")[1].seq)
+    sql("UPDATE outbox_entries SET seq = -1 WHERE id = 'd'")
+    store:publish({ id = "e" })
+    assert.equal(6, store:find_entries("e")[1].seq)
+  end)
+
+  it("finds an id among rows that lie far apart", function()
+    local id = store:publish({})
+    sql("INSERT INTO outbox_entries (seq) VALUES (9223372036854775806), (1000000000000)")
+    assert.equal(1, store:find_entries(id)[1].seq)
+    assert.same({}, store:find_entries(neighbour(id)))
+    assert.equal(1, store:delete_entries(id))
   end)
 
   it("refuses times of which no id can be made, unless the row has one", function()
@@ -134,12 +205,16 @@ describe("a migration from 0.1.0", function()
   after_each(support.remove)
 
   it("refuses to drop what the application has created on the table", function()
+    local REMOVALS = { ["column tenant"] = "ALTER TABLE outbox_entries DROP COLUMN tenant",
+      ["foreign key of mine"] = "DROP TABLE mine" }
     local path = support.path()
     assert(os.execute(("cp spec/fixtures/0.1.0/default.db %s"):format(path)))
     local store <close> = outbox.open(path)
     for name, create in pairs({
       ["trigger told"] = "CREATE TRIGGER told AFTER INSERT ON outbox_entries BEGIN SELECT 1; END",
       ["index own"] = "CREATE INDEX own ON outbox_entries (key)",
+      ["column tenant"] = "ALTER TABLE outbox_entries ADD COLUMN tenant",
+      ["foreign key of mine"] = "CREATE TABLE mine (e REFERENCES outbox_entries (seq))",
     }) do
       support.sql(store, create)
       local before = support.sql(store, "SELECT sql FROM sqlite_schema")
@@ -148,7 +223,7 @@ describe("a migration from 0.1.0", function()
       assert.matches("the " .. name .. " of the application is on outbox_entries", problem.message,
         1, true)
       assert.same(before, support.sql(store, "SELECT sql FROM sqlite_schema"))
-      support.sql(store, "DROP " .. name)
+      support.sql(store, REMOVALS[name] or "DROP " .. name)
     end
     store:migrate()
     assert.is_true(store:stats().ready > 0)

@@ -182,6 +182,7 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
   if (count > 1) messages = lua_newuserdatauv(L, (size_t)count * sizeof *messages, 0);
 
   shim_read_clock(L, self, store_index); /* before the messages, which it may change */
+  lua_pushstring(L, FIELD_NAMES[DELIVER_AT]);
   lua_pushstring(L, FIELD_NAMES[HEADERS]);
   lua_pushstring(L, FIELD_NAMES[ID]);
   int ids = lua_gettop(L) - 1; /* the id of the message at index i will be at ids + i */
@@ -189,13 +190,16 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
   for (int i = 2; i <= last; i++) {
     outbox_message *message = &messages[i - 2];
     if (lua_type(L, i) != LUA_TTABLE) luaL_argerror(L, i, say_no_table(L, i));
+    memset(message, 0, offsetof(outbox_message, generated_id));
+    lua_pushvalue(L, ids - 1);
+    if (lua_rawget(L, i) == LUA_TNUMBER) /* a bad one is refused later */
+      shim_microseconds(lua_tonumber(L, -1), &message->deliver_at);
     lua_pushvalue(L, ids);
     calls |= lua_rawget(L, i) != LUA_TNIL;
-    lua_pop(L, 1);
+    lua_pop(L, 2);
     lua_pushvalue(L, ids + 1);
     lua_rawget(L, i);
     message->id = bytes_at(L, -1);
-    message->unique = false;
   }
   for (int i = 2; i <= last && calls; i++) /* nothing is called when one cannot be published */
     need_message(L, i, &messages[i - 2], NULL);

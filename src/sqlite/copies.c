@@ -18,16 +18,20 @@
   " || ':' || s.copy, s.copy, NEW.key, NEW.payload, NEW.headers,"                                  \
   " NEW.created_at, " id
 #define INSTEAD                                                                                    \
-  " FROM @@subscriptions AS s WHERE s.namespace = NEW.namespace; SELECT RAISE(IGNORE); END;"
+  " FROM @@subscriptions AS s WHERE s.namespace = NEW.namespace ORDER BY s.copy;"                  \
+  " SELECT RAISE(IGNORE); END;"
 
-/* Each copy has a seq of its own, from the next one on. */
+/* The first copy takes the next seq. SQLite gives each other one a seq above all that are there. */
 #define SEQ_OF_COPY                                                                                \
-  ", " NEXT_SEQ("@@") " + (SELECT count(*) FROM @@subscriptions AS before"                         \
-                      " WHERE before.namespace = s.namespace AND before.copy < s.copy)"
+  ", CASE WHEN EXISTS (SELECT 1 FROM @@subscriptions AS before WHERE before.namespace ="           \
+  " s.namespace AND before.copy < s.copy) THEN NULL ELSE " NEXT_SEQ("@@") " END"
+
+#define NEW_ID                                                                                     \
+  "coalesce(NEW.id, CASE WHEN " IS_DERIVABLE("NEW.") " THEN " DERIVED_ID("NEW.") " END)"
 
 static const char BEGIN_COPYING[] =
     "CREATE TRIGGER IF NOT EXISTS @copy BEFORE INSERT ON @@ready" IS_SUBSCRIBED COPY_TO(
-        "@@ready", "coalesce(NEW.id, " DERIVED_ID("NEW.") ")", ", seq") SEQ_OF_COPY INSTEAD
+        "@@ready", NEW_ID, ", seq") SEQ_OF_COPY INSTEAD
     "CREATE TRIGGER IF NOT EXISTS @copy_scheduled BEFORE INSERT ON @@delayed" IS_SUBSCRIBED
     " AND NEW.position IS NULL" COPY_TO("@@delayed", "NEW.id", ", due_at") ", NEW.due_at" INSTEAD;
 

@@ -33,6 +33,12 @@
 #define DERIVED_SQL(number) DERIVED_TEXT(number)
 #define DERIVED_TEXT(number) #number
 
+/* Whether an id can be derived of a row. */
+#define IS_DERIVABLE(row)                                                                          \
+  "ifnull(" row "nonce BETWEEN 0 AND " DERIVED_NONCE_MAX_SQL " AND typeof(" row                    \
+  "created_at) = 'integer' AND " row "created_at >= 0 AND " row                                    \
+  "created_at < " DERIVED_TIME_END_SQL ", 0)"
+
 typedef struct derived {
   int64_t created_at;
   uint32_t seq, nonce; /* seq: its DERIVED_SEQ_BITS */

@@ -16,7 +16,13 @@ static int write_version(outbox_store *store) {
 /* What the application has created on the table would be gone without a word. */
 static const char FOREIGN_SQL[] =
     "SELECT type || ' ' || name FROM main.sqlite_master WHERE tbl_name = '@@entries' COLLATE NOCASE"
-    " AND type IN ('index', 'trigger') AND sql IS NOT NULL AND name <> '@@copy' COLLATE NOCASE";
+    " AND type IN ('index', 'trigger') AND sql IS NOT NULL AND name <> '@@copy' COLLATE NOCASE"
+    " UNION ALL SELECT 'column ' || name FROM pragma_table_xinfo('@@entries', 'main')"
+    " WHERE name NOT IN ('seq', 'id', 'namespace', 'key', 'payload', 'headers', 'created_at',"
+    " 'attempts', 'last_error', 'source_id')"
+    " UNION ALL SELECT 'foreign key of ' || t.name FROM main.sqlite_master AS t,"
+    " pragma_foreign_key_list(t.name, 'main') AS f WHERE t.type = 'table'"
+    " AND f.\"table\" = '@@entries' COLLATE NOCASE";
 
 static int check_foreign(outbox_store *store) {
   sqlite3_stmt *row;
@@ -36,8 +42,9 @@ static int run_steps(outbox_store *store) {
   int code = sql_schema_version(store, &version); /* another process may have been faster */
   if (code != OUTBOX_OK || version == schema_version) return code;
   if (version > 0 && version < VIEW_SINCE) code = check_foreign(store);
-  for (; code == OUTBOX_OK && version < schema_version; version++)
-    code = sql_execute(store, schema_steps[version]);
+  for (; version < schema_version; version++)
+    for (int i = 0; code == OUTBOX_OK && i < 3 && schema_steps[version][i] != NULL; i++)
+      code = sql_execute(store, schema_steps[version][i]);
   if (code == OUTBOX_OK) code = write_version(store);
   return code == OUTBOX_OK ? copies_follow(store) : code;
 }

@@ -103,10 +103,17 @@ static bool is_next(const outbox_store *store, const origin *origin) {
   return store->next_seq > 0 && origin->bits == derived_bits(store->next_seq);
 }
 
-/* Whether a row was refused because its seq was not the next one. */
-static bool was_wrong(const outbox_store *store) {
-  int code = sqlite3_extended_errcode(store->db);
-  return code == SQLITE_CONSTRAINT_PRIMARYKEY || code == SQLITE_CONSTRAINT_NOTNULL;
+/*
+** Whether a row was refused because its seq was not the next one. Whatever else is refused, perhaps
+** in a trigger of the application's, must not be tried again: it may have ended the transaction.
+*/
+static bool was_wrong(const outbox_store *store, int code) {
+  char taken[160], other[160];
+  if (code != OUTBOX_CONSTRAINT) return false;
+  sqlite3_snprintf(sizeof taken, taken, "UNIQUE constraint failed: %sready.seq", store->prefix);
+  sqlite3_snprintf(sizeof other, other, "NOT NULL constraint failed: %sready.attempts",
+                   store->prefix);
+  return strcmp(store->message, taken) == 0 || strcmp(store->message, other) == 0;
 }
 
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
@@ -119,7 +126,7 @@ static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
   if (guessed) {
     code = sql_run(store, INSERT_GUESSED_SQL, "iittbti", store->next_seq, origin.nonce,
                    namespace_of(m), m->key, m->payload, m->headers, origin.created_at);
-    guessed = !(code == OUTBOX_CONSTRAINT && was_wrong(store));
+    guessed = !was_wrong(store, code);
   }
   if (!guessed)
     code = sql_run(store, INSERT_READY_SQL, "tttbti", m->id, namespace_of(m), m->key, m->payload,
@@ -183,14 +190,15 @@ static int derive_id(outbox_store *store, int64_t seq, int64_t now, outbox_messa
 }
 
 static int generate_ids(outbox_store *store, outbox_message *messages, size_t count, int64_t now) {
-  bool derives = store->id_generator == NULL, uuid = derives;
+  bool derives = store->id_generator == NULL, uuid = derives, guesses = false;
   int64_t seq = 0;
   uuid |= store->id_generator == outbox_uuid_v7 || store->id_generator == outbox_uuid_v4;
   for (outbox_message *m = messages; m < messages + count; m++) {
-    if (m->id.data == NULL && derives && seq == 0) {
+    if (m->id.data == NULL && derives && !guesses) {
       int code = guess_next(store);
       if (code != OUTBOX_OK) return code;
-      seq = store->next_seq + (m - messages);
+      seq += store->next_seq;
+      guesses = true;
     }
     if (m->id.data == NULL) {
       int failed = derives ? derive_id(store, seq, now, m)
@@ -232,7 +240,7 @@ static int insert_all(outbox_store *store, outbox_message *messages, size_t coun
       if (!messages[i].unique) code = check_id(store, &messages[i]);
     if (code == OUTBOX_OK)
       code = rows == 1 ? insert(store, messages, now) : insert_rows(store, messages, now);
-    if (rows > 1 && code == OUTBOX_CONSTRAINT && was_wrong(store)) { /* a trigger has taken it */
+    if (rows > 1 && was_wrong(store, code)) { /* a trigger has taken it */
       together = false;
       code = OUTBOX_OK;
       continue;

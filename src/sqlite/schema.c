@@ -110,13 +110,28 @@ static const char VERSION_4[] =
 ** In SQLite the last row's seq cannot be the highest integer: the next would be a random one.
 */
 #define READY_COLUMNS MESSAGE_COLUMNS_BUT_ID ", attempts, last_error, source_id"
-#define IS_DERIVABLE                                                                               \
-  "ifnull(nonce BETWEEN 0 AND " DERIVED_NONCE_MAX_SQL " AND typeof(created_at) = 'integer'"        \
-  " AND created_at >= 0 AND created_at < " DERIVED_TIME_END_SQL ", 0)"
 #define VALUES_BUT_ID                                                                              \
   "coalesce(NEW.namespace, ''), NEW.key, NEW.payload, NEW.headers,"                                \
   " coalesce(NEW.created_at, " NOW_MS " * 1000), coalesce(NEW.attempts, 0), NEW.last_error,"       \
   " NEW.source_id"
+#define OWN_ID DERIVED_ID("")
+#define OWN_ID_CHECK "CHECK (id IS NOT NULL OR " IS_DERIVABLE("") ")"
+#define NEXT NEXT_SEQ("@@")
+#define MARK_LAST MARK_SEQ("@@", "9223372036854775807")
+#define MARK_OLD MARK_SEQ("@@", "OLD.seq")
+
+/*
+** The id that is given, or a BLOB, which is refused, where it is derived of a row. Only the last
+** 2^30 places are looked at.
+*/
+#define DIGIT(place) "(instr('0123456789abcdef', substr(NEW.id, " #place ", 1)) - 1)"
+#define SEQ_BITS                                                                                   \
+  "((" DIGIT(20) " & 3) << 28 | " DIGIT(21) " << 24 | " DIGIT(22) " << 20 | " DIGIT(               \
+      23) " << 16 | " DIGIT(25) " << 12 | " DIGIT(26) " << 8 | " DIGIT(27) " << 4 | " DIGIT(28) ")"
+#define NEW_ID                                                                                     \
+  "CASE WHEN NEW.id GLOB '*-*-7*-[89ab]*-*' AND length(NEW.id) = 36 AND EXISTS"                    \
+  " (SELECT 1 FROM @@entries WHERE seq = (SELECT max(seq) - ((max(seq) - " SEQ_BITS                \
+  ") & " DERIVED_SEQ_BITS_SQL ") FROM @@ready) AND id = NEW.id) THEN x'' ELSE NEW.id END"
 #define IS_LATER "coalesce(NEW.deliver_at > " NOW_MS " * 1000, 0)"
 
 static const char VERSION_5[] =
@@ -125,7 +140,7 @@ static const char VERSION_5[] =
     "INSERT INTO @schema (version, mark) SELECT 5, coalesce(max(seq), 0) FROM main.sqlite_sequence"
     " WHERE name = '@@entries' COLLATE NOCASE;"
     "CREATE TABLE @ready (seq INTEGER PRIMARY KEY CHECK (seq < 9223372036854775807),"
-    " id TEXT CHECK (id IS NULL OR typeof(id) = 'text'),"
+    " id TEXT CONSTRAINT id_must_be_new_text CHECK (id IS NULL OR typeof(id) = 'text'),"
     " namespace TEXT NOT NULL DEFAULT '',"
     " key TEXT,"
     " payload BLOB,"
@@ -135,33 +150,42 @@ static const char VERSION_5[] =
     " last_error TEXT,"
     " source_id TEXT,"
     " nonce INTEGER DEFAULT (random() & " DERIVED_NONCE_MAX_SQL "),"
-    " CHECK (id IS NOT NULL OR " IS_DERIVABLE "));"
+    " " OWN_ID_CHECK ");"
     "INSERT INTO @ready (seq, id, " READY_COLUMNS ", nonce)"
     " SELECT seq, id, " READY_COLUMNS ", NULL FROM @entries ORDER BY seq;"
     "CREATE UNIQUE INDEX @ready_id ON @@ready (id) WHERE id IS NOT NULL;"
     "DROP TRIGGER IF EXISTS @copy;"
-    "DROP TABLE @entries;"
-    "CREATE VIEW @entries AS SELECT seq, coalesce(id, " DERIVED_ID(
-        "") ") AS id, " READY_COLUMNS ", NULL AS deliver_at FROM @@ready;"
-            "CREATE TRIGGER @entries_insert INSTEAD OF INSERT ON @@entries BEGIN"
-            " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
-            " coalesce(NEW.id, lower(" UUID_V7 ")), " VALUES_BUT_ID
-            ", NEW.deliver_at WHERE " IS_LATER ";"
-            " INSERT INTO @@ready (seq, id, " READY_COLUMNS ") SELECT coalesce(NEW.seq, " NEXT_SEQ(
-                "@@") "), NEW.id, " VALUES_BUT_ID " WHERE NOT " IS_LATER "; END;"
-                      "CREATE TRIGGER @entries_update INSTEAD OF UPDATE ON @@entries BEGIN"
-                      " UPDATE @@ready SET seq = NEW.seq, id = CASE WHEN NEW.id IS OLD.id AND "
-                      "NEW.seq IS OLD.seq"
-                      " AND NEW.created_at IS OLD.created_at THEN id ELSE NEW.id END, namespace = "
-                      "NEW.namespace,"
-                      " key = NEW.key, payload = NEW.payload, headers = NEW.headers, created_at = "
-                      "NEW.created_at,"
-                      " attempts = NEW.attempts, last_error = NEW.last_error, source_id = "
-                      "NEW.source_id"
-                      " WHERE seq = OLD.seq; END;"
-                      "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries "
-                      "BEGIN " MARK_SEQ(
-                          "@@", "OLD.seq") "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
+    "DROP TABLE @entries;";
 
-const char *const schema_steps[] = {VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5};
+static const char VERSION_5_VIEW[] =
+    "CREATE VIEW @entries AS SELECT seq, coalesce(id, " OWN_ID ") AS id, " READY_COLUMNS
+    ", NULL AS deliver_at FROM @@ready;"
+    "CREATE TRIGGER @entries_insert INSTEAD OF INSERT ON @@entries BEGIN"
+    " SELECT RAISE(ABORT, 'deliver_at must be a number: microseconds since the Unix epoch')"
+    " WHERE typeof(NEW.deliver_at) IN ('text', 'blob');"
+    " " MARK_LAST " AND (NEW.seq IS NOT NULL OR EXISTS"
+    " (SELECT 1 FROM @@ready WHERE id = NEW.id));" /* it may be replaced */
+    " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
+    " coalesce(NEW.id, lower(" UUID_V7 ")), " VALUES_BUT_ID ", NEW.deliver_at WHERE " IS_LATER ";"
+    " INSERT INTO @@ready (seq, id, " READY_COLUMNS ")"
+    " SELECT coalesce(NEW.seq, " NEXT "), " NEW_ID ", " VALUES_BUT_ID " WHERE NOT " IS_LATER
+    "; END;";
+
+static const char VERSION_5_CHANGES[] =
+    "CREATE TRIGGER @entries_update INSTEAD OF UPDATE ON @@entries BEGIN"
+    " SELECT RAISE(ABORT, 'deliver_at cannot be updated') WHERE NEW.deliver_at IS NOT NULL;"
+    " " MARK_LAST ";"
+    " UPDATE @@ready SET seq = NEW.seq, id = CASE WHEN NEW.id IS NOT OLD.id THEN " NEW_ID
+    " WHEN NEW.seq IS OLD.seq AND NEW.created_at IS OLD.created_at THEN id ELSE NEW.id END,"
+    " namespace = NEW.namespace, key = NEW.key, payload = NEW.payload, headers = NEW.headers,"
+    " created_at = NEW.created_at, attempts = NEW.attempts, last_error = NEW.last_error,"
+    " source_id = NEW.source_id WHERE seq = OLD.seq; END;"
+    "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries BEGIN"
+    " " MARK_OLD "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
+
+const char *const schema_steps[][3] = {{VERSION_1},
+                                       {VERSION_2},
+                                       {VERSION_3},
+                                       {VERSION_4},
+                                       {VERSION_5, VERSION_5_VIEW, VERSION_5_CHANGES}};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

@@ -6,8 +6,8 @@
 
 #pragma GCC visibility push(hidden)
 
-/* schema_steps[n] is the SQL that brings the tables from version n to n + 1. */
-extern const char *const schema_steps[];
+/* schema_steps[n] has the scripts that bring the tables from version n to n + 1. */
+extern const char *const schema_steps[][3];
 
 /* The version that this library works with: the number of steps. */
 extern const int schema_version;

@@ -35,6 +35,11 @@ void outbox_finish(outbox_store *store) {
   store->batch.open = store->filter.active = false;
 }
 
+/* A store that keeps no statements leaves none behind once all its transactions have ended. */
+static void leave(outbox_store *store) {
+  if (!store->keeps && store->depth == 0) sql_finalize(store);
+}
+
 int transaction_enter(outbox_store *store) {
   if (!store_is_ours(store))
     return store_fail(store, OUTBOX_FORKED,
@@ -44,17 +49,13 @@ int transaction_enter(outbox_store *store) {
     return store_fail(store, OUTBOX_CLOSED, "the connection that the store used is closed");
   if (store->db == NULL) return OUTBOX_MISUSE; /* outbox_open failed; its message stands */
   outbox_finish(store);
+  leave(store); /* the connection is being closed, and its statements were in use just then */
   if (store->doomed) { /* until it is rolled back it must neither grow nor be committed */
     int code = sqlite3_get_autocommit(store->db) ? OUTBOX_OK : transaction_control(store, ROLLBACK);
     if (code != OUTBOX_OK) return code;
     store->doomed = false;
   }
   return OUTBOX_OK;
-}
-
-/* A store that keeps no statements leaves none behind once all its transactions have ended. */
-static void leave(outbox_store *store) {
-  if (!store->keeps && store->depth == 0) sql_finalize(store);
 }
 
 int outbox_check_transaction(outbox_store *store) {
