@@ -269,11 +269,11 @@ typedef struct outbox_outage {
 typedef struct outbox_summary {
   outbox_bytes namespace;
   int64_t ready, delayed, dead; /* entries */
-  int64_t oldest_age;           /* of the first ready entry; -1 without one */
-  int64_t due_at;               /* when the next delayed entry falls due; 0 without one */
-  int64_t paused_at;            /* 0: it is not paused */
-  int64_t down_since;           /* 0: no live processor has found it down */
-  outbox_bytes error;           /* why it is down */
+  int64_t oldest_age; /* of the first ready entry; -1 without one, and while it is paused */
+  int64_t due_at;     /* when the next delayed entry falls due; 0 without one */
+  int64_t paused_at;  /* 0: it is not paused */
+  int64_t down_since; /* 0: no live processor has found it down, or it is paused */
+  outbox_bytes error; /* why it is down */
 } outbox_summary;
 
 typedef struct outbox_counts {
@@ -746,7 +746,8 @@ int outbox_next_paused(outbox_store *store, outbox_paused *paused);
 
 /*
 ** Counts what waits. Unlike the operations above, this takes longer the more entries there are,
-** because it counts rows. Entries that are delayed, dead or paused do not count for oldest_age.
+** because it counts rows. Entries that are delayed, dead or paused do not count for oldest_age, and
+** paused ones not for due_at.
 ** From one count to the next, last_seq rises by the number of entries that became ready: published,
 ** fallen due or requeued. That number minus the growth of ready + retries is the number of entries
 ** that were delivered, or died.

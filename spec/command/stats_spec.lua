@@ -108,7 +108,7 @@ describe("outbox stats", function()
       "down 2 0 0 N down for 5 min: refused\\n",
       "empty 0 0 0 - paused for N",
       'odd"\\n 2 0 0 N -',
-      "paused 2 0 0 N paused for N",
+      "paused 2 0 0 - paused for N",
       "well 2 0 0 N -",
     }, lines)
     store:resume("paused")

@@ -220,19 +220,22 @@ describe("a rate", function()
     end
   end)
 
-  it("lets pump say when to go on", function()
-    fill(12, "a")
-    local p = processor({ rate = { per_second = 5 } })
-    local sum, seconds = p:pump()
-    while seconds do
-      clock.advance(seconds)
-      local delivered
-      delivered, seconds = p:pump()
-      sum = sum + delivered
-    end
-    assert.same({ {}, 12, 12 }, { errors, #sent, sum })
-    assert.is_true(clock.time - 1000 >= 2.2 and clock.time - 1000 < 3, clock.time)
-    store:publish({ namespace = "a" })
-    assert.equal(1, (p:pump()))
-  end)
+  for _, case in ipairs({ { rate = 5, count = 12, least = 2.2, most = 3 },
+    { rate = 100, count = 200, least = 1.98, most = 2.2 },
+    { rate = 0.5, count = 3, least = 4, most = 6.1 } }) do
+    it(("of %g lets pump say when to go on"):format(case.rate), function()
+      fill(case.count, "a")
+      local p = processor({ rate = { per_second = case.rate } })
+      local sum, seconds = p:pump()
+      while seconds do
+        clock.advance(seconds)
+        local delivered
+        delivered, seconds = p:pump()
+        sum = sum + delivered
+      end
+      assert.same({ {}, case.count, case.count }, { errors, #sent, sum })
+      local passed = clock.time - 1000
+      assert.is_true(passed >= case.least and passed < case.most, passed)
+    end)
+  end
 end)

@@ -4,19 +4,22 @@
 #include "../columns.h"
 #include "operations.h"
 
+/* What is paused is neither late nor down. */
+#define PAUSED "(SELECT namespace FROM @pauses)"
+
 static const char COUNT_ENTRIES_SQL[] =
     "SELECT (SELECT count(*) FROM " READY "), (SELECT count(*) FROM @delayed),"
     " (SELECT count(*) FROM @dead), coalesce((SELECT max(?1 - created_at, 0) FROM " READY
-    " AS e WHERE NOT EXISTS"
-    " (SELECT 1 FROM @pauses AS p WHERE p.namespace = e.namespace) ORDER BY seq LIMIT 1), -1),"
-    " (SELECT min(due_at) FROM @delayed), (SELECT count(position) FROM @delayed),"
+    " WHERE namespace NOT IN " PAUSED " ORDER BY seq LIMIT 1), -1),"
+    " (SELECT due_at FROM @delayed WHERE namespace NOT IN " PAUSED " ORDER BY due_at LIMIT 1),"
+    " (SELECT count(position) FROM @delayed),"
     " " NEXT_SEQ("@") " - 1";
 
 /* ?1 is now. Of the entries of a group, min() chooses the row that created_at is of. */
 static const char SUMMARIES_SQL[] =
     "WITH live (namespace, down_since, error) AS"
     " (SELECT o.namespace, o.down_since, o.error FROM @outages AS o JOIN @claims AS c"
-    " ON c.lease = o.lease WHERE c.deadline >= ?1),"
+    " ON c.lease = o.lease WHERE c.deadline >= ?1 AND o.namespace NOT IN " PAUSED "),"
     " counts (namespace, ready, delayed, dead, due_at, seq, oldest) AS"
     " (SELECT namespace, count(*), 0, 0, NULL, min(seq), created_at FROM " READY
     " GROUP BY namespace"
@@ -26,7 +29,8 @@ static const char SUMMARIES_SQL[] =
     " UNION ALL SELECT namespace, 0, 0, 0, NULL, 0, NULL FROM @pauses"
     " UNION ALL SELECT namespace, 0, 0, 0, NULL, 0, NULL FROM live)"
     " SELECT namespace, sum(ready), sum(delayed), sum(dead),"
-    " coalesce(max(?1 - max(oldest), 0), -1), coalesce(min(due_at), 0),"
+    " CASE WHEN namespace IN " PAUSED " THEN -1 ELSE coalesce(max(?1 - max(oldest), 0), -1) END,"
+    " coalesce(min(due_at), 0),"
     " coalesce((SELECT paused_at FROM @pauses AS p WHERE p.namespace = counts.namespace), 0),"
     " coalesce((SELECT min(down_since) FROM live WHERE live.namespace = counts.namespace), 0),"
     " (SELECT error FROM live WHERE live.namespace = counts.namespace ORDER BY down_since LIMIT 1)"

@@ -25,7 +25,7 @@ local function bucket_of(self, namespace)
   local rate = bucket.per_second * self.share
   local passed = max(0, now - bucket.at) -- the clock may be set back
   bucket.at = now
-  if rate < huge then
+  if rate > 0 and rate < huge then -- without a share, others send meanwhile
     bucket.tokens = min(bucket.tokens + passed * rate, max(1, rate))
   end
   return bucket, rate
