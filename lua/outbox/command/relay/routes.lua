@@ -128,7 +128,8 @@ local function by_route(routes)
   local shares, seen, printed = {}, {}, nil
   for _, route in ipairs(routes) do
     if seen[route.namespace] then
-      error(errors.new("usage", ("two destinations of '%s'"):format(route.namespace)), 0)
+      error(errors.new("usage", ("two destinations of '%s'; --to NAMESPACE=URL gives each its own")
+        :format(route.namespace)), 0)
     end
     seen[route.namespace] = true
     local is_printed = route.url == "stdout:"
