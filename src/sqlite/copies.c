@@ -26,12 +26,12 @@
   ", CASE WHEN EXISTS (SELECT 1 FROM @@subscriptions AS before WHERE before.namespace ="           \
   " s.namespace AND before.copy < s.copy) THEN NULL ELSE " NEXT_SEQ("@@") " END"
 
-#define NEW_ID                                                                                     \
+#define PROMISED_ID                                                                                \
   "coalesce(NEW.id, CASE WHEN " IS_DERIVABLE("NEW.") " THEN " DERIVED_ID("NEW.") " END)"
 
 static const char BEGIN_COPYING[] =
     "CREATE TRIGGER IF NOT EXISTS @copy BEFORE INSERT ON @@ready" IS_SUBSCRIBED COPY_TO(
-        "@@ready", NEW_ID, ", seq") SEQ_OF_COPY INSTEAD
+        "@@ready", PROMISED_ID, ", seq") SEQ_OF_COPY INSTEAD
     "CREATE TRIGGER IF NOT EXISTS @copy_scheduled BEFORE INSERT ON @@delayed" IS_SUBSCRIBED
     " AND NEW.position IS NULL" COPY_TO("@@delayed", "NEW.id", ", due_at") ", NEW.due_at" INSTEAD;
 

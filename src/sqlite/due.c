@@ -2,8 +2,6 @@
 ** What falls due: scheduled entries become ready, and the times of retries follow the clock. A
 ** retry that is due stays where it is, and is handed out from there.
 */
-#include <string.h>
-
 #include "../columns.h"
 #include "operations.h"
 
@@ -68,11 +66,9 @@ int due_correct(outbox_store *store, int64_t now) {
 }
 
 int due_promote(outbox_store *store, int64_t seq, int64_t now, bool *promoted) {
-  char taken[160];
   int code = sql_process(store, PROMOTE_SQL, "ii", seq, now);
-  sqlite3_snprintf(sizeof taken, taken, "UNIQUE constraint failed: %sready.id", store->prefix);
   *promoted = code == OUTBOX_OK && sqlite3_changes(store->db) > 0;
-  if (code == OUTBOX_CONSTRAINT && strcmp(store->message, taken) == 0) return OUTBOX_OK;
+  if (store_is_refusal(store, code, "UNIQUE", "ready.id")) return OUTBOX_OK;
   return *promoted ? sql_process(store, DELETE_SCHEDULED_SQL, "i", seq) : code;
 }
 

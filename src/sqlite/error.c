@@ -2,6 +2,7 @@
 ** Errors: a code, and a message that is kept on the store.
 */
 #include <stdarg.h>
+#include <string.h>
 
 #include "store.h"
 
@@ -65,4 +66,12 @@ int store_fail_sqlite(outbox_store *store) {
   int code = outbox_code(sqlite_code);
   return store_fail(store, code != OUTBOX_OK ? code : OUTBOX_ERROR, "%s",
                     sqlite3_errmsg(store->db));
+}
+
+bool store_is_refusal(const outbox_store *store, int code, const char *kind, const char *column) {
+  char message[200];
+  if (code != OUTBOX_CONSTRAINT) return false;
+  sqlite3_snprintf(sizeof message, message, "%s constraint failed: %s%s", kind, store->prefix,
+                   column);
+  return strcmp(store->message, message) == 0;
 }

@@ -43,7 +43,8 @@ static int run_steps(outbox_store *store) {
   if (code != OUTBOX_OK || version == schema_version) return code;
   if (version > 0 && version < VIEW_SINCE) code = check_foreign(store);
   for (; version < schema_version; version++)
-    for (int i = 0; code == OUTBOX_OK && i < 3 && schema_steps[version][i] != NULL; i++)
+    for (int i = 0; code == OUTBOX_OK && i < SCHEMA_SCRIPTS && schema_steps[version][i] != NULL;
+         i++)
       code = sql_execute(store, schema_steps[version][i]);
   if (code == OUTBOX_OK) code = write_version(store);
   return code == OUTBOX_OK ? copies_follow(store) : code;

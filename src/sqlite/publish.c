@@ -108,12 +108,8 @@ static bool is_next(const outbox_store *store, const origin *origin) {
 ** in a trigger of the application's, must not be tried again: it may have ended the transaction.
 */
 static bool was_wrong(const outbox_store *store, int code) {
-  char taken[160], other[160];
-  if (code != OUTBOX_CONSTRAINT) return false;
-  sqlite3_snprintf(sizeof taken, taken, "UNIQUE constraint failed: %sready.seq", store->prefix);
-  sqlite3_snprintf(sizeof other, other, "NOT NULL constraint failed: %sready.attempts",
-                   store->prefix);
-  return strcmp(store->message, taken) == 0 || strcmp(store->message, other) == 0;
+  return store_is_refusal(store, code, "UNIQUE", "ready.seq") ||
+         store_is_refusal(store, code, "NOT NULL", "ready.attempts");
 }
 
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {

@@ -183,9 +183,9 @@ static const char VERSION_5_CHANGES[] =
     "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries BEGIN"
     " " MARK_OLD "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
 
-const char *const schema_steps[][3] = {{VERSION_1},
-                                       {VERSION_2},
-                                       {VERSION_3},
-                                       {VERSION_4},
-                                       {VERSION_5, VERSION_5_VIEW, VERSION_5_CHANGES}};
+const char *const schema_steps[][SCHEMA_SCRIPTS] = {{VERSION_1},
+                                                    {VERSION_2},
+                                                    {VERSION_3},
+                                                    {VERSION_4},
+                                                    {VERSION_5, VERSION_5_VIEW, VERSION_5_CHANGES}};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

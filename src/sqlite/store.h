@@ -153,6 +153,9 @@ int store_fail_reentered(outbox_store *store);
 /* Records the error that SQLite has just returned on the store's connection. */
 int store_fail_sqlite(outbox_store *store);
 
+/* Whether that was a constraint of one kind, "UNIQUE" or "NOT NULL", of a column: "ready.seq". */
+bool store_is_refusal(const outbox_store *store, int code, const char *kind, const char *column);
+
 #pragma GCC visibility pop
 
 #endif
