@@ -236,6 +236,8 @@ describe("a rate", function()
       assert.same({ {}, case.count, case.count }, { errors, #sent, sum })
       local passed = clock.time - 1000
       assert.is_true(passed >= case.least and passed < case.most, passed)
+      store:publish({ namespace = "a" })
+      assert.equal(1, (p:pump()))
     end)
   end
 end)
