@@ -22,12 +22,13 @@ describe("a trigger of the application's on outbox_ready", function()
 
   -- The namespaces of the ready entries. No two have the same seq or id.
   local function namespaces()
-    local seen = {}
-    for _, entry in ipairs(store:ready_entries({ limit = 1000 })) do
+    local entries, seen = store:ready_entries({ limit = 1000 }), {}
+    for _, entry in ipairs(entries) do
       assert.is_nil(seen[entry.id])
-      seen[entry.id] = true
+      assert.is_nil(seen[entry.seq])
+      seen[entry.id], seen[entry.seq] = true, true
     end
-    return support.pluck(store:ready_entries({ limit = 1000 }), "namespace")
+    return support.pluck(entries, "namespace")
   end
 
   it("publishes with an INSERT into outbox_ready, whoever publishes", function()

@@ -1,12 +1,12 @@
 -- A batch: the entries that are in hand.
 --
--- Its `entries` belong to the publisher from the moment it gets them, and may be gone when it was
--- delivered. The other fields stay right,
--- whatever the publisher does to the entries: their `count`; by index their `ids`, `seqs`, `keys`,
--- `created` times and, where one failed before, `attempts`. `lapsed` says that a processor died
--- with the first one in hand, `repeats` that two may be of one key. `calls` are the calls to be
--- made, each a list of indexes with its `namespace`; `left_out` has the indexes that are in none.
--- `whole` says that all are in one call, of entries that were never tried: `indexes` of them.
+-- Its `entries` belong to the publisher from the moment it gets them, and may be gone after that.
+-- The other fields stay right, whatever the publisher does to the entries: their `count`; by index
+-- their `ids`, `seqs`, `keys`, `created` times and, where one failed before, `attempts`. `lapsed`
+-- says that a processor died with the first one in hand, `repeats` that two may be of one key.
+-- `calls` are the calls to be made, each a list of indexes with its `namespace`; `left_out` has the
+-- indexes that are in none. `whole` says that one call has all entries, that none was tried before,
+-- and that `indexes` has theirs.
 
 local core = require("outbox.core")
 

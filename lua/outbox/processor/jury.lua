@@ -145,7 +145,7 @@ local function look_again(self)
   end
 end
 
---- Notes how many entries the store has found for what was chosen; `more`: it must look on.
+--- Notes how many entries the store has found. If there is `more`, it has not looked everywhere.
 function Jury:found(want, count, more)
   local s = want.space
   if not s then
