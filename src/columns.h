@@ -16,8 +16,9 @@
 ** The seq of the next ready entry. None comes twice: a lease may still cover it. The mark is the
 ** highest that there was when the last of the entries went. `at` is "@", or "@@" in a trigger.
 */
-#define NEXT_SEQ(at)                                                                               \
-  "(SELECT max(mark, coalesce((SELECT max(seq) FROM " at "ready), 0)) + 1 FROM " at "schema)"
+#define NEXT_SEQ(at) "(" SELECT_NEXT_SEQ(at) ")"
+#define SELECT_NEXT_SEQ(at)                                                                        \
+  "SELECT max(mark, coalesce((SELECT max(seq) FROM " at "ready), 0)) + 1 FROM " at "schema"
 
 /* Sets the mark before ready entries go, of which `last` is the highest seq; it may be too high. */
 #define MARK_SEQ(at, last)                                                                         \

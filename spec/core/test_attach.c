@@ -19,6 +19,25 @@ static void assert_untouched(sqlite3 *db) {
   assert_true(sqlite3_get_autocommit(db));
 }
 
+static void a_connection_that_counts_its_changes_publishes(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = attach(f, db);
+  outbox_message messages[20] = {{.id = {0}}};
+  outbox_counts counts;
+  bool added;
+  execute(db, "PRAGMA count_changes = ON");
+  assert_ok(store, outbox_migrate(store));
+  assert_ok(store, outbox_publish(store, messages, 20));
+  assert_ok(store, outbox_subscribe(store, text(""), text("copy"), &added));
+  memset(messages, 0, sizeof messages);
+  assert_ok(store, outbox_publish(store, messages, 20));
+  assert_ok(store, outbox_count_entries(store, &counts));
+  assert_int_equal(counts.ready, 40);
+  assert_untouched(db);
+  outbox_close(store);
+}
+
 static void no_operation_leaves_a_statement_running_or_a_transaction_open(void **state) {
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
@@ -353,6 +372,7 @@ static void the_handshake_finds_the_connection_that_is_opened_after_the_install(
 int test_attach(void) {
   const struct CMUnitTest tests[] = {
       TEST_WITHOUT_STORE(no_operation_leaves_a_statement_running_or_a_transaction_open),
+      TEST_WITHOUT_STORE(a_connection_that_counts_its_changes_publishes),
       TEST(only_the_caller_ends_a_transaction_that_it_began),
       TEST(closing_undoes_what_the_store_began_and_no_more),
       TEST(a_store_knows_when_its_connection_is_closed),

@@ -6,6 +6,19 @@
 
 /* --- Plans ----------------------------------------------------------------------------------- */
 
+/* Publishes to a namespace with subscriptions: one, many, and one that is scheduled. */
+static void publish_copies(outbox_store *store, int64_t now) {
+  outbox_message messages[36] = {{.id = {0}}};
+  bool changed;
+  assert_ok(store, outbox_subscribe(store, text("orders"), text("mail"), &changed));
+  for (int i = 0; i < 36; i++)
+    messages[i].namespace = text("orders");
+  messages[34].deliver_at = messages[35].deliver_at = now + 1;
+  assert_ok(store, outbox_publish(store, messages, 34));
+  assert_ok(store, outbox_publish(store, messages + 34, 2));
+  assert_ok(store, outbox_unsubscribe(store, text("orders"), text("mail"), &changed));
+}
+
 /* Runs every operation in all its variants, so that the store has prepared every statement. */
 static void run_every_operation(fixture *f) {
   static const outbox_bytes ANY = {NULL, 0};
@@ -23,6 +36,7 @@ static void run_every_operation(fixture *f) {
   f->now--;
   assert_ok(f->store, outbox_publish(f->store, &later, 1));
   f->now++;
+  publish_copies(f->store, f->now);
   assert_true(claim(f->store, "p", f->now));
   assert_int_equal(delete_ids(f->store, "one"), 1); /* the interval begins later now */
   assert_true(claim(f->store, "p", f->now));

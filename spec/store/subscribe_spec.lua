@@ -238,18 +238,91 @@ describe("a subscription", function()
     assert.same({ "a:audit", "a:mail" }, support.pluck(store:ready_entries(), "id"))
   end)
 
-  it("that is the last one leaves nothing behind that a message would pass", function()
-    local function triggers()
-      return #support.sql(store, "SELECT 1 FROM sqlite_schema WHERE type = 'trigger'"
-        .. " AND tbl_name IN ('outbox_ready', 'outbox_delayed')")
-    end
-    assert.is_true(triggers() > 0)
-    store:unsubscribe("orders", "mail")
-    assert.is_true(triggers() > 0)
-    store:unsubscribe("orders", "stock")
-    assert.equal(0, triggers())
+  it("that is the last one makes an entry of what follows", function()
     store:publish({ id = "a", namespace = "orders" })
-    assert.same({ "a" }, support.pluck(store:ready_entries(), "id"))
+    store:unsubscribe("orders", "mail")
+    store:publish({ id = "b", namespace = "orders" })
+    store:unsubscribe("orders", "stock")
+    store:publish({ id = "c", namespace = "orders" })
+    assert.same({ "a:mail", "a:stock", "b:stock", "c" }, support.pluck(store:ready_entries(), "id"))
+  end)
+
+  it("makes all copies of a call or none", function()
+    support.sql(store, "CREATE TRIGGER refuse AFTER INSERT ON outbox_ready"
+      .. " WHEN NEW.namespace = 'stock' AND NEW.key = 'bad'"
+      .. " BEGIN SELECT RAISE(ABORT, 'no stock'); END")
+    local bad = { namespace = "orders", key = "bad" }
+    local many = {}
+    for i = 1, 40 do
+      many[i] = i == 39 and bad or { namespace = "orders" }
+    end
+    local function refused()
+      assert.matches("no stock", support.raised(store.publish, store, bad).message, 1, true)
+      assert.matches("no stock", support.raised(store.publish, store,
+        table.unpack(many)).message, 1, true)
+    end
+    refused()
+    store:publish({ namespace = "orders", id = "good" })
+    refused()
+    store:transaction(function()
+      refused()
+      store:publish({ namespace = "orders", id = "better" })
+      refused()
+    end)
+    assert.same({ "good:mail", "good:stock", "better:mail", "better:stock" },
+      support.pluck(store:ready_entries(), "id"))
+  end)
+
+  it("gives no seq twice, however many messages a call has", function()
+    local seen, count = {}, 0
+    local function empty()
+      for _, entry in ipairs(store:ready_entries({ limit = 1000 })) do
+        assert.is_nil(seen[entry.seq])
+        seen[entry.seq] = true
+        count = count + 1
+        store:delete_entries(entry.id)
+      end
+    end
+    for _, size in ipairs({ 1, 16, 2, 100, 17, 15, 33 }) do
+      local messages = {}
+      for i = 1, size do
+        messages[i] = { namespace = "orders" }
+      end
+      store:publish(table.unpack(messages))
+      empty()
+    end
+    assert.equal(2 * (1 + 16 + 2 + 100 + 17 + 15 + 33), count)
+  end)
+
+  it("is for a connection in any state", function()
+    outbox.install()
+    local db = require("luasql.sqlite3").sqlite3():connect(path)
+    local attached = outbox.attach(db)
+    local function publish(id)
+      attached:publish({ id = id, namespace = "orders" })
+      attached:publish({ namespace = "orders" }, { id = id .. "+", namespace = "other" })
+    end
+    publish("a") -- each in a transaction of its own
+    for _, begin in ipairs({ "BEGIN", "BEGIN IMMEDIATE" }) do
+      for _ = 1, 2 do
+        assert(db:execute(begin))
+        publish(begin)
+        publish(begin .. "2")
+        assert(db:execute("ROLLBACK"))
+      end
+    end
+    assert(db:execute("BEGIN"))
+    publish("b")
+    assert(db:execute("COMMIT"))
+    attached:close()
+    db:close()
+    assert.equal(10, #store:ready_entries())
+    local pipe = io.popen(("sqlite3 -cmd '.load %s' -cmd '.timeout 5000' %s \""
+      .. "CREATE TABLE log (id); INSERT INTO log SELECT outbox_publish('orders', NULL, '1')\"")
+      :format(EXTENSION, path))
+    pipe:read("a")
+    assert(pipe:close())
+    assert.equal(12, #store:ready_entries())
   end)
 
   it("reaches processes that have the database open", function()
@@ -260,6 +333,26 @@ describe("a subscription", function()
     store:unsubscribe("late", "mail")
     other:publish({ id = "c", namespace = "late" })
     assert.same({ "a", "b:mail", "c" }, support.pluck(store:ready_entries(), "id"))
+  end)
+
+  it("outlives the upgrade from version 5, where triggers made the copies", function()
+    for _, statement in ipairs({
+      "DROP TRIGGER outbox_entries_insert", "DROP TRIGGER outbox_entries_copy",
+      "ALTER TABLE outbox_schema DROP COLUMN fans_out", "UPDATE outbox_schema SET version = 5",
+      "CREATE TRIGGER outbox_copy BEFORE INSERT ON outbox_ready BEGIN"
+        .. " SELECT RAISE(ABORT, 'not yet dropped'); END",
+      "CREATE TRIGGER outbox_copy_scheduled BEFORE INSERT ON outbox_delayed BEGIN"
+        .. " SELECT RAISE(ABORT, 'not yet dropped'); END",
+    }) do
+      support.sql(store, statement)
+    end
+    local newer <close> = outbox.open(path)
+    newer:migrate()
+    newer:publish({ id = "a", namespace = "orders" })
+    support.sql(newer, "INSERT INTO outbox_entries (id, namespace) VALUES ('b', 'orders')")
+    support.sql(newer, "INSERT INTO outbox_entries (id, namespace) VALUES ('c', 'other')")
+    assert.same({ "a:mail", "a:stock", "b:mail", "b:stock", "c" },
+      support.pluck(newer:ready_entries(), "id"))
   end)
 
   it("belongs to its prefix", function()

@@ -1,48 +1,55 @@
 /*
-** Copies: a trigger that makes them of what is published to a namespace with subscriptions.
+** Copies: what is published to a namespace with subscriptions becomes a row for each of them, in
+** the place of its own. For plain SQL a trigger makes them: see schema.c.
 **
-** It is the same for everyone who publishes. It is there only while there is a subscription, so
-** without one nothing is slower. It runs before the insertion, and writes the copies in its place.
+** A statement makes all copies of its messages, so it is atomic by itself. None reads the table
+** that it writes to, because SQLite would put the rows into a temporary table first.
 */
 #include "../columns.h"
-#include "derived.h"
 #include "operations.h"
 
-/* A row that has a source is a copy, or was published before. */
-#define IS_SUBSCRIBED                                                                              \
-  " WHEN NEW.source_id IS NULL AND typeof(NEW.id) IN ('text', 'null') AND EXISTS"                  \
-  " (SELECT 1 FROM @@subscriptions WHERE namespace = NEW.namespace)"
-#define COPY_TO(table, id, column)                                                                 \
-  " BEGIN INSERT INTO " table                                                                      \
-  " (id, namespace, key, payload, headers, created_at, source_id" column ") SELECT " id            \
-  " || ':' || s.copy, s.copy, NEW.key, NEW.payload, NEW.headers,"                                  \
-  " NEW.created_at, " id
-#define INSTEAD                                                                                    \
-  " FROM @@subscriptions AS s WHERE s.namespace = NEW.namespace ORDER BY s.copy;"                  \
-  " SELECT RAISE(IGNORE); END;"
+#define COLUMNS "(id, " MESSAGE_COLUMNS_BUT_ID ", source_id"
 
-/* The first copy takes the next seq. SQLite gives each other one a seq above all that are there. */
-#define SEQ_OF_COPY                                                                                \
-  ", CASE WHEN EXISTS (SELECT 1 FROM @@subscriptions AS before WHERE before.namespace ="           \
-  " s.namespace AND before.copy < s.copy) THEN NULL ELSE " NEXT_SEQ("@@") " END"
+static const char DELAYED_SQL[] =
+    "INSERT INTO @delayed " COLUMNS ", due_at) SELECT ?2 || ':' || s.copy, s.copy, ?3, ?4, ?5, ?6,"
+    " ?2, ?7 FROM @subscriptions AS s WHERE s.namespace = ?1";
 
-#define PROMISED_ID                                                                                \
-  "coalesce(NEW.id, CASE WHEN " IS_DERIVABLE("NEW.") " THEN " DERIVED_ID("NEW.") " END)"
+/* SQLite gives a copy a seq above all that are there. The first one gets the seq that is bound. */
+static const char READY_SQL[] =
+    "INSERT INTO " READY " " COLUMNS ", nonce, seq) SELECT ?2 || ':' || s.copy, s.copy, ?3, ?4, ?5,"
+    " ?6, ?2, 0, CASE WHEN s.copy = (SELECT min(copy) FROM @subscriptions WHERE namespace = ?1)"
+    " THEN ?7 END FROM @subscriptions AS s WHERE s.namespace = ?1 ORDER BY s.copy";
 
-static const char BEGIN_COPYING[] =
-    "CREATE TRIGGER IF NOT EXISTS @copy BEFORE INSERT ON @@ready" IS_SUBSCRIBED COPY_TO(
-        "@@ready", PROMISED_ID, ", seq") SEQ_OF_COPY INSTEAD
-    "CREATE TRIGGER IF NOT EXISTS @copy_scheduled BEFORE INSERT ON @@delayed" IS_SUBSCRIBED
-    " AND NEW.position IS NULL" COPY_TO("@@delayed", "NEW.id", ", due_at") ", NEW.due_at" INSTEAD;
+#define ROW "(?, ?, ?, ?, ?)"
+#define ROW_TYPES "ttbti"
+#define FOUR_ROWS ROW ", " ROW ", " ROW ", " ROW
 
-static const char END_COPYING[] =
-    "DROP TRIGGER IF EXISTS @copy; DROP TRIGGER IF EXISTS @copy_scheduled;";
+static const char READY_ROWS_SQL[] =
+    "INSERT INTO " READY " " COLUMNS ", nonce) SELECT column1 || ':' || s.copy, s.copy, column2,"
+    " column3, column4, column5, column1, 0 FROM (VALUES " FOUR_ROWS ", " FOUR_ROWS ", " FOUR_ROWS
+    ", " FOUR_ROWS ") CROSS JOIN @subscriptions AS s WHERE s.namespace = ?";
 
-static const char ANY_SQL[] = "SELECT EXISTS (SELECT 1 FROM @subscriptions)";
+int copies_schedule(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
+                    int64_t created_at) {
+  return sql_run(store, DELAYED_SQL, "tttbtii", namespace, m->id, m->key, m->payload, m->headers,
+                 created_at, m->deliver_at);
+}
 
-int copies_follow(outbox_store *store) {
-  int64_t any = 0;
-  bool found;
-  int code = sql_fetch(store, ANY_SQL, &any, 1, &found, "");
-  return code == OUTBOX_OK ? sql_execute(store, any ? BEGIN_COPYING : END_COPYING) : code;
+int copies_make(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
+                int64_t created_at, int64_t seq) {
+  return sql_run(store, READY_SQL, "tttbtii", namespace, m->id, m->key, m->payload, m->headers,
+                 created_at, seq);
+}
+
+int copies_make_rows(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
+                     const int64_t *created_at) {
+  enum { COLUMNS_OF_ROW = sizeof ROW_TYPES - 1 };
+  sqlite3_stmt *statement;
+  int code = sql_query(store, READY_ROWS_SQL, &statement, "");
+  for (int i = 0; i < COPIES_ROWS && code == OUTBOX_OK; i++)
+    code = sql_bind(store, statement, 1 + i * COLUMNS_OF_ROW, ROW_TYPES, m[i].id, m[i].key,
+                    m[i].payload, m[i].headers, created_at[i]);
+  if (code == OUTBOX_OK)
+    code = sql_bind(store, statement, 1 + COPIES_ROWS * COLUMNS_OF_ROW, "t", namespace);
+  return code == OUTBOX_OK ? sql_finish(store, statement) : code;
 }

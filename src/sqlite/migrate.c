@@ -46,8 +46,7 @@ static int run_steps(outbox_store *store) {
     for (int i = 0; code == OUTBOX_OK && i < SCHEMA_SCRIPTS && schema_steps[version][i] != NULL;
          i++)
       code = sql_execute(store, schema_steps[version][i]);
-  if (code == OUTBOX_OK) code = write_version(store);
-  return code == OUTBOX_OK ? copies_follow(store) : code;
+  return code == OUTBOX_OK ? write_version(store) : code;
 }
 
 /* The table that is dropped need not be written over with zeros, which doubles the log. */

@@ -69,7 +69,7 @@ int settle_mark(outbox_store *store, int64_t seq);
 int settle_charge(outbox_store *store, range places, bool lane, int64_t now);
 int settle_suspect(outbox_store *store, range places, bool lane, int64_t now);
 
-/* --- reading.c, doorbell.c, heartbeat.c ------------------------------------------------------ */
+/* --- reading.c, doorbell.c, copies.c, heartbeat.c -------------------------------------------- */
 
 /* The next row of the reading under way: OUTBOX_ROW, OUTBOX_DONE, or an error. */
 int reading_next(outbox_store *store);
@@ -93,8 +93,19 @@ int doorbell_see(outbox_store *store);
 int doorbell_check(outbox_store *store);
 void doorbell_close(outbox_store *store);
 
-/* Creates the triggers that make copies, or drops them where there is no subscription. */
-int copies_follow(outbox_store *store);
+/*
+** Publishes the copies of a message instead of itself: none where the namespace has no
+** subscriptions. copies_make gives the first one `seq`; copies_schedule is for a message that is to
+** be delivered later; copies_make_rows for COPIES_ROWS messages, where the next seq is one above
+** all that are there.
+*/
+#define COPIES_ROWS 16
+int copies_make(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
+                int64_t created_at, int64_t seq);
+int copies_schedule(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
+                    int64_t created_at);
+int copies_make_rows(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
+                     const int64_t *created_at);
 
 /* Ends the heartbeat's thread, if there is one. */
 void heartbeat_close(outbox_store *store);

@@ -14,31 +14,58 @@
 #define FOUR_ROWS ROW "," ROW "," ROW "," ROW
 
 /*
-** One whose id is derived of ?1, if that is the next seq: else there are no attempts, which are NOT
-** NULL. Triggers run before this is looked at, so what they need must be right in any case.
+** A message whose namespace, ?1, has subscriptions, has no attempts, which are NOT NULL: so it is
+** refused, and becomes copies. Triggers run before that, so what they need must be right in any
+** case. `fans_out` spares those who have no subscriptions at all the look.
 */
+#define IS_ITSELF                                                                                  \
+  " WHERE NOT fans_out OR NOT EXISTS (SELECT 1 FROM @subscriptions WHERE namespace = ?1)"
+#define ATTEMPTS "(SELECT 0 FROM @schema" IS_ITSELF ")"
+#define INSERT_MESSAGE(table) "INSERT INTO " table " (" MESSAGE_COLUMNS_BUT_ID ", attempts, "
+#define MESSAGE "?1, ?2, ?3, ?4, ?5, "
+
+/* One whose id is derived of ?6, if that is the next seq: else it is refused, too. */
 static const char INSERT_GUESSED_SQL[] =
-    "INSERT INTO " READY " (seq, nonce, " MESSAGE_COLUMNS_BUT_ID
-    ", attempts) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, CASE WHEN ?1 = " NEXT_SEQ("@") " THEN 0 END)";
+    INSERT_MESSAGE(READY) "seq, nonce) VALUES (" MESSAGE "CASE WHEN ?6 = (" SELECT_NEXT_SEQ("@")
+        IS_ITSELF ") THEN 0 END, ?6, ?7)";
 
 /* One that gets the next seq, and has an id of its own. */
-static const char INSERT_READY_SQL[] = INSERT "(" NEXT_SEQ("@") ", ?1, 0, ?2, ?3, ?4, ?5, ?6)";
+static const char INSERT_READY_SQL[] =
+    INSERT_MESSAGE(READY) "id, seq, nonce) VALUES (" MESSAGE ATTEMPTS ", ?6, " NEXT_SEQ("@") ", 0)";
+
+static const char INSERT_DELAYED_SQL[] =
+    INSERT_MESSAGE("@delayed") "id, due_at) VALUES (" MESSAGE ATTEMPTS ", ?6, ?7)";
 
 /* A statement for many rows costs a third less than one for each. */
-#define ROWS 16
+#define ROWS COPIES_ROWS
 static const char INSERT_READY_ROWS_SQL[] =
     INSERT FOUR_ROWS "," FOUR_ROWS "," FOUR_ROWS "," FOUR_ROWS;
 
 #define MOST_DELAY 60000000 /* microseconds between the making of an id and its row */
 #define MOST_DOUBTS 100
 
+/* The next seq, and whether there is any subscription. */
 static const char NEXT_SQL[] = "SELECT " NEXT_SEQ("@") ", EXISTS (SELECT 1 FROM @subscriptions)";
-
-static const char INSERT_DELAYED_SQL[] =
-    "INSERT INTO @delayed (" MESSAGE_COLUMNS ", due_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 static outbox_bytes namespace_of(const outbox_message *m) {
   return m->namespace.data != NULL ? m->namespace : (outbox_bytes){"", 0};
+}
+
+/* `together`: the next seq is one above all that are there. */
+typedef struct fan_out {
+  int64_t next_seq, subscribed, together;
+} fan_out;
+
+static const char FAN_OUT_SQL[] =
+    "SELECT " NEXT_SEQ("@") ", EXISTS (SELECT 1 FROM @subscriptions WHERE namespace = ?1),"
+                            " (SELECT max(seq) FROM " READY ") >= mark FROM @schema";
+
+static int look_at_fan_out(outbox_store *store, const outbox_message *m, fan_out *it) {
+  int64_t values[3] = {0};
+  bool found;
+  int code = sql_fetch(store, FAN_OUT_SQL, values, 3, &found, "t", namespace_of(m));
+  *it = (fan_out){values[0], values[1], values[2]};
+  return code;
 }
 
 /* An id is unique in the whole outbox. SQL's UNIQUE covers one table. */
@@ -87,7 +114,7 @@ typedef struct origin {
 
 static origin find_origin(const outbox_message *m, int64_t now) {
   derived id;
-  if (!m->unique || !derived_read(m->id, &id) || id.created_at > now ||
+  if (m->deliver_at > now || !m->unique || !derived_read(m->id, &id) || id.created_at > now ||
       now - id.created_at > MOST_DELAY)
     return (origin){.bits = -1, .created_at = now};
   return (origin){id.seq, id.nonce, id.created_at};
@@ -104,33 +131,79 @@ static bool is_next(const outbox_store *store, const origin *origin) {
 }
 
 /*
-** Whether a row was refused because its seq was not the next one. Whatever else is refused, perhaps
-** in a trigger of the application's, must not be tried again: it may have ended the transaction.
+** Whether a row was refused because its seq was not the next one, or its namespace has
+** subscriptions. Whatever else is refused, perhaps in a trigger of the application's, must not be
+** tried again: it may have ended the transaction.
 */
+static bool has_no_attempts(const outbox_store *store, int code) {
+  return store_is_refusal(store, code, "NOT NULL", "ready.attempts") ||
+         store_is_refusal(store, code, "NOT NULL", "delayed.attempts");
+}
+
 static bool was_wrong(const outbox_store *store, int code) {
-  return store_is_refusal(store, code, "UNIQUE", "ready.seq") ||
-         store_is_refusal(store, code, "NOT NULL", "ready.attempts");
+  return has_no_attempts(store, code) || store_is_refusal(store, code, "UNIQUE", "ready.seq");
+}
+
+static int insert_itself(outbox_store *store, const outbox_message *m, const origin *origin,
+                         bool later) {
+  outbox_bytes namespace = namespace_of(m);
+  if (later)
+    return sql_run(store, INSERT_DELAYED_SQL, "ttbtiti", namespace, m->key, m->payload, m->headers,
+                   origin->created_at, m->id, m->deliver_at);
+  if (is_next(store, origin)) {
+    int code = sql_run(store, INSERT_GUESSED_SQL, "ttbtiii", namespace, m->key, m->payload,
+                       m->headers, origin->created_at, store->next_seq, origin->nonce);
+    if (!was_wrong(store, code)) return code;
+  }
+  return sql_run(store, INSERT_READY_SQL, "ttbtit", namespace, m->key, m->payload, m->headers,
+                 origin->created_at, m->id);
+}
+
+/* *subscribed: it was done, because the namespace has subscriptions, inside the write lock. */
+static int insert_copies(outbox_store *store, const outbox_message *m, const origin *origin,
+                         bool later, bool *subscribed) {
+  fan_out it = {0};
+  bool scope = sqlite3_txn_state(store->db, "main") != SQLITE_TXN_WRITE;
+  int code = scope ? outbox_begin(store) : OUTBOX_OK;
+  if (code != OUTBOX_OK) return code;
+  code = look_at_fan_out(store, m, &it);
+  *subscribed = it.subscribed;
+  if (code == OUTBOX_OK && it.subscribed && later)
+    code = copies_schedule(store, namespace_of(m), m, origin->created_at);
+  else if (code == OUTBOX_OK && it.subscribed)
+    code = copies_make(store, namespace_of(m), m, origin->created_at, it.next_seq);
+  if (code == OUTBOX_OK && it.subscribed && !later)
+    store->next_seq = sqlite3_last_insert_rowid(store->db) + 1;
+  return scope ? transaction_end(store, code) : code;
+}
+
+/*
+** Whether copies are to be tried first. Not where the transaction has not written yet: what reads
+** in it before that makes a reader of it.
+*/
+static bool expects_copies(const outbox_store *store) {
+  return store->copied && (sqlite3_get_autocommit(store->db) ||
+                           sqlite3_txn_state(store->db, "main") == SQLITE_TXN_WRITE);
 }
 
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
-  if (m->deliver_at > now)
-    return sql_run(store, INSERT_DELAYED_SQL, "tttbtii", m->id, namespace_of(m), m->key, m->payload,
-                   m->headers, now, m->deliver_at);
+  bool later = m->deliver_at > now, refused = false;
   origin origin = find_origin(m, now);
-  bool guessed = is_next(store, &origin);
   int code = OUTBOX_OK;
-  if (guessed) {
-    code = sql_run(store, INSERT_GUESSED_SQL, "iittbti", store->next_seq, origin.nonce,
-                   namespace_of(m), m->key, m->payload, m->headers, origin.created_at);
-    guessed = !was_wrong(store, code);
-  }
-  if (!guessed)
-    code = sql_run(store, INSERT_READY_SQL, "tttbti", m->id, namespace_of(m), m->key, m->payload,
-                   m->headers, origin.created_at);
+  do { /* others may subscribe, or the last subscription may go, between two statements */
+    if (refused || expects_copies(store)) {
+      code = insert_copies(store, m, &origin, later, &store->copied);
+      if (code != OUTBOX_OK || store->copied) return code;
+    }
+    code = insert_itself(store, m, &origin, later);
+    refused = has_no_attempts(store, code);
+  } while (refused);
+  store->copied = false;
+  if (later) return code;
   if (code == OUTBOX_OK && sqlite3_changes(store->db) > 0)
     note_seq(store, &origin, sqlite3_last_insert_rowid(store->db));
   else
-    store->next_seq = 0; /* copies were made instead */
+    store->next_seq = 0; /* a trigger has left the row out */
   return code;
 }
 
@@ -145,9 +218,16 @@ static int insert_rows(outbox_store *store, const outbox_message *m, int64_t now
                     namespace_of(m), m->key, m->payload, m->headers, origin.created_at);
     note_seq(store, &origin, seq);
   }
-  if (code != OUTBOX_OK) return code;
-  code = sql_step(store, statement);
-  return code == OUTBOX_DONE ? OUTBOX_OK : code;
+  return code == OUTBOX_OK ? sql_finish(store, statement) : code;
+}
+
+static int insert_rows_of_copies(outbox_store *store, const outbox_message *m, int64_t now) {
+  int64_t created_at[ROWS];
+  for (int i = 0; i < ROWS; i++)
+    created_at[i] = find_origin(&m[i], now).created_at;
+  int code = copies_make_rows(store, namespace_of(m), m, created_at);
+  if (code == OUTBOX_OK) store->next_seq = sqlite3_last_insert_rowid(store->db) + 1;
+  return code;
 }
 
 /* Whether ROWS messages are left and the first ROWS are to be ready at once. */
@@ -156,6 +236,32 @@ static bool all_ready(const outbox_message *messages, size_t count, int64_t now)
   for (int i = 0; i < ROWS; i++)
     if (messages[i].deliver_at > now) return false;
   return true;
+}
+
+static bool all_of_one_namespace(const outbox_message *messages) {
+  for (int i = 1; i < ROWS; i++)
+    if (!bytes_equal(namespace_of(&messages[i]), namespace_of(messages))) return false;
+  return true;
+}
+
+typedef int insert_many(outbox_store *store, const outbox_message *messages, int64_t now);
+
+/*
+** How the first ROWS messages can be inserted together; NULL: they cannot. `fans_out`: there are
+** subscriptions.
+*/
+static int choose(outbox_store *store, const outbox_message *messages, bool fans_out,
+                  insert_many **together) {
+  fan_out it = {0};
+  int code = OUTBOX_OK;
+  *together = NULL;
+  if (fans_out && !all_of_one_namespace(messages)) return OUTBOX_OK;
+  if (fans_out) code = look_at_fan_out(store, messages, &it);
+  if (it.subscribed)
+    *together = it.together ? insert_rows_of_copies : NULL;
+  else if (store->next_seq > 0)
+    *together = insert_rows;
+  return code;
 }
 
 /* --- Ids ------------------------------------------------------------------------------------- */
@@ -217,27 +323,21 @@ int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t co
 
 /* --- Publishing ------------------------------------------------------------------------------ */
 
-/* *together: rows may be inserted many at a time. A copy would take the seq of the next one. */
-static int read_next(outbox_store *store, bool *together) {
-  int64_t values[2] = {0, 1};
-  bool found;
-  int code = sql_fetch(store, NEXT_SQL, values, 2, &found, "");
-  store->next_seq = values[0];
-  *together = values[1] == 0;
-  return code;
-}
-
 static int insert_all(outbox_store *store, outbox_message *messages, size_t count, int64_t now) {
-  bool together = false;
-  int code = count >= ROWS ? read_next(store, &together) : OUTBOX_OK;
+  int64_t next[2] = {store->next_seq, 0}; /* and whether there are subscriptions */
+  bool alone = false, found;
+  int code = count >= ROWS ? sql_fetch(store, NEXT_SQL, next, 2, &found, "") : OUTBOX_OK;
+  store->next_seq = next[0];
   while (count > 0 && code == OUTBOX_OK) {
-    size_t rows = together && store->next_seq > 0 && all_ready(messages, count, now) ? ROWS : 1;
+    insert_many *together = NULL;
+    if (!alone && all_ready(messages, count, now))
+      code = choose(store, messages, next[1] != 0, &together);
+    size_t rows = together != NULL ? ROWS : 1;
     for (size_t i = 0; i < rows && code == OUTBOX_OK; i++)
       if (!messages[i].unique) code = check_id(store, &messages[i]);
-    if (code == OUTBOX_OK)
-      code = rows == 1 ? insert(store, messages, now) : insert_rows(store, messages, now);
-    if (rows > 1 && was_wrong(store, code)) { /* a trigger has taken it */
-      together = false;
+    if (code == OUTBOX_OK) code = (together != NULL ? together : insert)(store, messages, now);
+    alone = together != NULL && was_wrong(store, code);
+    if (alone) { /* a trigger has taken the next seq */
       code = OUTBOX_OK;
       continue;
     }

@@ -157,19 +157,8 @@ static const char VERSION_5[] =
     "DROP TRIGGER IF EXISTS @copy;"
     "DROP TABLE @entries;";
 
-static const char VERSION_5_VIEW[] =
-    "CREATE VIEW @entries AS SELECT seq, coalesce(id, " OWN_ID ") AS id, " READY_COLUMNS
-    ", NULL AS deliver_at FROM @@ready;"
-    "CREATE TRIGGER @entries_insert INSTEAD OF INSERT ON @@entries BEGIN"
-    " SELECT RAISE(ABORT, 'deliver_at must be a number: microseconds since the Unix epoch')"
-    " WHERE typeof(NEW.deliver_at) IN ('text', 'blob');"
-    " " MARK_LAST " AND (NEW.seq IS NOT NULL OR EXISTS"
-    " (SELECT 1 FROM @@ready WHERE id = NEW.id));" /* it may be replaced */
-    " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
-    " coalesce(NEW.id, lower(" UUID_V7 ")), " VALUES_BUT_ID ", NEW.deliver_at WHERE " IS_LATER ";"
-    " INSERT INTO @@ready (seq, id, " READY_COLUMNS ")"
-    " SELECT coalesce(NEW.seq, " NEXT "), " NEW_ID ", " VALUES_BUT_ID " WHERE NOT " IS_LATER
-    "; END;";
+static const char VERSION_5_VIEW[] = "CREATE VIEW @entries AS SELECT seq, coalesce(id, " OWN_ID
+                                     ") AS id, " READY_COLUMNS ", NULL AS deliver_at FROM @@ready;";
 
 static const char VERSION_5_CHANGES[] =
     "CREATE TRIGGER @entries_update INSTEAD OF UPDATE ON @@entries BEGIN"
@@ -183,9 +172,63 @@ static const char VERSION_5_CHANGES[] =
     "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries BEGIN"
     " " MARK_OLD "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
 
+/*
+** Version 6. The library reads the subscriptions itself: `fans_out` says whether there are any. For
+** plain SQL the view has two triggers, one that inserts a message and one that inserts its copies.
+*/
+static const char VERSION_6[] =
+    "ALTER TABLE @schema ADD COLUMN fans_out INTEGER NOT NULL DEFAULT 0;"
+    "UPDATE @schema SET fans_out = EXISTS (SELECT 1 FROM @subscriptions);"
+    "DROP TRIGGER IF EXISTS @copy; DROP TRIGGER IF EXISTS @copy_scheduled;"
+    "DROP TRIGGER IF EXISTS @entries_insert;";
+
+#define IS_SUBSCRIBED                                                                              \
+  "(NEW.source_id IS NULL AND EXISTS (SELECT 1 FROM @@subscriptions"                               \
+  " WHERE namespace = coalesce(NEW.namespace, '')) AND typeof(" NEW_ID ") IN ('text', 'null'))"
+#define INSTEAD_OF_INSERT " INSTEAD OF INSERT ON @@entries WHEN "
+#define CHECK_DELIVER_AT                                                                           \
+  " SELECT RAISE(ABORT, 'deliver_at must be a number: microseconds since the Unix epoch')"         \
+  " WHERE typeof(NEW.deliver_at) IN ('text', 'blob');"
+
+static const char VERSION_6_INSERT[] =
+    "CREATE TRIGGER @entries_insert" INSTEAD_OF_INSERT "NOT " IS_SUBSCRIBED
+    " BEGIN" CHECK_DELIVER_AT " " MARK_LAST " AND (NEW.seq IS NOT NULL OR EXISTS"
+    " (SELECT 1 FROM @@ready WHERE id = NEW.id));" /* it may be replaced */
+    " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
+    " coalesce(NEW.id, lower(" UUID_V7 ")), " VALUES_BUT_ID ", NEW.deliver_at WHERE " IS_LATER ";"
+    " INSERT INTO @@ready (seq, id, " READY_COLUMNS ")"
+    " SELECT coalesce(NEW.seq, " NEXT "), " NEW_ID ", " VALUES_BUT_ID " WHERE NOT " IS_LATER
+    "; END;";
+
+/*
+** LIMIT has SQLite make the id once, not for each copy. A time of which no id can be derived gives
+** none, so that the copies are refused as the message itself would be.
+*/
+#define NEW_TIME "coalesce(NEW.created_at, 0)"
+#define SOURCE_ID                                                                                  \
+  "coalesce(NEW.id, CASE WHEN CAST(" NEW_TIME " AS INTEGER) = " NEW_TIME " AND CAST(" NEW_TIME     \
+  " AS INTEGER) BETWEEN 0 AND " DERIVED_TIME_END_SQL " - 1 THEN lower(" UUID_V7 ") END)"
+#define COPY_COLUMNS "(id, " MESSAGE_COLUMNS_BUT_ID ", source_id, "
+#define SELECT_COPIES                                                                              \
+  "SELECT source.id || ':' || s.copy, s.copy, NEW.key, NEW.payload, NEW.headers,"                  \
+  " coalesce(NEW.created_at, " NOW_MS " * 1000), source.id, "
+#define FROM_SUBSCRIPTIONS                                                                         \
+  " FROM (SELECT " SOURCE_ID " AS id LIMIT 1) AS source CROSS JOIN @@subscriptions AS s"           \
+  " WHERE s.namespace = coalesce(NEW.namespace, '') AND "
+#define IS_FIRST                                                                                   \
+  "s.copy = (SELECT min(copy) FROM @@subscriptions WHERE namespace = coalesce(NEW.namespace, ''))"
+
+static const char VERSION_6_COPY[] =
+    "CREATE TRIGGER @entries_copy" INSTEAD_OF_INSERT IS_SUBSCRIBED " BEGIN" CHECK_DELIVER_AT
+    " INSERT INTO @@delayed " COPY_COLUMNS "due_at) " SELECT_COPIES
+    "NEW.deliver_at" FROM_SUBSCRIPTIONS IS_LATER ";"
+    " INSERT INTO @@ready " COPY_COLUMNS "seq) " SELECT_COPIES "CASE WHEN " IS_FIRST " THEN " NEXT
+    " END" FROM_SUBSCRIPTIONS "NOT " IS_LATER " ORDER BY s.copy; END;";
+
 const char *const schema_steps[][SCHEMA_SCRIPTS] = {{VERSION_1},
                                                     {VERSION_2},
                                                     {VERSION_3},
                                                     {VERSION_4},
-                                                    {VERSION_5, VERSION_5_VIEW, VERSION_5_CHANGES}};
+                                                    {VERSION_5, VERSION_5_VIEW, VERSION_5_CHANGES},
+                                                    {VERSION_6, VERSION_6_INSERT, VERSION_6_COPY}};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

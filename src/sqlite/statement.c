@@ -263,14 +263,18 @@ int sql_fetch(outbox_store *store, const char *sql, int64_t *values, int count, 
   return OUTBOX_OK;
 }
 
-static int run(outbox_store *store, const char *sql, const char *types, va_list values) {
-  sqlite3_stmt *statement;
-  int code = query(store, sql, &statement, types, values);
-  if (code != OUTBOX_OK) return code;
+int sql_finish(outbox_store *store, sqlite3_stmt *statement) {
+  int code;
   do /* a write gives rows on a connection that is set to count its changes */
     code = sql_step(store, statement);
   while (code == OUTBOX_ROW);
   return code == OUTBOX_DONE ? OUTBOX_OK : code;
+}
+
+static int run(outbox_store *store, const char *sql, const char *types, va_list values) {
+  sqlite3_stmt *statement;
+  int code = query(store, sql, &statement, types, values);
+  return code == OUTBOX_OK ? sql_finish(store, statement) : code;
 }
 
 int sql_run(outbox_store *store, const char *sql, const char *types, ...) {

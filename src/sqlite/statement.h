@@ -56,6 +56,9 @@ int sql_bind(outbox_store *store, sqlite3_stmt *statement, int first, const char
 /* OUTBOX_ROW; or OUTBOX_DONE or an error, and the statement is reset. */
 int sql_step(outbox_store *store, sqlite3_stmt *statement);
 
+/* Steps a statement that writes to its end. */
+int sql_finish(outbox_store *store, sqlite3_stmt *statement);
+
 /* Resets a statement and lets go of the bytes that are bound to it. */
 void sql_reset(outbox_store *store, sqlite3_stmt *statement);
 

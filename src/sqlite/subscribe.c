@@ -10,6 +10,9 @@ static const char SUBSCRIBE_SQL[] =
 static const char UNSUBSCRIBE_SQL[] =
     "DELETE FROM @subscriptions WHERE namespace = ?1 AND copy = ?2";
 
+static const char FAN_OUT_SQL[] =
+    "UPDATE @schema SET fans_out = EXISTS (SELECT 1 FROM @subscriptions)";
+
 static const char SELECT_SQL[] =
     "SELECT namespace, copy FROM @subscriptions ORDER BY namespace, copy";
 
@@ -22,7 +25,7 @@ static int change(outbox_store *store, const char *sql, outbox_bytes namespace, 
   if (code != OUTBOX_OK) return code;
   code = sql_run(store, sql, "tt", namespace, copy);
   bool done = code == OUTBOX_OK && sqlite3_changes(store->db) > 0;
-  if (done) code = copies_follow(store);
+  if (done) code = sql_run(store, FAN_OUT_SQL, "");
   code = transaction_end(store, code);
   *changed = code == OUTBOX_OK && done;
   return code;
