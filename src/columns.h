@@ -30,6 +30,13 @@
 #define MESSAGE_COLUMNS "id, " MESSAGE_COLUMNS_BUT_ID
 
 /* The columns of an entry: the message, and the result of its deliveries so far. */
-#define ENTRY_COLUMNS MESSAGE_COLUMNS ", attempts, last_error, source_id"
+#define ENTRY_COLUMNS MESSAGE_COLUMNS OTHER_COLUMNS
+#define OTHER_COLUMNS ", attempts, last_error, source_id"
+
+/* The same of a row in READY. The id is still NULL where derived_column is to make it. */
+#define COPY_ID "source_id || ':' || namespace"
+#define READY_ENTRY_COLUMNS                                                                        \
+  "CASE WHEN source_id IS NULL THEN id ELSE coalesce(id, " COPY_ID                                 \
+  ") END, " MESSAGE_COLUMNS_BUT_ID OTHER_COLUMNS
 
 #endif

@@ -16,6 +16,15 @@ static void publish_copies(outbox_store *store, int64_t now) {
   messages[34].deliver_at = messages[35].deliver_at = now + 1;
   assert_ok(store, outbox_publish(store, messages, 34));
   assert_ok(store, outbox_publish(store, messages + 34, 2));
+  outbox_message derived = message("01900000-0000-7000-8000-000100000001");
+  derived.namespace = text("orders");
+  assert_ok(store, outbox_publish(store, &derived, 1));
+  assert_ok(store, outbox_find_entries(store, text("01900000-0000-7000-8000-000100000002:mail")));
+  outbox_finish(store);
+  int64_t count;
+  outbox_identity copy = {text("01900000-0000-7000-8000-000100000001:mail"), OUTBOX_ANY_SEQ};
+  assert_ok(store, outbox_delete_entries(store, &copy, 1, &count));
+  assert_int_equal(count, 1);
   assert_ok(store, outbox_unsubscribe(store, text("orders"), text("mail"), &changed));
 }
 
@@ -104,7 +113,7 @@ static bool is_cheap(const char *sql, const char *detail) {
   static const char *const SMALL[] = {"outbox_claims", "l",       "ends",          "span",
                                       "ready",         "retries", "outbox_schema", "place"};
   char target[64], stops[100];
-  if (strstr(detail, "TEMP B-TREE") != NULL) return false;
+  if (strstr(detail, "TEMP B-TREE") != NULL || strstr(detail, "AUTOMATIC") != NULL) return false;
   if (strcmp(detail, "SEARCH main.outbox_ready") == 0) /* this one reads only the last row */
     return strstr(sql, "(SELECT max(seq) FROM main.outbox_ready)") != NULL;
   if (strncmp(detail, "SEARCH ", 7) == 0) return strstr(detail, " USING ") != NULL;

@@ -8,19 +8,33 @@
 #include "../columns.h"
 
 /*
-** The first row is the id as it is stored. The others try each seq that has the bits of a derived
-** one, from the last downwards, but where there is none for 2^30 places: one row, nearly always.
+** Each seq that has the bits ?2 of a derived one, from the last downwards, but where there is none
+** for 2^30 places: one row, nearly always.
 */
-static const char FIND_SQL[] =
-    "SELECT seq FROM " READY " WHERE id = ?1 UNION ALL SELECT * FROM (WITH RECURSIVE place (seq) AS"
-    " (SELECT at - ((at - ?2) & " DERIVED_SEQ_BITS_SQL ") FROM (SELECT (SELECT max(seq) FROM " READY
-    ") AS at) UNION ALL SELECT (SELECT at - ((at - ?2) & " DERIVED_SEQ_BITS_SQL
-    ") FROM (SELECT max(seq) AS at FROM " READY " WHERE seq < place.seq))"
-    " FROM place WHERE place.seq IS NOT NULL)"
-    " SELECT r.seq FROM place CROSS JOIN " READY " AS r ON r.seq = place.seq"
-    " WHERE r.id IS NULL AND r.nonce = ?3 AND r.created_at = ?4) LIMIT 1";
+#define FROM_PLACES                                                                                \
+  "WITH RECURSIVE place (seq) AS (SELECT at - ((at - ?2) & " DERIVED_SEQ_BITS_SQL                  \
+  ") FROM (SELECT (SELECT max(seq) FROM " READY ") AS at) UNION ALL SELECT (SELECT at - ((at"      \
+  " - ?2) & " DERIVED_SEQ_BITS_SQL ") FROM (SELECT max(seq) AS at FROM " READY                     \
+  " WHERE seq < place.seq)) FROM place WHERE place.seq IS NOT NULL)"                               \
+  " SELECT r.seq FROM place CROSS JOIN " READY " AS r ON "
 
 static const char FIND_STORED_SQL[] = "SELECT seq FROM " READY " WHERE id = ?1";
+
+static const char FIND_SQL[] =
+    "SELECT seq FROM " READY " WHERE id = ?1 UNION ALL SELECT * FROM (" FROM_PLACES
+    "r.seq = place.seq WHERE r.id IS NULL AND r.source_id IS NULL AND r.nonce = ?3"
+    " AND r.created_at = ?4) LIMIT 1";
+
+/* Each + keeps SQLite from making an index of the whole table for it. */
+#define COPY "r.seq BETWEEN place.seq AND place.seq + " COPY_SPAN_SQL " WHERE r.id IS NULL"
+
+static const char FIND_COPY_SQL[] =
+    "SELECT seq FROM " READY " WHERE id = ?1 UNION ALL SELECT * FROM (" FROM_PLACES COPY
+    " AND +r.source_id = ?3 AND +r.namespace = ?4 LIMIT 1) LIMIT 1";
+
+static const char FIND_COPIES_SQL[] =
+    FROM_PLACES COPY " AND +r.source_id = ?1 AND +r.namespace IN"
+                     " (SELECT copy FROM @subscriptions WHERE namespace = ?3) LIMIT 1";
 
 uint32_t derived_bits(int64_t seq) {
   return (uint32_t)((uint64_t)seq & DERIVED_SEQ_BITS);
@@ -84,9 +98,39 @@ outbox_bytes derived_column(sqlite3_stmt *row, char text[OUTBOX_ID_SIZE]) {
   return (outbox_bytes){text, OUTBOX_ID_SIZE - 1};
 }
 
-int derived_find(outbox_store *store, outbox_bytes id, int64_t *seq, bool *found) {
+/* The source in the id of a copy, and its namespace. */
+static bool read_copy(outbox_bytes id, outbox_bytes *source, outbox_bytes *namespace,
+                      derived *parts) {
+  enum { SOURCE = OUTBOX_ID_SIZE - 1 };
+  const char *text = id.data;
+  if (text == NULL || id.size <= SOURCE || text[SOURCE] != ':') return false;
+  *source = (outbox_bytes){text, SOURCE};
+  *namespace = (outbox_bytes){text + SOURCE + 1, id.size - SOURCE - 1};
+  return derived_read(*source, parts);
+}
+
+bool derived_is_hidden(outbox_bytes id) {
+  outbox_bytes source, namespace;
   derived parts;
-  if (!derived_read(id, &parts)) return sql_fetch(store, FIND_STORED_SQL, seq, 1, found, "t", id);
-  return sql_fetch(store, FIND_SQL, seq, 1, found, "tiii", id, (int64_t)parts.seq,
-                   (int64_t)parts.nonce, parts.created_at);
+  return derived_read(id, &parts) || read_copy(id, &source, &namespace, &parts);
+}
+
+int derived_find(outbox_store *store, outbox_bytes id, int64_t *seq, bool *found) {
+  outbox_bytes source, namespace;
+  derived parts;
+  if (derived_read(id, &parts))
+    return sql_fetch(store, FIND_SQL, seq, 1, found, "tiii", id, (int64_t)parts.seq,
+                     (int64_t)parts.nonce, parts.created_at);
+  if (read_copy(id, &source, &namespace, &parts))
+    return sql_fetch(store, FIND_COPY_SQL, seq, 1, found, "titt", id, (int64_t)parts.seq, source,
+                     namespace);
+  return sql_fetch(store, FIND_STORED_SQL, seq, 1, found, "t", id);
+}
+
+int derived_find_copy(outbox_store *store, outbox_bytes id, outbox_bytes namespace, int64_t *seq,
+                      bool *found) {
+  derived parts;
+  *found = false;
+  if (!derived_read(id, &parts)) return OUTBOX_OK;
+  return sql_fetch(store, FIND_COPIES_SQL, seq, 1, found, "tit", id, (int64_t)parts.seq, namespace);
 }

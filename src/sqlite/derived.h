@@ -8,6 +8,9 @@
 ** t: milliseconds, u: the microseconds after them; V: the variant and, with s, 30 bits of seq; n:
 ** the nonce. Ids of one moment rise with seq. Without the nonce two messages might have one id: a
 ** seq that was rolled back is given again, perhaps at the same time of a clock that stands still.
+**
+** A copy stores no id either where its source's id was derived of a seq that is not far before its
+** own: it has the source's id, ":" and its namespace, and is found behind that seq.
 */
 #ifndef OUTBOX_DERIVED_H
 #define OUTBOX_DERIVED_H
@@ -15,6 +18,10 @@
 #include "statement.h"
 
 #pragma GCC visibility push(hidden)
+
+/* How far behind the seq in its source's id a copy without an id may lie. Triggers take places. */
+#define COPY_SPAN 127
+#define COPY_SPAN_GUESSED 63
 
 /* In SQL, of a row; `row` is empty, or names it: "NEW.". */
 #define DERIVED_ID(row)                                                                            \
@@ -30,6 +37,7 @@
 #define DERIVED_SEQ_BITS_SQL DERIVED_SQL(DERIVED_SEQ_BITS)
 #define DERIVED_TIME_END_SQL DERIVED_SQL(DERIVED_TIME_END)
 #define DERIVED_NONCE_MAX_SQL DERIVED_SQL(DERIVED_NONCE_MAX)
+#define COPY_SPAN_SQL DERIVED_SQL(COPY_SPAN)
 #define DERIVED_SQL(number) DERIVED_TEXT(number)
 #define DERIVED_TEXT(number) #number
 
@@ -59,8 +67,15 @@ bool derived_read(outbox_bytes text, derived *id);
 /* The id of a ready entry: its columns are seq, ENTRY_COLUMNS, nonce. `text` is room for it. */
 outbox_bytes derived_column(sqlite3_stmt *row, char text[OUTBOX_ID_SIZE]);
 
+/* Whether a row that stores no id may have this one. */
+bool derived_is_hidden(outbox_bytes id);
+
 /* Finds the ready entry with an id. *found: there is one. */
 int derived_find(outbox_store *store, outbox_bytes id, int64_t *seq, bool *found);
+
+/* The same for any copy, which stores no id, of the message that has an id and a namespace. */
+int derived_find_copy(outbox_store *store, outbox_bytes id, outbox_bytes namespace, int64_t *seq,
+                      bool *found);
 
 #pragma GCC visibility pop
 

@@ -93,19 +93,24 @@ int doorbell_see(outbox_store *store);
 int doorbell_check(outbox_store *store);
 void doorbell_close(outbox_store *store);
 
+/* Where the copies of a message go. `hidden`: they store no id, see derived.h. */
+typedef struct copies_place {
+  int64_t created_at, seq; /* of the first one */
+  bool hidden;
+} copies_place;
+
 /*
 ** Publishes the copies of a message instead of itself: none where the namespace has no
-** subscriptions. copies_make gives the first one `seq`; copies_schedule is for a message that is to
-** be delivered later; copies_make_rows for COPIES_ROWS messages, where the next seq is one above
-** all that are there.
+** subscriptions. copies_schedule is for a message that is to be delivered later; copies_make_rows
+** for COPIES_ROWS messages, where the next seq is one above all that are there.
 */
 #define COPIES_ROWS 16
 int copies_make(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
-                int64_t created_at, int64_t seq);
+                const copies_place *place);
 int copies_schedule(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
                     int64_t created_at);
 int copies_make_rows(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
-                     const int64_t *created_at);
+                     const copies_place *places);
 
 /* Ends the heartbeat's thread, if there is one. */
 void heartbeat_close(outbox_store *store);

@@ -51,20 +51,23 @@ static outbox_bytes namespace_of(const outbox_message *m) {
   return m->namespace.data != NULL ? m->namespace : (outbox_bytes){"", 0};
 }
 
-/* `together`: the next seq is one above all that are there. */
+/* `copies`: of each message. `together`: the next seq is one above all that are there. */
 typedef struct fan_out {
-  int64_t next_seq, subscribed, together;
+  int64_t next_seq, copies;
+  bool together;
 } fan_out;
 
 static const char FAN_OUT_SQL[] =
-    "SELECT " NEXT_SEQ("@") ", EXISTS (SELECT 1 FROM @subscriptions WHERE namespace = ?1),"
-                            " (SELECT max(seq) FROM " READY ") >= mark FROM @schema";
+    "SELECT mark, (SELECT max(seq) FROM " READY "),"
+    " (SELECT count(*) FROM @subscriptions WHERE namespace = ?1) FROM @schema";
 
 static int look_at_fan_out(outbox_store *store, const outbox_message *m, fan_out *it) {
-  int64_t values[3] = {0};
+  int64_t values[3] = {0}; /* the mark, the last seq, the copies */
   bool found;
   int code = sql_fetch(store, FAN_OUT_SQL, values, 3, &found, "t", namespace_of(m));
-  *it = (fan_out){values[0], values[1], values[2]};
+  it->together = values[1] >= values[0];
+  it->next_seq = values[it->together] + 1;
+  it->copies = values[2];
   return code;
 }
 
@@ -81,11 +84,12 @@ static const char FIND_ID_SQL[] =
 /* Checks that the id of a message is new, or the ids of its copies. */
 static int check_id(outbox_store *store, const outbox_message *m) {
   int64_t taken, seq;
-  derived id;
   bool found;
   int code = sql_fetch(store, FIND_ID_SQL, &taken, 1, &found, "tt", m->id, namespace_of(m));
-  if (code == OUTBOX_OK && !taken && derived_read(m->id, &id)) {
+  if (code == OUTBOX_OK && !taken && derived_is_hidden(m->id)) {
     code = derived_find(store, m->id, &seq, &found);
+    if (code == OUTBOX_OK && !found)
+      code = derived_find_copy(store, m->id, namespace_of(m), &seq, &found);
     taken = found;
   }
   return code == OUTBOX_OK && taken ? store_fail_duplicate(store) : code;
@@ -159,20 +163,33 @@ static int insert_itself(outbox_store *store, const outbox_message *m, const ori
                  origin->created_at, m->id);
 }
 
-/* *subscribed: it was done, because the namespace has subscriptions, inside the write lock. */
+/*
+** Where copies go that get `seq` and the places after it. Their ids are hidden where the promised
+** seq was right, or nearly: the copies of the messages before in this call have taken places.
+*/
+static copies_place find_place(outbox_store *store, const origin *origin, int64_t seq,
+                               int64_t copies) {
+  uint32_t behind = derived_bits(seq - origin->bits);
+  bool hidden = origin->bits >= 0 && behind + copies <= COPY_SPAN_GUESSED;
+  if (origin->bits >= 0 && !hidden) store->doubts = MOST_DOUBTS;
+  return (copies_place){origin->created_at, seq, hidden};
+}
+
+/* *copies: how many were made, inside the write lock; none where there are no subscriptions. */
 static int insert_copies(outbox_store *store, const outbox_message *m, const origin *origin,
-                         bool later, bool *subscribed) {
+                         bool later, int64_t *copies) {
   fan_out it = {0};
   bool scope = sqlite3_txn_state(store->db, "main") != SQLITE_TXN_WRITE;
   int code = scope ? outbox_begin(store) : OUTBOX_OK;
   if (code != OUTBOX_OK) return code;
   code = look_at_fan_out(store, m, &it);
-  *subscribed = it.subscribed;
-  if (code == OUTBOX_OK && it.subscribed && later)
+  *copies = it.copies;
+  copies_place place = find_place(store, origin, it.next_seq, it.copies);
+  if (code == OUTBOX_OK && it.copies > 0 && later)
     code = copies_schedule(store, namespace_of(m), m, origin->created_at);
-  else if (code == OUTBOX_OK && it.subscribed)
-    code = copies_make(store, namespace_of(m), m, origin->created_at, it.next_seq);
-  if (code == OUTBOX_OK && it.subscribed && !later)
+  else if (code == OUTBOX_OK && it.copies > 0)
+    code = copies_make(store, namespace_of(m), m, &place);
+  if (code == OUTBOX_OK && it.copies > 0 && !later)
     store->next_seq = sqlite3_last_insert_rowid(store->db) + 1;
   return scope ? transaction_end(store, code) : code;
 }
@@ -182,8 +199,8 @@ static int insert_copies(outbox_store *store, const outbox_message *m, const ori
 ** in it before that makes a reader of it.
 */
 static bool expects_copies(const outbox_store *store) {
-  return store->copied && (sqlite3_get_autocommit(store->db) ||
-                           sqlite3_txn_state(store->db, "main") == SQLITE_TXN_WRITE);
+  return store->copies > 0 && (sqlite3_get_autocommit(store->db) ||
+                               sqlite3_txn_state(store->db, "main") == SQLITE_TXN_WRITE);
 }
 
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
@@ -192,13 +209,13 @@ static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
   int code = OUTBOX_OK;
   do { /* others may subscribe, or the last subscription may go, between two statements */
     if (refused || expects_copies(store)) {
-      code = insert_copies(store, m, &origin, later, &store->copied);
-      if (code != OUTBOX_OK || store->copied) return code;
+      code = insert_copies(store, m, &origin, later, &store->copies);
+      if (code != OUTBOX_OK || store->copies > 0) return code;
     }
     code = insert_itself(store, m, &origin, later);
     refused = has_no_attempts(store, code);
   } while (refused);
-  store->copied = false;
+  store->copies = 0;
   if (later) return code;
   if (code == OUTBOX_OK && sqlite3_changes(store->db) > 0)
     note_seq(store, &origin, sqlite3_last_insert_rowid(store->db));
@@ -207,7 +224,9 @@ static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
   return code;
 }
 
-static int insert_rows(outbox_store *store, const outbox_message *m, int64_t now) {
+static int insert_rows(outbox_store *store, const outbox_message *m, const fan_out *it,
+                       int64_t now) {
+  (void)it;
   sqlite3_stmt *statement;
   int code = sql_query(store, INSERT_READY_ROWS_SQL, &statement, "");
   for (int i = 0; i < ROWS && code == OUTBOX_OK; i++, m++) {
@@ -221,11 +240,14 @@ static int insert_rows(outbox_store *store, const outbox_message *m, int64_t now
   return code == OUTBOX_OK ? sql_finish(store, statement) : code;
 }
 
-static int insert_rows_of_copies(outbox_store *store, const outbox_message *m, int64_t now) {
-  int64_t created_at[ROWS];
-  for (int i = 0; i < ROWS; i++)
-    created_at[i] = find_origin(&m[i], now).created_at;
-  int code = copies_make_rows(store, namespace_of(m), m, created_at);
+static int insert_rows_of_copies(outbox_store *store, const outbox_message *m, const fan_out *it,
+                                 int64_t now) {
+  copies_place places[ROWS];
+  for (int i = 0; i < ROWS; i++) {
+    origin origin = find_origin(&m[i], now);
+    places[i] = find_place(store, &origin, it->next_seq + i * it->copies, it->copies);
+  }
+  int code = copies_make_rows(store, namespace_of(m), m, places);
   if (code == OUTBOX_OK) store->next_seq = sqlite3_last_insert_rowid(store->db) + 1;
   return code;
 }
@@ -244,21 +266,22 @@ static bool all_of_one_namespace(const outbox_message *messages) {
   return true;
 }
 
-typedef int insert_many(outbox_store *store, const outbox_message *messages, int64_t now);
+typedef int insert_many(outbox_store *store, const outbox_message *messages, const fan_out *it,
+                        int64_t now);
 
 /*
 ** How the first ROWS messages can be inserted together; NULL: they cannot. `fans_out`: there are
 ** subscriptions.
 */
-static int choose(outbox_store *store, const outbox_message *messages, bool fans_out,
+static int choose(outbox_store *store, const outbox_message *messages, bool fans_out, fan_out *it,
                   insert_many **together) {
-  fan_out it = {0};
   int code = OUTBOX_OK;
+  *it = (fan_out){0};
   *together = NULL;
   if (fans_out && !all_of_one_namespace(messages)) return OUTBOX_OK;
-  if (fans_out) code = look_at_fan_out(store, messages, &it);
-  if (it.subscribed)
-    *together = it.together ? insert_rows_of_copies : NULL;
+  if (fans_out) code = look_at_fan_out(store, messages, it);
+  if (it->copies > 0)
+    *together = it->together ? insert_rows_of_copies : NULL;
   else if (store->next_seq > 0)
     *together = insert_rows;
   return code;
@@ -309,7 +332,7 @@ static int generate_ids(outbox_store *store, outbox_message *messages, size_t co
         return store_fail(store, OUTBOX_CALLBACK, "the ID generator failed");
       m->unique = uuid;
     }
-    if (m->deliver_at <= now) seq++;
+    if (m->deliver_at <= now) seq += store->copies > 0 ? store->copies : 1;
   }
   return OUTBOX_OK;
 }
@@ -330,12 +353,14 @@ static int insert_all(outbox_store *store, outbox_message *messages, size_t coun
   store->next_seq = next[0];
   while (count > 0 && code == OUTBOX_OK) {
     insert_many *together = NULL;
+    fan_out it;
     if (!alone && all_ready(messages, count, now))
-      code = choose(store, messages, next[1] != 0, &together);
+      code = choose(store, messages, next[1] != 0, &it, &together);
     size_t rows = together != NULL ? ROWS : 1;
     for (size_t i = 0; i < rows && code == OUTBOX_OK; i++)
       if (!messages[i].unique) code = check_id(store, &messages[i]);
-    if (code == OUTBOX_OK) code = (together != NULL ? together : insert)(store, messages, now);
+    if (code == OUTBOX_OK)
+      code = together != NULL ? together(store, messages, &it, now) : insert(store, messages, now);
     alone = together != NULL && was_wrong(store, code);
     if (alone) { /* a trigger has taken the next seq */
       code = OUTBOX_OK;

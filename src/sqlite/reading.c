@@ -19,9 +19,9 @@
   "(EXISTS (SELECT 1 FROM @delayed WHERE position IS NOT NULL) OR EXISTS (SELECT 1 FROM @pauses))"
 
 static const char SELECT_CLAIMED_SQL[] =
-    "SELECT seq, " ENTRY_COLUMNS ", nonce" CLAIMED(READY) " ORDER BY l.first_seq, l.lease, e.seq"
-                                                          " LIMIT CASE WHEN " ANY_IS_HELD
-                                                          " THEN 0 ELSE ?3 END";
+    "SELECT seq, " READY_ENTRY_COLUMNS
+    ", nonce" CLAIMED(READY) " ORDER BY l.first_seq, l.lease, e.seq"
+                             " LIMIT CASE WHEN " ANY_IS_HELD " THEN 0 ELSE ?3 END";
 
 /*
 ** The same where entries wait for a retry, or a namespace is paused. A retry that is due is read at

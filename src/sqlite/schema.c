@@ -110,29 +110,7 @@ static const char VERSION_4[] =
 ** In SQLite the last row's seq cannot be the highest integer: the next would be a random one.
 */
 #define READY_COLUMNS MESSAGE_COLUMNS_BUT_ID ", attempts, last_error, source_id"
-#define VALUES_BUT_ID                                                                              \
-  "coalesce(NEW.namespace, ''), NEW.key, NEW.payload, NEW.headers,"                                \
-  " coalesce(NEW.created_at, " NOW_MS " * 1000), coalesce(NEW.attempts, 0), NEW.last_error,"       \
-  " NEW.source_id"
-#define OWN_ID DERIVED_ID("")
 #define OWN_ID_CHECK "CHECK (id IS NOT NULL OR " IS_DERIVABLE("") ")"
-#define NEXT NEXT_SEQ("@@")
-#define MARK_LAST MARK_SEQ("@@", "9223372036854775807")
-#define MARK_OLD MARK_SEQ("@@", "OLD.seq")
-
-/*
-** The id that is given, or a BLOB, which is refused, where it is derived of a row. Only the last
-** 2^30 places are looked at.
-*/
-#define DIGIT(place) "(instr('0123456789abcdef', substr(NEW.id, " #place ", 1)) - 1)"
-#define SEQ_BITS                                                                                   \
-  "((" DIGIT(20) " & 3) << 28 | " DIGIT(21) " << 24 | " DIGIT(22) " << 20 | " DIGIT(               \
-      23) " << 16 | " DIGIT(25) " << 12 | " DIGIT(26) " << 8 | " DIGIT(27) " << 4 | " DIGIT(28) ")"
-#define NEW_ID                                                                                     \
-  "CASE WHEN NEW.id GLOB '*-*-7*-[89ab]*-*' AND length(NEW.id) = 36 AND EXISTS"                    \
-  " (SELECT 1 FROM @@entries WHERE seq = (SELECT max(seq) - ((max(seq) - " SEQ_BITS                \
-  ") & " DERIVED_SEQ_BITS_SQL ") FROM @@ready) AND id = NEW.id) THEN x'' ELSE NEW.id END"
-#define IS_LATER "coalesce(NEW.deliver_at > " NOW_MS " * 1000, 0)"
 
 static const char VERSION_5[] =
     "ALTER TABLE @schema ADD COLUMN mark INTEGER NOT NULL DEFAULT 0;"
@@ -157,34 +135,50 @@ static const char VERSION_5[] =
     "DROP TRIGGER IF EXISTS @copy;"
     "DROP TABLE @entries;";
 
-static const char VERSION_5_VIEW[] = "CREATE VIEW @entries AS SELECT seq, coalesce(id, " OWN_ID
-                                     ") AS id, " READY_COLUMNS ", NULL AS deliver_at FROM @@ready;";
-
-static const char VERSION_5_CHANGES[] =
-    "CREATE TRIGGER @entries_update INSTEAD OF UPDATE ON @@entries BEGIN"
-    " SELECT RAISE(ABORT, 'deliver_at cannot be updated') WHERE NEW.deliver_at IS NOT NULL;"
-    " " MARK_LAST ";"
-    " UPDATE @@ready SET seq = NEW.seq, id = CASE WHEN NEW.id IS NOT OLD.id THEN " NEW_ID
-    " WHEN NEW.seq IS OLD.seq AND NEW.created_at IS OLD.created_at THEN id ELSE NEW.id END,"
-    " namespace = NEW.namespace, key = NEW.key, payload = NEW.payload, headers = NEW.headers,"
-    " created_at = NEW.created_at, attempts = NEW.attempts, last_error = NEW.last_error,"
-    " source_id = NEW.source_id WHERE seq = OLD.seq; END;"
-    "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries BEGIN"
-    " " MARK_OLD "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
-
 /*
 ** Version 6. The library reads the subscriptions itself: `fans_out` says whether there are any. For
 ** plain SQL the view has two triggers, one that inserts a message and one that inserts its copies.
 */
+#define VALUES_BUT_ID                                                                              \
+  "coalesce(NEW.namespace, ''), NEW.key, NEW.payload, NEW.headers,"                                \
+  " coalesce(NEW.created_at, " NOW_MS " * 1000), coalesce(NEW.attempts, 0), NEW.last_error,"       \
+  " NEW.source_id"
+#define NEXT NEXT_SEQ("@@")
+#define MARK_LAST MARK_SEQ("@@", "9223372036854775807")
+#define MARK_OLD MARK_SEQ("@@", "OLD.seq")
+
+#define HAS_SUBSCRIPTIONS                                                                          \
+  "EXISTS (SELECT 1 FROM @@subscriptions WHERE namespace = coalesce(NEW.namespace, ''))"
+
+/*
+** The id that is given, or a BLOB, which is refused, where a row has it, or a copy of it, and does
+** not store it. Only the last 2^30 places are looked at.
+*/
+#define DIGIT(place) "(instr('0123456789abcdef', substr(NEW.id, " #place ", 1)) - 1)"
+#define SEQ_BITS                                                                                   \
+  "((" DIGIT(20) " & 3) << 28 | " DIGIT(21) " << 24 | " DIGIT(22) " << 20 | " DIGIT(               \
+      23) " << 16 | " DIGIT(25) " << 12 | " DIGIT(26) " << 8 | " DIGIT(27) " << 4 | " DIGIT(28) ")"
+#define PLACES                                                                                     \
+  "CASE WHEN length(NEW.id) = 36 AND NOT " HAS_SUBSCRIPTIONS " THEN 0 ELSE " COPY_SPAN_SQL " END"
+#define IS_HIDDEN                                                                                  \
+  "(NEW.id GLOB '*-*-7*-[89ab]*-*' AND (length(NEW.id) = 36 OR substr(NEW.id, 37, 1) = ':')"       \
+  " AND EXISTS (SELECT 1 FROM (SELECT max(seq) - ((max(seq) - " SEQ_BITS                           \
+  ") & " DERIVED_SEQ_BITS_SQL ") AS place FROM @@ready) CROSS JOIN @@entries AS e"                 \
+  " WHERE e.seq BETWEEN place AND place + " PLACES " AND (e.id = NEW.id OR (e.source_id = NEW.id"  \
+  " AND e.namespace IN (SELECT copy FROM @@subscriptions"                                          \
+  " WHERE namespace = coalesce(NEW.namespace, ''))))))"
+#define NEW_ID "CASE WHEN " IS_HIDDEN " THEN x'' ELSE NEW.id END"
+#define IS_LATER "coalesce(NEW.deliver_at > " NOW_MS " * 1000, 0)"
+
 static const char VERSION_6[] =
     "ALTER TABLE @schema ADD COLUMN fans_out INTEGER NOT NULL DEFAULT 0;"
     "UPDATE @schema SET fans_out = EXISTS (SELECT 1 FROM @subscriptions);"
     "DROP TRIGGER IF EXISTS @copy; DROP TRIGGER IF EXISTS @copy_scheduled;"
-    "DROP TRIGGER IF EXISTS @entries_insert;";
+    "DROP VIEW IF EXISTS @entries;"
+    "CREATE VIEW @entries AS SELECT seq, coalesce(id, " COPY_ID
+    ", " DERIVED_ID("") ") AS id, " READY_COLUMNS ", NULL AS deliver_at FROM @@ready;";
 
-#define IS_SUBSCRIBED                                                                              \
-  "(NEW.source_id IS NULL AND EXISTS (SELECT 1 FROM @@subscriptions"                               \
-  " WHERE namespace = coalesce(NEW.namespace, '')) AND typeof(" NEW_ID ") IN ('text', 'null'))"
+#define IS_SUBSCRIBED "(NEW.source_id IS NULL AND " HAS_SUBSCRIPTIONS ")"
 #define INSTEAD_OF_INSERT " INSTEAD OF INSERT ON @@entries WHEN "
 #define CHECK_DELIVER_AT                                                                           \
   " SELECT RAISE(ABORT, 'deliver_at must be a number: microseconds since the Unix epoch')"         \
@@ -197,8 +191,8 @@ static const char VERSION_6_INSERT[] =
     " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
     " coalesce(NEW.id, lower(" UUID_V7 ")), " VALUES_BUT_ID ", NEW.deliver_at WHERE " IS_LATER ";"
     " INSERT INTO @@ready (seq, id, " READY_COLUMNS ")"
-    " SELECT coalesce(NEW.seq, " NEXT "), " NEW_ID ", " VALUES_BUT_ID " WHERE NOT " IS_LATER
-    "; END;";
+    " SELECT coalesce(NEW.seq, " NEXT "), coalesce(" NEW_ID ", CASE WHEN NEW.source_id IS NOT NULL"
+    " THEN lower(" UUID_V7 ") END), " VALUES_BUT_ID " WHERE NOT " IS_LATER "; END;";
 
 /*
 ** LIMIT has SQLite make the id once, not for each copy. A time of which no id can be derived gives
@@ -206,29 +200,48 @@ static const char VERSION_6_INSERT[] =
 */
 #define NEW_TIME "coalesce(NEW.created_at, 0)"
 #define SOURCE_ID                                                                                  \
-  "coalesce(NEW.id, CASE WHEN CAST(" NEW_TIME " AS INTEGER) = " NEW_TIME " AND CAST(" NEW_TIME     \
+  "coalesce(" NEW_ID ", CASE WHEN CAST(" NEW_TIME " AS INTEGER) = " NEW_TIME " AND CAST(" NEW_TIME \
   " AS INTEGER) BETWEEN 0 AND " DERIVED_TIME_END_SQL " - 1 THEN lower(" UUID_V7 ") END)"
 #define COPY_COLUMNS "(id, " MESSAGE_COLUMNS_BUT_ID ", source_id, "
 #define SELECT_COPIES                                                                              \
-  "SELECT source.id || ':' || s.copy, s.copy, NEW.key, NEW.payload, NEW.headers,"                  \
+  "SELECT CASE typeof(source.id) WHEN 'null' THEN NULL WHEN 'text' THEN source.id || ':' || "      \
+  "s.copy"                                                                                         \
+  " ELSE x'' END, s.copy, NEW.key, NEW.payload, NEW.headers,"                                      \
   " coalesce(NEW.created_at, " NOW_MS " * 1000), source.id, "
 #define FROM_SUBSCRIPTIONS                                                                         \
   " FROM (SELECT " SOURCE_ID " AS id LIMIT 1) AS source CROSS JOIN @@subscriptions AS s"           \
-  " WHERE s.namespace = coalesce(NEW.namespace, '') AND "
+  " WHERE s.namespace = coalesce(NEW.namespace, '') ORDER BY s.copy; END;"
 #define IS_FIRST                                                                                   \
   "s.copy = (SELECT min(copy) FROM @@subscriptions WHERE namespace = coalesce(NEW.namespace, ''))"
 
 static const char VERSION_6_COPY[] =
-    "CREATE TRIGGER @entries_copy" INSTEAD_OF_INSERT IS_SUBSCRIBED " BEGIN" CHECK_DELIVER_AT
-    " INSERT INTO @@delayed " COPY_COLUMNS "due_at) " SELECT_COPIES
-    "NEW.deliver_at" FROM_SUBSCRIPTIONS IS_LATER ";"
-    " INSERT INTO @@ready " COPY_COLUMNS "seq) " SELECT_COPIES "CASE WHEN " IS_FIRST " THEN " NEXT
-    " END" FROM_SUBSCRIPTIONS "NOT " IS_LATER " ORDER BY s.copy; END;";
+    "CREATE TRIGGER @entries_copy" INSTEAD_OF_INSERT IS_SUBSCRIBED " AND NOT " IS_LATER
+    " BEGIN" CHECK_DELIVER_AT " INSERT INTO @@ready " COPY_COLUMNS "seq) " SELECT_COPIES
+    "CASE WHEN " IS_FIRST " THEN " NEXT " END" FROM_SUBSCRIPTIONS;
 
-const char *const schema_steps[][SCHEMA_SCRIPTS] = {{VERSION_1},
-                                                    {VERSION_2},
-                                                    {VERSION_3},
-                                                    {VERSION_4},
-                                                    {VERSION_5, VERSION_5_VIEW, VERSION_5_CHANGES},
-                                                    {VERSION_6, VERSION_6_INSERT, VERSION_6_COPY}};
+static const char VERSION_6_COPY_LATER[] =
+    "CREATE TRIGGER @entries_copy_later" INSTEAD_OF_INSERT IS_SUBSCRIBED " AND " IS_LATER
+    " BEGIN" CHECK_DELIVER_AT " INSERT INTO @@delayed " COPY_COLUMNS "due_at) " SELECT_COPIES
+    "NEW.deliver_at" FROM_SUBSCRIPTIONS;
+
+static const char VERSION_6_CHANGES[] =
+    "CREATE TRIGGER @entries_update INSTEAD OF UPDATE ON @@entries BEGIN"
+    " SELECT RAISE(ABORT, 'deliver_at cannot be updated') WHERE NEW.deliver_at IS NOT NULL;"
+    " " MARK_LAST ";"
+    " UPDATE @@ready SET seq = NEW.seq, id = CASE WHEN NEW.id IS NOT OLD.id THEN " NEW_ID
+    " WHEN NEW.seq IS OLD.seq AND NEW.created_at IS OLD.created_at AND NEW.namespace IS"
+    " OLD.namespace AND NEW.source_id IS OLD.source_id THEN id ELSE NEW.id END,"
+    " namespace = NEW.namespace, key = NEW.key, payload = NEW.payload, headers = NEW.headers,"
+    " created_at = NEW.created_at, attempts = NEW.attempts, last_error = NEW.last_error,"
+    " source_id = NEW.source_id WHERE seq = OLD.seq; END;"
+    "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries BEGIN"
+    " " MARK_OLD "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
+
+const char *const schema_steps[][SCHEMA_SCRIPTS] = {
+    {VERSION_1},
+    {VERSION_2},
+    {VERSION_3},
+    {VERSION_4},
+    {VERSION_5},
+    {VERSION_6, VERSION_6_INSERT, VERSION_6_COPY, VERSION_6_COPY_LATER, VERSION_6_CHANGES}};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

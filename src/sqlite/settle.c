@@ -20,8 +20,8 @@ static const char FIND_SCHEDULED_SQL[] =
 #define THE_DELAYED " FROM @delayed AS entry" IS_THE_DELAYED
 
 static const char DELETE_READY_SQL[] =
-    "DELETE FROM " READY " WHERE seq = ?1 AND (id = ?2 OR (id IS NULL AND nonce = ?3"
-    " AND created_at = ?4))";
+    "DELETE FROM " READY " WHERE seq = ?1 AND (id = ?2 OR (id IS NULL AND CASE WHEN source_id"
+    " IS NULL THEN nonce = ?3 AND created_at = ?4 ELSE " COPY_ID " = ?2 END))";
 
 static const char DELETE_DELAYED_SQL[] = "DELETE" THE_DELAYED;
 

@@ -98,7 +98,7 @@ struct outbox_store {
   void *id_generator_context;
   outbox_uuid_state uuid_state; /* context of the default ID generator */
   int64_t next_seq;             /* what the next entry gets, perhaps; 0: unknown; see publish.c */
-  bool copied;                  /* the last message had subscribers */
+  int64_t copies;               /* of the last message; 0: it had no subscribers */
   int doubts;                   /* how many times it is to be asked for, because it was wrong */
   bool migrated;                /* the schema's version was found to be ours */
   int depth;                    /* how many begins are open */

@@ -9,7 +9,8 @@
 const char take_walk_sql[] = "SELECT seq, NULL, namespace, key FROM " READY
                              " WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT 0 + ?3";
 
-const char take_ready_sql[] = "SELECT seq, " ENTRY_COLUMNS ", nonce FROM " READY " WHERE seq = ?1";
+const char take_ready_sql[] =
+    "SELECT seq, " READY_ENTRY_COLUMNS ", nonce FROM " READY " WHERE seq = ?1";
 
 const char take_delayed_sql[] =
     "SELECT position, " ENTRY_COLUMNS " FROM @delayed WHERE position = ?1";

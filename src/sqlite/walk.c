@@ -14,7 +14,7 @@
 
 #define SHORT 1000 /* microseconds */
 
-static const char WALK_ALL_SQL[] = "SELECT seq, " ENTRY_COLUMNS ", nonce FROM " READY
+static const char WALK_ALL_SQL[] = "SELECT seq, " READY_ENTRY_COLUMNS ", nonce FROM " READY
                                    " WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT 0 + ?3";
 
 static const char DUE_SQL[] =
