@@ -4,7 +4,7 @@
 # make coverage  shows which lines of src/ and lua/ the tests run
 # make docs   builds the reference and the pages: build/docs/index.html
 # make bench  runs the benchmarks, each figure beside its baseline; also bench-bindings,
-#             bench-lanes, bench-processor, bench-publishers, bench-relay, bench-wake
+#             bench-copies, bench-lanes, bench-processor, bench-publishers, bench-relay, bench-wake
 # make rock   writes the source rock of the release: build/outbox-*.src.rock
 # make        builds the rock into lua_modules; make extension builds the loadable extension alone
 
@@ -74,7 +74,7 @@ bench: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/wake.lua
 	@$(LUA_PATHS) $(LUA) bench/lanes.lua
 
-bench-bindings bench-lanes bench-processor bench-relay bench-wake: bench-%: build build/baseline
+bench-bindings bench-copies bench-lanes bench-processor bench-relay bench-wake: bench-%: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/$*.lua
 
 bench-publishers: build build/process.so
@@ -225,4 +225,4 @@ clean:
 	rm -rf build lua_modules outbox src/*.o src/*/*.o
 
 .PHONY: build rock extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
-  bench-lanes bench-processor bench-publishers bench-relay bench-wake lint-lua lint-floors lint-format lint-c format clean
+  bench-copies bench-lanes bench-processor bench-publishers bench-relay bench-wake lint-lua lint-floors lint-format lint-c format clean
