@@ -32,20 +32,28 @@ void shim_check_idle(lua_State *L, shim_store *self) {
 
 shim_store *shim_check_store(lua_State *L, int index) {
   shim_store *self = luaL_checkudata(L, index, STORE);
+  shim_check_usable(L, self, index);
+  return self;
+}
+
+void shim_check_usable(lua_State *L, shim_store *self, int index) {
   if (self->store == NULL) shim_raise(L, "closed", "the store is closed");
   shim_check_idle(L, self);
   if (self->innermost != NULL && self->owner != L)
     shim_raise(L, "busy", "another coroutine has a transaction open on this store; use its txn");
   if (self->lazy) begin_theirs(L, self, index);
   if (self->store == NULL) shim_raise(L, "closed", "the store is closed");
-  return self;
 }
 
 shim_transaction *shim_check_transaction(lua_State *L) {
   shim_transaction *self = luaL_checkudata(L, 1, TRANSACTION);
+  shim_check_open(L, self);
+  return self;
+}
+
+void shim_check_open(lua_State *L, shim_transaction *self) {
   if (!self->open) shim_raise(L, "closed", "the transaction has ended");
   shim_check_idle(L, self->store);
-  return self;
 }
 
 /* --- The clock ------------------------------------------------------------------------------- */

@@ -151,6 +151,9 @@ struct shim_rows {
 /* The store at the index. Raises if it is closed, or in a transaction of another coroutine. */
 shim_store *shim_check_store(lua_State *L, int index);
 
+/* The same for a store that is known to be one. */
+void shim_check_usable(lua_State *L, shim_store *self, int index);
+
 /* Raises while the core asks the Lua clock. */
 void shim_check_clock(lua_State *L, shim_store *self);
 
@@ -159,6 +162,9 @@ void shim_check_idle(lua_State *L, shim_store *self);
 
 /* The transaction at index 1. Raises if it has ended. */
 shim_transaction *shim_check_transaction(lua_State *L);
+
+/* The same for a transaction that is known to be one. */
+void shim_check_open(lua_State *L, shim_transaction *self);
 
 /*
 ** Reads the clock into the store at the index, where the clock is a Lua one, before the core is

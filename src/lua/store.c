@@ -37,7 +37,7 @@ static int store_prefix(lua_State *L) {
 /* --- Publishing ------------------------------------------------------------------------------ */
 
 static void check_first(lua_State *L) {
-  shim_check_store(L, 1);
+  shim_check_usable(L, lua_touserdata(L, 1), 1);
 }
 
 /***

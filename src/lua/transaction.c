@@ -60,8 +60,9 @@ static int transaction_close(lua_State *L) {
 
 /* --- Methods --------------------------------------------------------------------------------- */
 
+/* Checks again: a callback, or a finalizer, may have ended the transaction. */
 static void check_first(lua_State *L) {
-  shim_check_transaction(L);
+  shim_check_open(L, lua_touserdata(L, 1));
 }
 
 /***

@@ -52,12 +52,15 @@ static char *write_digits(char *text, uint64_t number, int count) {
 }
 
 static bool read_digits(const char *text, int count, uint64_t *number) {
-  *number = 0;
+  static const unsigned char VALUES[256] = {['0'] = 16, 1, 2,          3,  4,  5,  6,  7,
+                                            8,          9, ['a'] = 10, 11, 12, 13, 14, 15};
+  uint64_t result = 0;
   for (int i = 0; i < count; i++) {
-    bool letter = text[i] >= 'a' && text[i] <= 'f';
-    if (!letter && (text[i] < '0' || text[i] > '9')) return false;
-    *number = *number << 4 | (uint64_t)(text[i] - (letter ? 'a' - 10 : '0'));
+    unsigned value = VALUES[(unsigned char)text[i]]; /* 0: it is none */
+    if (value == 0) return false;
+    result = result << 4 | (value & 15);
   }
+  *number = result;
   return true;
 }
 
