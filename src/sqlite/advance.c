@@ -27,12 +27,6 @@ typedef struct step {
   int64_t due_at; /* when the next entry falls due; 0: none */
 } step;
 
-static unsigned data_version(outbox_store *store) {
-  unsigned version = 0;
-  sqlite3_file_control(store->db, "main", SQLITE_FCNTL_DATA_VERSION, &version);
-  return version;
-}
-
 /* Forgets what was found, also what was `dropped` of it: it is looked for again. */
 static void put_back(step *s, int64_t dropped) {
   int64_t from = dropped == NEVER ? NEVER : dropped - 1;
@@ -53,7 +47,7 @@ static int look(step *s) {
     if (code == OUTBOX_OK) lane->paused_at_version = store->doorbell.version;
   }
   if (code == OUTBOX_OK && !s->settles) code = share_survey(store, s->now, false, &s->survey);
-  s->version = data_version(store);
+  s->version = share_version(store);
   uint64_t mask = s->mine ? lane->mask : UINT64_MAX;
   bool delayed = false;
   if (code == OUTBOX_OK) code = due_any(store, &delayed);
@@ -118,6 +112,15 @@ typedef struct kept {
   int64_t lease, dropped;
 } kept;
 
+/* The highest place of a ready entry that was found; INT64_MIN: none. */
+static int64_t highest_found(const step *s) {
+  int64_t highest = INT64_MIN;
+  for (size_t i = 0; i < s->found.count; i++)
+    if (!s->found.items[i].delayed && s->found.items[i].entry.seq > highest)
+      highest = s->found.items[i].entry.seq;
+  return highest;
+}
+
 static int write_all(step *s, outbox_verdict *verdicts, size_t count, kept *kept) {
   outbox_store *store = s->store;
   lane *lane = s->lane;
@@ -126,13 +129,14 @@ static int write_all(step *s, outbox_verdict *verdicts, size_t count, kept *kept
   if (code != OUTBOX_OK) return code;
   kept->lost = s->mine && !s->survey.own;
   kept->lease = lane->lease;
-  code = verdict_settle(store, verdicts, count, kept->lost, s->now);
+  bool changed = share_version(store) != s->version;
+  code = verdict_settle(store, verdicts, count, kept->lost,
+                        changed || s->survey.lapsed ? INT64_MIN : highest_found(s), s->now);
   if (code != OUTBOX_OK || kept->lost) return code;
   kept->mask = s->leaves ? 0 : share_quota(lane, &s->survey);
   /* What was charged just now must be handed out alone, so it is all read again. */
   uint64_t usable = s->survey.lapsed ? 0 : kept->mask;
   kept->wanted = s->mine || s->found.count > 0 || s->want->join;
-  bool changed = data_version(store) != s->version;
   if (changed) code = pause_see(store);
   if (code == OUTBOX_OK) code = walk_verify(store, &s->found, usable, changed, &kept->dropped);
   bool drop = s->leaves || !kept->wanted || (kept->mask == 0 && !s->mine && !s->want->join);
@@ -150,6 +154,7 @@ static void lose(step *s) {
   lane_empty(&lane->hand);
   lane->lease = 0;
   lane->mask = 0;
+  share_forget(lane);
   lane->highest = INT64_MIN;
   for (int i = 0; i < BOX_CLASSES; i++)
     lane->floor[i] = INT64_MIN;
@@ -238,6 +243,7 @@ static int write_and_follow(step *s, outbox_verdict *verdicts, size_t count,
   s->more |= skipped && !lane->skipped; /* a retry that is due waited for one that is gone */
   hold(s);
   move(s, &kept);
+  share_note(s->store, s->now, &s->survey);
   if (lane->lines.live > MOST_LINES) lane_begin_anew(lane, NEVER);
   progress->refused = kept.mask == 0 && kept.wanted && !s->leaves;
   return OUTBOX_OK;

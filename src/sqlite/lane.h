@@ -34,6 +34,23 @@ typedef struct items {
   block *blocks; /* where these bytes are */
 } items;
 
+/* What the claims in the table say. */
+typedef struct survey {
+  int64_t lapses_at;    /* when the first of the others' lapses; 0: there is none */
+  bool own;             /* this processor's is there */
+  bool lapsed;          /* there is one that has lapsed */
+  bool overlapped;      /* another set, or an interval, with a part of this one is alive */
+  int members;          /* processors of the same set, alive, with this one */
+  uint64_t mask, taken; /* its own classes; those of the other members */
+} survey;
+
+/* What the last one said, at the time `at`; and what tells whether it is still true. */
+typedef struct seen {
+  survey survey;
+  int64_t at, changes; /* changes: of this connection; -1: nothing was seen */
+  unsigned version;    /* of the database */
+} seen;
+
 #define SWEEPS 64
 #define MANY 256 /* delayed entries that a reading remembers */
 
@@ -41,8 +58,9 @@ typedef struct lane {
   outbox_bytes processor_id, namespaces; /* in one allocation, with this */
   enum outbox_ordering ordering;
   int64_t duration;
-  int64_t lease, deadline;    /* its row; 0: there is none */
-  uint64_t mask;              /* the classes that it holds */
+  int64_t lease, deadline; /* its row; 0: there is none */
+  uint64_t mask;           /* the classes that it holds */
+  seen seen;
   int64_t floor[BOX_CLASSES]; /* the lowest place where something of a class may lie */
   int64_t main, lap;          /* read up to here; NEVER: no lap is on */
   int64_t due_at, due_seq;
@@ -70,23 +88,19 @@ typedef struct lane {
   size_t scheduled_count;
 } lane;
 
-/* What the claims in the table say. */
-typedef struct survey {
-  int64_t lapses_at;    /* when the first of the others' lapses; 0: there is none */
-  bool own;             /* this processor's is there */
-  bool lapsed;          /* there is one that has lapsed */
-  bool overlapped;      /* another set, or an interval, with a part of this one is alive */
-  int members;          /* processors of the same set, alive, with this one */
-  uint64_t mask, taken; /* its own classes; those of the other members */
-} survey;
-
 /* --- share.c --------------------------------------------------------------------------------- */
 
 /*
 ** Looks at the claims. With `reap`, inside the write lock, charges what was in hand of those that
-** have lapsed, and removes them.
+** have lapsed, and removes them; and looks only where something may have changed since share_note,
+** which notes after the commit what a survey has become of it.
 */
 int share_survey(outbox_store *store, int64_t now, bool reap, survey *survey);
+void share_note(outbox_store *store, int64_t now, const survey *survey);
+void share_forget(lane *lane);
+
+/* A number that changes with each commit to the database, and inside a transaction tells of it. */
+unsigned share_version(outbox_store *store);
 
 /* The classes that the processor should hold, by a survey. */
 uint64_t share_quota(const lane *lane, const survey *survey);
@@ -120,9 +134,12 @@ int pause_see(outbox_store *store);
 /* Before anything is read: notes what these verdicts keep back. There must be room for lines. */
 void verdict_block(lane *lane, const outbox_verdict *verdicts);
 
-/* Writes them, inside the write lock. Where the claim is lost, only what was delivered. */
+/*
+** Writes them, inside the write lock. Where the claim is lost, only what was delivered. `stays` is
+** the place of a ready entry that is there, and stays; INT64_MIN: none is known.
+*/
 int verdict_settle(outbox_store *store, outbox_verdict *verdicts, size_t count, bool lost,
-                   int64_t now);
+                   int64_t stays, int64_t now);
 
 /* After the commit: what was kept back may go on. */
 void verdict_unblock(lane *lane, const outbox_verdict *verdicts, size_t count);

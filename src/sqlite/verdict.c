@@ -36,9 +36,10 @@ static int64_t highest(const items *hand, const outbox_verdict *verdicts, size_t
 }
 
 int verdict_settle(outbox_store *store, outbox_verdict *verdicts, size_t count, bool lost,
-                   int64_t now) {
+                   int64_t stays, int64_t now) {
   const items *hand = &store->lane->hand;
-  int code = count > 0 ? settle_mark(store, highest(hand, verdicts, count)) : OUTBOX_OK;
+  int64_t last = highest(hand, verdicts, count);
+  int code = last > stays ? settle_mark(store, last) : OUTBOX_OK;
   for (size_t i = 0, n; i < count && code == OUTBOX_OK; i += n) {
     const item *item = i < hand->count ? &hand->items[i] : NULL;
     outbox_identity entry = verdicts[i].entry;
