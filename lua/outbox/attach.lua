@@ -97,17 +97,20 @@ local function parameter(values, value, as)
   return ("CAST(? AS %s)"):format(as)
 end
 
--- In SQL: whether a ready entry has an id that is derived of its row (see src/sqlite/derived.h).
--- Nil where no row can have derived it. `as_sql` makes SQL of the id.
-local function is_derived(prefix, id, as_sql)
-  local high, low = id:match("^%x%x%x%x%x%x%x%x%-%x%x%x%x%-7%x%x%x%-([89ab]%x%x%x)%-(%x%x%x%x)"
-    .. "%x%x%x%x%x%x%x%x$")
-  if not high then
+-- In SQL: whether a ready entry, or a copy of one, has the id and does not store it (see
+-- src/sqlite/derived.h). Nil where none can have it. `text` makes SQL of a string.
+local function is_hidden(prefix, id, namespace, text)
+  local high, low, rest = id:match("^%x%x%x%x%x%x%x%x%-%x%x%x%x%-7%x%x%x%-([89ab]%x%x%x)%-"
+    .. "(%x%x%x%x)%x%x%x%x%x%x%x%x(.*)$")
+  if not high or rest ~= "" and rest:sub(1, 1) ~= ":" then
     return nil
   end
   local seq = (tonumber(high, 16) & 0x3fff) << 16 | tonumber(low, 16)
-  return ("EXISTS (SELECT 1 FROM main.%sentries WHERE id = %s AND seq = (SELECT max(seq) - "
-    .. "((max(seq) - %d) & 0x3fffffff) FROM main.%sready))"):format(prefix, as_sql(id), seq, prefix)
+  return ("EXISTS (SELECT 1 FROM (SELECT max(seq) - ((max(seq) - %d) & 0x3fffffff) AS place"
+    .. " FROM main.%sready) CROSS JOIN main.%sentries AS e WHERE e.seq BETWEEN place"
+    .. " AND place + 127 AND (e.id = %s OR e.id IN (SELECT %s || ':' || copy"
+    .. " FROM main.%ssubscriptions WHERE namespace = %s)))"):format(seq, prefix, prefix, text(id),
+    text(id), prefix, text(namespace))
 end
 
 -- Returns SQL that adds a message to the tables in `main`, and its values. The id must be new to
@@ -129,7 +132,7 @@ local function make_insert(self, message, id, now)
       text(id), text(message.namespace or ""))
   end
   if known then
-    known[#known + 1] = is_derived(prefix, id, text)
+    known[#known + 1] = is_hidden(prefix, id, message.namespace or "", text)
   end
   local new_id = text(id)
   if known then

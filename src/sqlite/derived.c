@@ -32,9 +32,10 @@ static const char FIND_COPY_SQL[] =
     "SELECT seq FROM " READY " WHERE id = ?1 UNION ALL SELECT * FROM (" FROM_PLACES COPY
     " AND +r.source_id = ?3 AND +r.namespace = ?4 LIMIT 1) LIMIT 1";
 
+/* ?4 is what stands before the namespace of a copy in that of the hidden one. */
 static const char FIND_COPIES_SQL[] =
     FROM_PLACES COPY " AND +r.source_id = ?1 AND +r.namespace IN"
-                     " (SELECT copy FROM @subscriptions WHERE namespace = ?3) LIMIT 1";
+                     " (SELECT ?4 || copy FROM @subscriptions WHERE namespace = ?3) LIMIT 1";
 
 uint32_t derived_bits(int64_t seq) {
   return (uint32_t)((uint64_t)seq & DERIVED_SEQ_BITS);
@@ -130,10 +131,22 @@ int derived_find(outbox_store *store, outbox_bytes id, int64_t *seq, bool *found
   return sql_fetch(store, FIND_STORED_SQL, seq, 1, found, "t", id);
 }
 
+/*
+** With a namespace "b:c", a hidden copy of "a" has the id that the copy of "a:b" in "c" would have.
+*/
 int derived_find_copy(outbox_store *store, outbox_bytes id, outbox_bytes namespace, int64_t *seq,
                       bool *found) {
+  outbox_bytes source = id, before = {"", 0};
   derived parts;
   *found = false;
-  if (!derived_read(id, &parts)) return OUTBOX_OK;
-  return sql_fetch(store, FIND_COPIES_SQL, seq, 1, found, "tit", id, (int64_t)parts.seq, namespace);
+  if (!derived_read(id, &parts) && !read_copy(id, &source, &before, &parts)) return OUTBOX_OK;
+  size_t size = source.size < id.size ? before.size + 1 : 0;
+  char *text = sqlite3_malloc64(size + 1);
+  if (text == NULL) return store_fail_nomem(store);
+  if (size > 0) memcpy(text, before.data, before.size);
+  if (size > 0) text[size - 1] = ':';
+  int code = sql_fetch(store, FIND_COPIES_SQL, seq, 1, found, "titt", source, (int64_t)parts.seq,
+                       namespace, (outbox_bytes){text, size});
+  sqlite3_free(text);
+  return code;
 }

@@ -19,9 +19,8 @@
 
 #pragma GCC visibility push(hidden)
 
-/* How far behind the seq in its source's id a copy without an id may lie. Triggers take places. */
+/* How far behind the seq in its source's id a copy without an id may lie. */
 #define COPY_SPAN 127
-#define COPY_SPAN_GUESSED 63
 
 /* In SQL, of a row; `row` is empty, or names it: "NEW.". */
 #define DERIVED_ID(row)                                                                            \

@@ -73,5 +73,5 @@ bool store_is_refusal(const outbox_store *store, int code, const char *kind, con
   if (code != OUTBOX_CONSTRAINT) return false;
   sqlite3_snprintf(sizeof message, message, "%s constraint failed: %s%s", kind, store->prefix,
                    column);
-  return strcmp(store->message, message) == 0;
+  return sqlite3_stricmp(store->message, message) == 0; /* the table may be spelt otherwise */
 }

@@ -101,14 +101,12 @@ typedef struct copies_place {
 
 /*
 ** Publishes the copies of a message instead of itself: none where the namespace has no
-** subscriptions. copies_schedule is for a message that is to be delivered later; copies_make_rows
-** for COPIES_ROWS messages, where the next seq is one above all that are there.
+** subscriptions. copies_make_rows does so for COPIES_ROWS messages, where the next seq is one above
+** all that are there. Hidden ones are refused where a trigger has taken the seq of one.
 */
 #define COPIES_ROWS 16
 int copies_make(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
                 const copies_place *place);
-int copies_schedule(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
-                    int64_t created_at);
 int copies_make_rows(outbox_store *store, outbox_bytes namespace, const outbox_message *m,
                      const copies_place *places);
 

@@ -20,21 +20,22 @@
 */
 #define IS_ITSELF                                                                                  \
   " WHERE NOT fans_out OR NOT EXISTS (SELECT 1 FROM @subscriptions WHERE namespace = ?1)"
-#define ATTEMPTS "(SELECT 0 FROM @schema" IS_ITSELF ")"
-#define INSERT_MESSAGE(table) "INSERT INTO " table " (" MESSAGE_COLUMNS_BUT_ID ", attempts, "
+#define INSERT_READY "INSERT INTO " READY " (" MESSAGE_COLUMNS_BUT_ID ", attempts, "
 #define MESSAGE "?1, ?2, ?3, ?4, ?5, "
 
 /* One whose id is derived of ?6, if that is the next seq: else it is refused, too. */
 static const char INSERT_GUESSED_SQL[] =
-    INSERT_MESSAGE(READY) "seq, nonce) VALUES (" MESSAGE "CASE WHEN ?6 = (" SELECT_NEXT_SEQ("@")
-        IS_ITSELF ") THEN 0 END, ?6, ?7)";
+    INSERT_READY "seq, nonce) VALUES (" MESSAGE "CASE WHEN ?6 = (" SELECT_NEXT_SEQ("@") IS_ITSELF
+    ") THEN 0 END, ?6, ?7)";
 
 /* One that gets the next seq, and has an id of its own. */
 static const char INSERT_READY_SQL[] =
-    INSERT_MESSAGE(READY) "id, seq, nonce) VALUES (" MESSAGE ATTEMPTS ", ?6, " NEXT_SEQ("@") ", 0)";
+    INSERT_READY "id, seq, nonce) VALUES (" MESSAGE "(SELECT 0 FROM @schema" IS_ITSELF
+                 "), ?6, " NEXT_SEQ("@") ", 0)";
 
+/* One that is scheduled. A trigger makes its copies. */
 static const char INSERT_DELAYED_SQL[] =
-    INSERT_MESSAGE("@delayed") "id, due_at) VALUES (" MESSAGE ATTEMPTS ", ?6, ?7)";
+    "INSERT INTO @delayed (" MESSAGE_COLUMNS ", due_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 /* A statement for many rows costs a third less than one for each. */
 #define ROWS COPIES_ROWS
@@ -135,62 +136,61 @@ static bool is_next(const outbox_store *store, const origin *origin) {
 }
 
 /*
-** Whether a row was refused because its seq was not the next one, or its namespace has
-** subscriptions. Whatever else is refused, perhaps in a trigger of the application's, must not be
-** tried again: it may have ended the transaction.
+** Whether a row was refused because its namespace has subscriptions, or its seq was not the next
+** one. Whatever else is refused, perhaps in a trigger of the application's, must not be tried
+** again: it may have ended the transaction.
 */
 static bool has_no_attempts(const outbox_store *store, int code) {
-  return store_is_refusal(store, code, "NOT NULL", "ready.attempts") ||
-         store_is_refusal(store, code, "NOT NULL", "delayed.attempts");
+  return store_is_refusal(store, code, "NOT NULL", "ready.attempts");
 }
 
-static bool was_wrong(const outbox_store *store, int code) {
-  return has_no_attempts(store, code) || store_is_refusal(store, code, "UNIQUE", "ready.seq");
+static bool has_taken_seq(const outbox_store *store, int code) {
+  return store_is_refusal(store, code, "UNIQUE", "ready.seq");
 }
 
-static int insert_itself(outbox_store *store, const outbox_message *m, const origin *origin,
-                         bool later) {
+static int insert_itself(outbox_store *store, const outbox_message *m, const origin *origin) {
   outbox_bytes namespace = namespace_of(m);
-  if (later)
-    return sql_run(store, INSERT_DELAYED_SQL, "ttbtiti", namespace, m->key, m->payload, m->headers,
-                   origin->created_at, m->id, m->deliver_at);
   if (is_next(store, origin)) {
     int code = sql_run(store, INSERT_GUESSED_SQL, "ttbtiii", namespace, m->key, m->payload,
                        m->headers, origin->created_at, store->next_seq, origin->nonce);
-    if (!was_wrong(store, code)) return code;
+    if (!has_no_attempts(store, code) && !has_taken_seq(store, code)) return code;
   }
   return sql_run(store, INSERT_READY_SQL, "ttbtit", namespace, m->key, m->payload, m->headers,
                  origin->created_at, m->id);
 }
 
 /*
-** Where copies go that get `seq` and the places after it. Their ids are hidden where the promised
-** seq was right, or nearly: the copies of the messages before in this call have taken places.
+** Where copies go that get `seq` and the places after it. They are hidden where the promised seq
+** was right, or nearly: the copies of the messages before in this call have taken places.
 */
 static copies_place find_place(outbox_store *store, const origin *origin, int64_t seq,
                                int64_t copies) {
   uint32_t behind = derived_bits(seq - origin->bits);
-  bool hidden = origin->bits >= 0 && behind + copies <= COPY_SPAN_GUESSED;
-  if (origin->bits >= 0 && !hidden) store->doubts = MOST_DOUBTS;
-  return (copies_place){origin->created_at, seq, hidden};
+  bool near = origin->bits >= 0 && behind + copies <= COPY_SPAN + 1;
+  if (origin->bits >= 0 && !near) store->doubts = MOST_DOUBTS;
+  return (copies_place){origin->created_at, seq, near && !store->crowded};
 }
 
-/* *copies: how many were made, inside the write lock; none where there are no subscriptions. */
 static int insert_copies(outbox_store *store, const outbox_message *m, const origin *origin,
-                         bool later, int64_t *copies) {
+                         const fan_out *it) {
+  copies_place place = find_place(store, origin, it->next_seq, it->copies);
+  int code = copies_make(store, namespace_of(m), m, &place);
+  if (!place.hidden || !has_taken_seq(store, code)) return code;
+  store->crowded = true;
+  place.hidden = false;
+  return copies_make(store, namespace_of(m), m, &place);
+}
+
+/* Inserts the message, or its copies, inside the write lock. */
+static int insert_locked(outbox_store *store, const outbox_message *m, const origin *origin) {
   fan_out it = {0};
   bool scope = sqlite3_txn_state(store->db, "main") != SQLITE_TXN_WRITE;
   int code = scope ? outbox_begin(store) : OUTBOX_OK;
   if (code != OUTBOX_OK) return code;
   code = look_at_fan_out(store, m, &it);
-  *copies = it.copies;
-  copies_place place = find_place(store, origin, it.next_seq, it.copies);
-  if (code == OUTBOX_OK && it.copies > 0 && later)
-    code = copies_schedule(store, namespace_of(m), m, origin->created_at);
-  else if (code == OUTBOX_OK && it.copies > 0)
-    code = copies_make(store, namespace_of(m), m, &place);
-  if (code == OUTBOX_OK && it.copies > 0 && !later)
-    store->next_seq = sqlite3_last_insert_rowid(store->db) + 1;
+  store->copies = it.copies;
+  if (code == OUTBOX_OK)
+    code = it.copies > 0 ? insert_copies(store, m, origin, &it) : insert_itself(store, m, origin);
   return scope ? transaction_end(store, code) : code;
 }
 
@@ -199,28 +199,30 @@ static int insert_copies(outbox_store *store, const outbox_message *m, const ori
 ** in it before that makes a reader of it.
 */
 static bool expects_copies(const outbox_store *store) {
-  return store->copies > 0 && (sqlite3_get_autocommit(store->db) ||
-                               sqlite3_txn_state(store->db, "main") == SQLITE_TXN_WRITE);
+  if (store->copies == 0) return false;
+  return sqlite3_get_autocommit(store->db)
+             ? !transaction_is_writing(store->db)
+             : sqlite3_txn_state(store->db, "main") == SQLITE_TXN_WRITE;
 }
 
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
-  bool later = m->deliver_at > now, refused = false;
+  if (m->deliver_at > now)
+    return sql_run(store, INSERT_DELAYED_SQL, "tttbtii", m->id, namespace_of(m), m->key, m->payload,
+                   m->headers, now, m->deliver_at);
   origin origin = find_origin(m, now);
-  int code = OUTBOX_OK;
-  do { /* others may subscribe, or the last subscription may go, between two statements */
-    if (refused || expects_copies(store)) {
-      code = insert_copies(store, m, &origin, later, &store->copies);
-      if (code != OUTBOX_OK || store->copies > 0) return code;
-    }
-    code = insert_itself(store, m, &origin, later);
-    refused = has_no_attempts(store, code);
-  } while (refused);
-  store->copies = 0;
-  if (later) return code;
-  if (code == OUTBOX_OK && sqlite3_changes(store->db) > 0)
-    note_seq(store, &origin, sqlite3_last_insert_rowid(store->db));
-  else
+  bool locked = expects_copies(store);
+  int code = locked ? insert_locked(store, m, &origin) : insert_itself(store, m, &origin);
+  if (!locked && has_no_attempts(store, code))
+    code = insert_locked(store, m, &origin);
+  else if (!locked)
+    store->copies = 0;
+  int64_t seq = sqlite3_last_insert_rowid(store->db);
+  if (code != OUTBOX_OK || sqlite3_changes(store->db) == 0)
     store->next_seq = 0; /* a trigger has left the row out */
+  else if (store->copies > 0)
+    store->next_seq = seq + 1;
+  else
+    note_seq(store, &origin, seq);
   return code;
 }
 
@@ -248,7 +250,10 @@ static int insert_rows_of_copies(outbox_store *store, const outbox_message *m, c
     places[i] = find_place(store, &origin, it->next_seq + i * it->copies, it->copies);
   }
   int code = copies_make_rows(store, namespace_of(m), m, places);
-  if (code == OUTBOX_OK) store->next_seq = sqlite3_last_insert_rowid(store->db) + 1;
+  bool done = code == OUTBOX_OK && sqlite3_changes(store->db) > 0;
+  store->next_seq = done ? sqlite3_last_insert_rowid(store->db) + 1 : 0;
+  store->copies = it->copies;
+  store->crowded |= has_taken_seq(store, code);
   return code;
 }
 
@@ -266,6 +271,13 @@ static bool all_of_one_namespace(const outbox_message *messages) {
   return true;
 }
 
+/* Whether no id need be looked for, because it may be that of a copy in the same call. */
+static bool all_unique(const outbox_message *messages) {
+  for (int i = 0; i < ROWS; i++)
+    if (!messages[i].unique) return false;
+  return true;
+}
+
 typedef int insert_many(outbox_store *store, const outbox_message *messages, const fan_out *it,
                         int64_t now);
 
@@ -279,9 +291,12 @@ static int choose(outbox_store *store, const outbox_message *messages, bool fans
   *it = (fan_out){0};
   *together = NULL;
   if (fans_out && !all_of_one_namespace(messages)) return OUTBOX_OK;
-  if (fans_out) code = look_at_fan_out(store, messages, it);
+  if (fans_out) {
+    code = look_at_fan_out(store, messages, it);
+    store->next_seq = it->next_seq;
+  }
   if (it->copies > 0)
-    *together = it->together ? insert_rows_of_copies : NULL;
+    *together = it->together && all_unique(messages) ? insert_rows_of_copies : NULL;
   else if (store->next_seq > 0)
     *together = insert_rows;
   return code;
@@ -361,7 +376,7 @@ static int insert_all(outbox_store *store, outbox_message *messages, size_t coun
       if (!messages[i].unique) code = check_id(store, &messages[i]);
     if (code == OUTBOX_OK)
       code = together != NULL ? together(store, messages, &it, now) : insert(store, messages, now);
-    alone = together != NULL && was_wrong(store, code);
+    alone = together != NULL && has_taken_seq(store, code);
     if (alone) { /* a trigger has taken the next seq */
       code = OUTBOX_OK;
       continue;

@@ -155,18 +155,20 @@ static const char VERSION_5[] =
 ** not store it. Only the last 2^30 places are looked at.
 */
 #define DIGIT(place) "(instr('0123456789abcdef', substr(NEW.id, " #place ", 1)) - 1)"
-#define SEQ_BITS                                                                                   \
-  "((" DIGIT(20) " & 3) << 28 | " DIGIT(21) " << 24 | " DIGIT(22) " << 20 | " DIGIT(               \
-      23) " << 16 | " DIGIT(25) " << 12 | " DIGIT(26) " << 8 | " DIGIT(27) " << 4 | " DIGIT(28) ")"
+#define HIGH_BITS                                                                                  \
+  "((" DIGIT(20) " & 3) << 28) + (" DIGIT(21) " << 24) + (" DIGIT(22) " << 20) + (" DIGIT(         \
+      23) " << 16)"
+#define LOW_BITS "(" DIGIT(25) " << 12) + (" DIGIT(26) " << 8) + (" DIGIT(27) " << 4) + " DIGIT(28)
+#define SEQ_BITS "(" HIGH_BITS " + " LOW_BITS ")"
 #define PLACES                                                                                     \
   "CASE WHEN length(NEW.id) = 36 AND NOT " HAS_SUBSCRIPTIONS " THEN 0 ELSE " COPY_SPAN_SQL " END"
 #define IS_HIDDEN                                                                                  \
   "(NEW.id GLOB '*-*-7*-[89ab]*-*' AND (length(NEW.id) = 36 OR substr(NEW.id, 37, 1) = ':')"       \
   " AND EXISTS (SELECT 1 FROM (SELECT max(seq) - ((max(seq) - " SEQ_BITS                           \
   ") & " DERIVED_SEQ_BITS_SQL ") AS place FROM @@ready) CROSS JOIN @@entries AS e"                 \
-  " WHERE e.seq BETWEEN place AND place + " PLACES " AND (e.id = NEW.id OR (e.source_id = NEW.id"  \
-  " AND e.namespace IN (SELECT copy FROM @@subscriptions"                                          \
-  " WHERE namespace = coalesce(NEW.namespace, ''))))))"
+  " WHERE e.seq BETWEEN place AND place + " PLACES " AND (e.id = NEW.id OR e.id IN"                \
+  " (SELECT NEW.id || ':' || copy FROM @@subscriptions"                                            \
+  " WHERE namespace = coalesce(NEW.namespace, '')))))"
 #define NEW_ID "CASE WHEN " IS_HIDDEN " THEN x'' ELSE NEW.id END"
 #define IS_LATER "coalesce(NEW.deliver_at > " NOW_MS " * 1000, 0)"
 
@@ -178,21 +180,24 @@ static const char VERSION_6[] =
     "CREATE VIEW @entries AS SELECT seq, coalesce(id, " COPY_ID
     ", " DERIVED_ID("") ") AS id, " READY_COLUMNS ", NULL AS deliver_at FROM @@ready;";
 
-#define IS_SUBSCRIBED "(NEW.source_id IS NULL AND " HAS_SUBSCRIPTIONS ")"
+#define IS_COPIED "(NEW.source_id IS NULL AND " HAS_SUBSCRIPTIONS ")"
 #define INSTEAD_OF_INSERT " INSTEAD OF INSERT ON @@entries WHEN "
 #define CHECK_DELIVER_AT                                                                           \
   " SELECT RAISE(ABORT, 'deliver_at must be a number: microseconds since the Unix epoch')"         \
   " WHERE typeof(NEW.deliver_at) IN ('text', 'blob');"
 
 static const char VERSION_6_INSERT[] =
-    "CREATE TRIGGER @entries_insert" INSTEAD_OF_INSERT "NOT " IS_SUBSCRIBED
+    "CREATE TRIGGER @entries_insert" INSTEAD_OF_INSERT "NOT " IS_LATER " AND NOT " IS_COPIED
     " BEGIN" CHECK_DELIVER_AT " " MARK_LAST " AND (NEW.seq IS NOT NULL OR EXISTS"
     " (SELECT 1 FROM @@ready WHERE id = NEW.id));" /* it may be replaced */
-    " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
-    " coalesce(NEW.id, lower(" UUID_V7 ")), " VALUES_BUT_ID ", NEW.deliver_at WHERE " IS_LATER ";"
     " INSERT INTO @@ready (seq, id, " READY_COLUMNS ")"
     " SELECT coalesce(NEW.seq, " NEXT "), coalesce(" NEW_ID ", CASE WHEN NEW.source_id IS NOT NULL"
-    " THEN lower(" UUID_V7 ") END), " VALUES_BUT_ID " WHERE NOT " IS_LATER "; END;";
+    " THEN lower(" UUID_V7 ") END), " VALUES_BUT_ID "; END;";
+
+static const char VERSION_6_SCHEDULE[] =
+    "CREATE TRIGGER @entries_schedule" INSTEAD_OF_INSERT IS_LATER " BEGIN" CHECK_DELIVER_AT
+    " INSERT INTO @@delayed (id, " READY_COLUMNS ", due_at) SELECT"
+    " coalesce(" NEW_ID ", lower(" UUID_V7 ")), " VALUES_BUT_ID ", NEW.deliver_at; END;";
 
 /*
 ** LIMIT has SQLite make the id once, not for each copy. A time of which no id can be derived gives
@@ -204,9 +209,8 @@ static const char VERSION_6_INSERT[] =
   " AS INTEGER) BETWEEN 0 AND " DERIVED_TIME_END_SQL " - 1 THEN lower(" UUID_V7 ") END)"
 #define COPY_COLUMNS "(id, " MESSAGE_COLUMNS_BUT_ID ", source_id, "
 #define SELECT_COPIES                                                                              \
-  "SELECT CASE typeof(source.id) WHEN 'null' THEN NULL WHEN 'text' THEN source.id || ':' || "      \
-  "s.copy"                                                                                         \
-  " ELSE x'' END, s.copy, NEW.key, NEW.payload, NEW.headers,"                                      \
+  "SELECT CASE typeof(source.id) WHEN 'blob' THEN x'' ELSE source.id || ':' || s.copy END,"        \
+  " s.copy, NEW.key, NEW.payload, NEW.headers,"                                                    \
   " coalesce(NEW.created_at, " NOW_MS " * 1000), source.id, "
 #define FROM_SUBSCRIPTIONS                                                                         \
   " FROM (SELECT " SOURCE_ID " AS id LIMIT 1) AS source CROSS JOIN @@subscriptions AS s"           \
@@ -215,20 +219,28 @@ static const char VERSION_6_INSERT[] =
   "s.copy = (SELECT min(copy) FROM @@subscriptions WHERE namespace = coalesce(NEW.namespace, ''))"
 
 static const char VERSION_6_COPY[] =
-    "CREATE TRIGGER @entries_copy" INSTEAD_OF_INSERT IS_SUBSCRIBED " AND NOT " IS_LATER
+    "CREATE TRIGGER @entries_copy" INSTEAD_OF_INSERT "NOT " IS_LATER " AND " IS_COPIED
     " BEGIN" CHECK_DELIVER_AT " INSERT INTO @@ready " COPY_COLUMNS "seq) " SELECT_COPIES
     "CASE WHEN " IS_FIRST " THEN " NEXT " END" FROM_SUBSCRIPTIONS;
 
-static const char VERSION_6_COPY_LATER[] =
-    "CREATE TRIGGER @entries_copy_later" INSTEAD_OF_INSERT IS_SUBSCRIBED " AND " IS_LATER
-    " BEGIN" CHECK_DELIVER_AT " INSERT INTO @@delayed " COPY_COLUMNS "due_at) " SELECT_COPIES
-    "NEW.deliver_at" FROM_SUBSCRIPTIONS;
+/* Scheduled messages become copies whoever inserts them, because that is not often. */
+static const char VERSION_6_COPY_SCHEDULED[] =
+    "CREATE TRIGGER @copy_scheduled BEFORE INSERT ON @@delayed WHEN NEW.source_id IS NULL"
+    " AND NEW.position IS NULL AND typeof(NEW.id) IN ('text', 'null') AND EXISTS"
+    " (SELECT 1 FROM @@subscriptions WHERE namespace = NEW.namespace) BEGIN"
+    " INSERT INTO @@delayed (" MESSAGE_COLUMNS
+    ", source_id, due_at) SELECT NEW.id || ':' || s.copy,"
+    " s.copy, NEW.key, NEW.payload, NEW.headers, NEW.created_at, NEW.id, NEW.due_at"
+    " FROM @@subscriptions AS s WHERE s.namespace = NEW.namespace ORDER BY s.copy;"
+    " SELECT RAISE(IGNORE); END;";
 
 static const char VERSION_6_CHANGES[] =
     "CREATE TRIGGER @entries_update INSTEAD OF UPDATE ON @@entries BEGIN"
     " SELECT RAISE(ABORT, 'deliver_at cannot be updated') WHERE NEW.deliver_at IS NOT NULL;"
     " " MARK_LAST ";"
-    " UPDATE @@ready SET seq = NEW.seq, id = CASE WHEN NEW.id IS NOT OLD.id THEN " NEW_ID
+    " UPDATE @@ready SET seq = NEW.seq, id = CASE WHEN NEW.id IS NULL AND NEW.source_id IS NOT "
+    "NULL THEN"
+    " OLD.id WHEN NEW.id IS NOT OLD.id THEN " NEW_ID
     " WHEN NEW.seq IS OLD.seq AND NEW.created_at IS OLD.created_at AND NEW.namespace IS"
     " OLD.namespace AND NEW.source_id IS OLD.source_id THEN id ELSE NEW.id END,"
     " namespace = NEW.namespace, key = NEW.key, payload = NEW.payload, headers = NEW.headers,"
@@ -237,11 +249,12 @@ static const char VERSION_6_CHANGES[] =
     "CREATE TRIGGER @entries_delete INSTEAD OF DELETE ON @@entries BEGIN"
     " " MARK_OLD "; DELETE FROM @@ready WHERE seq = OLD.seq; END;";
 
-const char *const schema_steps[][SCHEMA_SCRIPTS] = {
-    {VERSION_1},
-    {VERSION_2},
-    {VERSION_3},
-    {VERSION_4},
-    {VERSION_5},
-    {VERSION_6, VERSION_6_INSERT, VERSION_6_COPY, VERSION_6_COPY_LATER, VERSION_6_CHANGES}};
+const char *const schema_steps[][SCHEMA_SCRIPTS] = {{VERSION_1},
+                                                    {VERSION_2},
+                                                    {VERSION_3},
+                                                    {VERSION_4},
+                                                    {VERSION_5},
+                                                    {VERSION_6, VERSION_6_INSERT,
+                                                     VERSION_6_SCHEDULE, VERSION_6_COPY,
+                                                     VERSION_6_COPY_SCHEDULED, VERSION_6_CHANGES}};
 const int schema_version = sizeof schema_steps / sizeof *schema_steps;

@@ -6,7 +6,7 @@
 
 #pragma GCC visibility push(hidden)
 
-#define SCHEMA_SCRIPTS 5 /* of a step, at most */
+#define SCHEMA_SCRIPTS 6 /* of a step, at most */
 
 /* schema_steps[n] has the scripts that bring the tables from version n to n + 1. */
 extern const char *const schema_steps[][SCHEMA_SCRIPTS];

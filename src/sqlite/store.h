@@ -99,6 +99,7 @@ struct outbox_store {
   outbox_uuid_state uuid_state; /* context of the default ID generator */
   int64_t next_seq;             /* what the next entry gets, perhaps; 0: unknown; see publish.c */
   int64_t copies;               /* of the last message; 0: it had no subscribers */
+  bool crowded;                 /* a trigger takes places among copies */
   int doubts;                   /* how many times it is to be asked for, because it was wrong */
   bool migrated;                /* the schema's version was found to be ours */
   int depth;                    /* how many begins are open */

@@ -66,8 +66,7 @@ int outbox_check_transaction(outbox_store *store) {
   return code;
 }
 
-/* Whether a statement that writes is in the middle of its work. Then a transaction is open. */
-static bool is_writing(sqlite3 *db) {
+bool transaction_is_writing(sqlite3 *db) {
   for (sqlite3_stmt *s = sqlite3_next_stmt(db, NULL); s != NULL; s = sqlite3_next_stmt(db, s))
     if (sqlite3_stmt_busy(s) && !sqlite3_stmt_readonly(s)) return true;
   return false;
@@ -77,7 +76,8 @@ int outbox_begin(outbox_store *store) {
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
   bool outermost = sqlite3_get_autocommit(store->db);
-  if (outermost && store->attached && is_writing(store->db)) /* a BEGIN would roll it back */
+  if (outermost && store->attached &&
+      transaction_is_writing(store->db)) /* a BEGIN would roll it back */
     return store_fail(store, OUTBOX_MISUSE,
                       "no transaction can be begun while a statement that writes gives its rows");
   code = outermost ? transaction_prepare(store, BEGIN, ROLLBACK)

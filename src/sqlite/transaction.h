@@ -23,6 +23,9 @@ int transaction_end(outbox_store *store, int code);
 */
 int transaction_prepare(outbox_store *store, enum control first, enum control last);
 
+/* Whether a statement that writes is in the middle of its work. Then a transaction is open. */
+bool transaction_is_writing(sqlite3 *db);
+
 /* Runs a control statement. */
 int transaction_control(outbox_store *store, enum control which);
 
