@@ -372,12 +372,13 @@ static int insert_all(outbox_store *store, outbox_message *messages, size_t coun
     if (!alone && all_ready(messages, count, now))
       code = choose(store, messages, next[1] != 0, &it, &together);
     size_t rows = together != NULL ? ROWS : 1;
+    bool again = together == insert_rows_of_copies && !store->crowded; /* then not hidden */
     for (size_t i = 0; i < rows && code == OUTBOX_OK; i++)
       if (!messages[i].unique) code = check_id(store, &messages[i]);
     if (code == OUTBOX_OK)
       code = together != NULL ? together(store, messages, &it, now) : insert(store, messages, now);
-    alone = together != NULL && has_taken_seq(store, code);
-    if (alone) { /* a trigger has taken the next seq */
+    if (together != NULL && has_taken_seq(store, code)) { /* a trigger has */
+      alone = !again;
       code = OUTBOX_OK;
       continue;
     }
