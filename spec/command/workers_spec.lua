@@ -331,7 +331,7 @@ describe("outbox relay with several workers", function()
     local text = ""
     repeat
       text = text .. pipe:read(1)
-    until text:find("\ra    1 delivered, %d[^\n]*\27%[K\r\nbbb  0 delivered, [^\n]*\27%[K$")
+    until text:find("[\rA]a    1 delivered, %d[^\n]*\27%[K\r\nbbb  0 delivered, [^\n]*\27%[K$")
     process.kill(tonumber(text:match("^pid (%d+)")), 15)
     assert.matches("\r\27%[A\27%[J20%S+Z stopping signal=SIGTERM\r\n", (finish(pipe)))
   end)
