@@ -22,8 +22,8 @@ static const char FIND_STORED_SQL[] = "SELECT seq FROM " READY " WHERE id = ?1";
 
 static const char FIND_SQL[] =
     "SELECT seq FROM " READY " WHERE id = ?1 UNION ALL SELECT * FROM (" FROM_PLACES
-    "r.seq = place.seq WHERE r.id IS NULL AND r.source_id IS NULL AND r.nonce = ?3"
-    " AND r.created_at = ?4) LIMIT 1";
+    "r.seq = place.seq WHERE r.id IS NULL AND r.source_id IS NULL AND +r.nonce = ?3"
+    " AND +r.created_at = ?4) LIMIT 1";
 
 /* Each + keeps SQLite from making an index of the whole table for it. */
 #define COPY "r.seq BETWEEN place.seq AND place.seq + " COPY_SPAN_SQL " WHERE r.id IS NULL"

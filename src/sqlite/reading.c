@@ -8,7 +8,7 @@
 #include "lease.h"
 
 /* ?1 is the processor, ?2 now, ?3 how many entries. */
-#define OF_CLAIM " WHERE l.processor_id = ?1 AND l.deadline >= ?2 AND " IS_INTERVAL
+#define OF_CLAIM " WHERE +l.processor_id = ?1 AND l.deadline >= ?2 AND " IS_INTERVAL
 
 #define WITHIN " BETWEEN l.first_seq AND l.last_seq"
 #define CLAIMED(table) " FROM @claims AS l CROSS JOIN " table " AS e ON e.seq" WITHIN OF_CLAIM

@@ -45,7 +45,8 @@ int sql_prepare(outbox_store *store, const char *sql, sqlite3_stmt **statement);
 ** they must live until sql_reset; T one as TEXT, copied. Fails with SCHEMA before the migration.
 **
 ** A limit that is bound is written `LIMIT 0 + ?`: from version 3.47 on, SQLite compiles a statement
-** with `LIMIT ?` anew for each value, unless the connection is one of ours (see open.c).
+** with `LIMIT ?` anew for each value, unless the connection is one of ours (see open.c). The newest
+** do so with `column = ?` in a join, where the column has no index: it is written `+column = ?`.
 */
 int sql_query(outbox_store *store, const char *sql, sqlite3_stmt **statement, const char *types,
               ...);
