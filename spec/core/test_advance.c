@@ -165,6 +165,24 @@ static void a_suspect_is_named_and_handed_out_by_its_place_alone(void **state) {
   assert_int_equal(number(f->db, "SELECT count(*) FROM outbox_delayed"), 0);
 }
 
+static void no_seq_comes_twice_when_what_was_just_found_is_settled(void **state) {
+  fixture *f = *state;
+  outbox_want want = {.batch_size = 1};
+  outbox_progress progress;
+  publish(f->store, "1 2");
+  serve(f->store, "p", NULL, true, OUTBOX_ORDERING_KEY);
+  assert_ok(f->store, outbox_advance(f->store, NULL, 0, &want, &progress));
+  outbox_verdict verdicts[] = {{.outcome = OUTBOX_DELIVERED},
+                               {.entry = {text("2"), 2}, .outcome = OUTBOX_DELIVERED}};
+  assert_ok(f->store, outbox_advance(f->store, verdicts, 2, &want, &progress));
+  publish(f->store, "3");
+  assert_ok(f->store, outbox_find_entries(f->store, text("3")));
+  outbox_entry entry;
+  assert_int_equal(outbox_next(f->store, &entry), OUTBOX_ROW);
+  assert_int_equal(entry.seq, 3);
+  outbox_finish(f->store);
+}
+
 static void a_parked_namespace_is_left_behind_and_recovers_in_order(void **state) {
   fixture *f = *state;
   const outbox_want want = {.batch_size = 10};
@@ -399,6 +417,7 @@ int test_advance(void) {
       TEST(of_sets_that_overlap_who_comes_later_stands_by),
       TEST(a_takeover_charges_what_was_in_hand_and_nothing_else),
       TEST(a_suspect_is_named_and_handed_out_by_its_place_alone),
+      TEST(no_seq_comes_twice_when_what_was_just_found_is_settled),
       TEST(a_parked_namespace_is_left_behind_and_recovers_in_order),
       TEST(a_scheduled_entry_becomes_ready_when_it_is_due),
       TEST(an_idle_claim_is_given_back),

@@ -38,6 +38,33 @@ static void a_connection_that_counts_its_changes_publishes(void **state) {
   outbox_close(store);
 }
 
+/* Keeps the first statement that is no SAVEPOINT. */
+static int keep_first(unsigned type, void *context, void *statement, void *sql) {
+  char *first = context;
+  (void)type, (void)statement;
+  if (first[0] == '\0' && strncmp(sql, "SAVEPOINT", 9) != 0) snprintf(first, 20, "%s", (char *)sql);
+  return 0;
+}
+
+static void a_transaction_that_has_only_begun_is_not_made_a_reader(void **state) {
+  fixture *f = *state;
+  sqlite3 *db = connect_plainly(f);
+  outbox_store *store = attach(f, db);
+  assert_ok(store, outbox_migrate(store));
+  for (size_t count = 1; count <= 20; count++) {
+    outbox_message messages[20] = {{.id = {0}}};
+    char first[20] = "";
+    execute(db, "BEGIN");
+    sqlite3_trace_v2(db, SQLITE_TRACE_STMT, keep_first, first);
+    assert_ok(store, outbox_publish(store, messages, count));
+    sqlite3_trace_v2(db, 0, NULL, NULL);
+    execute(db, "COMMIT");
+    first[6] = '\0';
+    if (count > 1) assert_string_equal(first, "INSERT"); /* the first call checks the schema */
+  }
+  outbox_close(store);
+}
+
 static void no_operation_leaves_a_statement_running_or_a_transaction_open(void **state) {
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
@@ -373,6 +400,7 @@ int test_attach(void) {
   const struct CMUnitTest tests[] = {
       TEST_WITHOUT_STORE(no_operation_leaves_a_statement_running_or_a_transaction_open),
       TEST_WITHOUT_STORE(a_connection_that_counts_its_changes_publishes),
+      TEST_WITHOUT_STORE(a_transaction_that_has_only_begun_is_not_made_a_reader),
       TEST(only_the_caller_ends_a_transaction_that_it_began),
       TEST(closing_undoes_what_the_store_began_and_no_more),
       TEST(a_store_knows_when_its_connection_is_closed),

@@ -107,6 +107,12 @@ describe("a processor", function()
     assert.outbox(store).has_entries(0)
     local counts = noted()
     assert.same({ c = 1, d = 1 }, { c = counts.c, d = counts.d })
+    -- Requeued, it is given all its attempts again.
+    store:requeue_entries("killer")
+    local p = outbox.processor({ store = store, retry = { max_attempts = 1 }, publisher = function()
+    end })
+    assert.equal(1, (p:pump()))
+    assert.outbox(store).has_entries(0)
   end)
 
   it("started again with the same id charges the entry it died with, at once", function()

@@ -9,13 +9,14 @@
 
 /*
 ** Each seq that has the bits ?2 of a derived one, from the last downwards, but where there is none
-** for 2^30 places: one row, nearly always.
+** for 2^30 places: one row, nearly always. Each lies below the one before even if the database is
+** damaged.
 */
 #define FROM_PLACES                                                                                \
   "WITH RECURSIVE place (seq) AS (SELECT at - ((at - ?2) & " DERIVED_SEQ_BITS_SQL                  \
   ") FROM (SELECT (SELECT max(seq) FROM " READY ") AS at) UNION ALL SELECT (SELECT at - ((at"      \
   " - ?2) & " DERIVED_SEQ_BITS_SQL ") FROM (SELECT max(seq) AS at FROM " READY                     \
-  " WHERE seq < place.seq)) FROM place WHERE place.seq IS NOT NULL)"                               \
+  " WHERE seq < place.seq) WHERE at < place.seq) FROM place WHERE place.seq IS NOT NULL)"          \
   " SELECT r.seq FROM place CROSS JOIN " READY " AS r ON "
 
 static const char FIND_STORED_SQL[] = "SELECT seq FROM " READY " WHERE id = ?1";

@@ -52,6 +52,15 @@ static outbox_bytes namespace_of(const outbox_message *m) {
   return m->namespace.data != NULL ? m->namespace : (outbox_bytes){"", 0};
 }
 
+/*
+** Not in a transaction that has only begun: that would make a reader of it, whose first write does
+** not wait for the lock, and is refused if another connection has written meanwhile.
+*/
+static bool may_read(const outbox_store *store) {
+  return sqlite3_get_autocommit(store->db) ||
+         sqlite3_txn_state(store->db, "main") != SQLITE_TXN_NONE;
+}
+
 /* `copies`: of each message. `together`: the next seq is one above all that are there. */
 typedef struct fan_out {
   int64_t next_seq, copies;
@@ -194,10 +203,7 @@ static int insert_locked(outbox_store *store, const outbox_message *m, const ori
   return scope ? transaction_end(store, code) : code;
 }
 
-/*
-** Whether copies are to be tried first. Not where the transaction has not written yet: what reads
-** in it before that makes a reader of it.
-*/
+/* Whether copies are to be tried first, which begins with a reading. */
 static bool expects_copies(const outbox_store *store) {
   if (store->copies == 0) return false;
   return sqlite3_get_autocommit(store->db)
@@ -304,17 +310,12 @@ static int choose(outbox_store *store, const outbox_message *messages, bool fans
 
 /* --- Ids ------------------------------------------------------------------------------------- */
 
-/*
-** Reads the next seq where it is not known, but not in a transaction that has only begun. That
-** would make a reader of it, whose first write is refused if another connection has written
-** meanwhile.
-*/
+/* Reads the next seq where it is not known. */
 static int guess_next(outbox_store *store) {
   bool found;
   if (store->next_seq > 0 && store->doubts == 0) return OUTBOX_OK;
   if (store->doubts > 0) store->doubts--;
-  if (!sqlite3_get_autocommit(store->db) && sqlite3_txn_state(store->db, "main") == SQLITE_TXN_NONE)
-    return OUTBOX_OK;
+  if (!may_read(store)) return OUTBOX_OK;
   return sql_fetch(store, NEXT_SQL, &store->next_seq, 1, &found, "");
 }
 
@@ -362,14 +363,17 @@ int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t co
 /* --- Publishing ------------------------------------------------------------------------------ */
 
 static int insert_all(outbox_store *store, outbox_message *messages, size_t count, int64_t now) {
-  int64_t next[2] = {store->next_seq, 0}; /* and whether there are subscriptions */
+  int64_t next[2] = {0, 0}; /* the next seq, 0: not read; and whether there are subscriptions */
+  int code = OUTBOX_OK;
   bool alone = false, found;
-  int code = count >= ROWS ? sql_fetch(store, NEXT_SQL, next, 2, &found, "") : OUTBOX_OK;
-  store->next_seq = next[0];
   while (count > 0 && code == OUTBOX_OK) {
     insert_many *together = NULL;
     fan_out it;
-    if (!alone && all_ready(messages, count, now))
+    if (count >= ROWS && next[0] == 0 && may_read(store)) {
+      code = sql_fetch(store, NEXT_SQL, next, 2, &found, "");
+      store->next_seq = next[0];
+    }
+    if (code == OUTBOX_OK && !alone && next[0] != 0 && all_ready(messages, count, now))
       code = choose(store, messages, next[1] != 0, &it, &together);
     size_t rows = together != NULL ? ROWS : 1;
     bool again = together == insert_rows_of_copies && !store->crowded; /* then not hidden */

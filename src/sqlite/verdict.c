@@ -39,7 +39,7 @@ int verdict_settle(outbox_store *store, outbox_verdict *verdicts, size_t count, 
                    int64_t stays, int64_t now) {
   const items *hand = &store->lane->hand;
   int64_t last = highest(hand, verdicts, count);
-  int code = last > stays ? settle_mark(store, last) : OUTBOX_OK;
+  int code = count > 0 && last >= stays ? settle_mark(store, last) : OUTBOX_OK;
   for (size_t i = 0, n; i < count && code == OUTBOX_OK; i += n) {
     const item *item = i < hand->count ? &hand->items[i] : NULL;
     outbox_identity entry = verdicts[i].entry;

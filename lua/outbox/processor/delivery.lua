@@ -245,9 +245,11 @@ local function make_calls(self, outcome)
   return made
 end
 
--- Whether a batch is one entry with which processors have died too often.
+-- Whether a batch is one entry with which processors have died too often. One that was requeued
+-- keeps its error, but no attempts.
 local function is_given_up(self, batch)
-  return batch.lapsed and not self.retry(batch.entries[1], batch.attempts[1])
+  local attempts = batch.attempts[1]
+  return batch.lapsed and attempts ~= nil and not self.retry(batch.entries[1], attempts)
 end
 
 -- Hands out a batch in as many calls as it needs.
