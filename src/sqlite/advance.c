@@ -154,7 +154,6 @@ static void lose(step *s) {
   lane_empty(&lane->hand);
   lane->lease = 0;
   lane->mask = 0;
-  share_forget(lane);
   lane->highest = INT64_MIN;
   for (int i = 0; i < BOX_CLASSES; i++)
     lane->floor[i] = INT64_MIN;

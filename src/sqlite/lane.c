@@ -181,7 +181,7 @@ int outbox_serve(outbox_store *store, const outbox_service *service) {
     lane->lines.free_heads = heads_free;
     lane->lap = NEVER;
     lane->main = lane->due_at = lane->due_seq = lane->highest = INT64_MIN;
-    share_forget(lane);
+    lane->seen.changes = -1;
     lane->paused_at_version = -1;
     lane_begin_sweep(lane, INT64_MIN);
     for (int i = 0; i < BOX_CLASSES; i++)

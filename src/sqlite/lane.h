@@ -97,7 +97,6 @@ typedef struct lane {
 */
 int share_survey(outbox_store *store, int64_t now, bool reap, survey *survey);
 void share_note(outbox_store *store, int64_t now, const survey *survey);
-void share_forget(lane *lane);
 
 /* A number that changes with each commit to the database, and inside a transaction tells of it. */
 unsigned share_version(outbox_store *store);
@@ -135,8 +134,9 @@ int pause_see(outbox_store *store);
 void verdict_block(lane *lane, const outbox_verdict *verdicts);
 
 /*
-** Writes them, inside the write lock. Where the claim is lost, only what was delivered. `stays` is
-** the place of a ready entry that is there, and stays; INT64_MIN: none is known.
+** Writes the verdicts, inside the write lock. If the claim is lost, it deletes what was delivered
+** and ignores the rest. `stays` is the place of a ready entry that is there, and stays; INT64_MIN:
+** none is known.
 */
 int verdict_settle(outbox_store *store, outbox_verdict *verdicts, size_t count, bool lost,
                    int64_t stays, int64_t now);

@@ -109,7 +109,7 @@ static const char VERSION_4[] =
 **
 ** In SQLite the last row's seq cannot be the highest integer: the next would be a random one.
 */
-#define READY_COLUMNS MESSAGE_COLUMNS_BUT_ID ", attempts, last_error, source_id"
+#define READY_COLUMNS MESSAGE_COLUMNS_BUT_ID OTHER_COLUMNS
 #define OWN_ID_CHECK "CHECK (id IS NOT NULL OR " IS_DERIVABLE("") ")"
 
 static const char VERSION_5[] =
@@ -137,7 +137,8 @@ static const char VERSION_5[] =
 
 /*
 ** Version 6. The library reads the subscriptions itself: `fans_out` says whether there are any. For
-** plain SQL the view has two triggers, one that inserts a message and one that inserts its copies.
+** plain SQL the view has three triggers, of which one runs: it inserts a message, or a scheduled
+** one, or the copies.
 */
 #define VALUES_BUT_ID                                                                              \
   "coalesce(NEW.namespace, ''), NEW.key, NEW.payload, NEW.headers,"                                \
@@ -223,7 +224,10 @@ static const char VERSION_6_COPY[] =
     " BEGIN" CHECK_DELIVER_AT " INSERT INTO @@ready " COPY_COLUMNS "seq) " SELECT_COPIES
     "CASE WHEN " IS_FIRST " THEN " NEXT " END" FROM_SUBSCRIPTIONS;
 
-/* Scheduled messages become copies whoever inserts them, because that is not often. */
+/*
+** This trigger makes the copies of scheduled messages for all who publish, also for the library,
+** because such messages are rare.
+*/
 static const char VERSION_6_COPY_SCHEDULED[] =
     "CREATE TRIGGER @copy_scheduled BEFORE INSERT ON @@delayed WHEN NEW.source_id IS NULL"
     " AND NEW.position IS NULL AND typeof(NEW.id) IN ('text', 'null') AND EXISTS"

@@ -77,10 +77,6 @@ void share_note(outbox_store *store, int64_t now, const survey *survey) {
   lane->seen.survey.lapsed = false; /* it was removed */
 }
 
-void share_forget(lane *lane) {
-  lane->seen.changes = -1;
-}
-
 int share_survey(outbox_store *store, int64_t now, bool reap, survey *survey) {
   if (reap && is_known(store, now)) {
     *survey = store->lane->seen.survey;
