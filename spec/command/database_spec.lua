@@ -3,6 +3,8 @@ local outbox = require("outbox")
 local process = require("process")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 local COMMAND, fail, run = command.COMMAND, command.fail, command.run
 local shell, succeed = command.shell, command.succeed
 

@@ -5,6 +5,8 @@ local process = require("process")
 local server = require("spec.support.server")
 local support = require("spec.support")
 
+local sqlite_it = support.only("sqlite", it)
+
 local COMMAND, expect, fail, finish = command.COMMAND, command.expect, command.fail, command.finish
 local json_lines, read, run, shell = command.json_lines, command.read, command.run, command.shell
 local start, succeed, write = command.start, command.succeed, command.write
@@ -39,7 +41,7 @@ describe("outbox relay", function()
     return support.pluck(json_lines(read(destination)), "id")
   end
 
-  it("delivers what a new user publishes", function()
+  sqlite_it("delivers what a new user publishes", function()
     local new = support.path()
     os.remove(new)
     local out, status = run(("publish %s 'hello' --key k && %s relay %s --to stdout: --once")

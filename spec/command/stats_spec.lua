@@ -3,6 +3,8 @@ local command = require("spec.support.command")
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local sqlite_it = support.only("sqlite", it)
+
 local json_lines, run, succeed = command.json_lines, command.run, command.succeed
 
 describe("outbox stats", function()
@@ -156,7 +158,7 @@ describe("outbox stats", function()
     end
   end)
 
-  it("quotes the labels for Prometheus", function()
+  sqlite_it("quotes the labels for Prometheus", function()
     local directory = support.path()
     os.remove(directory)
     assert(os.execute(("mkdir '%s'; mkdir '%s/a\"b\\\nc'"):format(directory, directory)))

@@ -16,9 +16,9 @@ describe("a backlog of few keys, and a destination that is down,", function()
   local function run(spaces, keys, rows, seconds)
     local clock = support.clock()
     local store <close> = support.store({ clock = clock, synchronous = "off" })
-    support.sql(store, "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?)"
-      .. " INSERT INTO outbox_entries (id, namespace, key) SELECT i, 'down ' || (i % ?), i / ? % ?"
-      .. " FROM n", rows, spaces, spaces, keys)
+    support.sql(store, "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n"
+      .. " WHERE i < ?) INSERT INTO outbox_entries (id, namespace, key) SELECT CAST(i AS TEXT),"
+      .. " 'down ' || (i % ?), CAST(i / ? % ? AS TEXT) FROM n", rows, spaces, spaces, keys)
     local delivered, busy, calls = 0, 0, 0
     local p = outbox.processor({ store = store, on_error = function() end,
       publisher = function(_, namespace)

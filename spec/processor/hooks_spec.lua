@@ -4,6 +4,8 @@ local shared = require("spec.processor.support")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
+local sqlite_it = support.only("sqlite", it)
+
 describe("a processor", function()
   local store, clock, publisher, errors
 
@@ -54,7 +56,7 @@ describe("a processor", function()
       ["a trigger that raises"] = "SELECT RAISE(ABORT, 'entries are kept')",
       ["a UNIQUE constraint in a trigger"] = "INSERT INTO audit VALUES (old.namespace)",
     }) do
-      it("that are told in SQLite's words why nothing can be deleted: " .. name, function()
+      sqlite_it("that are told in SQLite's words why nothing can be deleted: " .. name, function()
         support.sql(store, "CREATE TABLE audit (name UNIQUE)")
         support.sql(store, "INSERT INTO audit VALUES ('orders')")
         support.sql(store, ("CREATE TRIGGER t BEFORE DELETE ON outbox_ready"

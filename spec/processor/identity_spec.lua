@@ -40,8 +40,8 @@ describe("a processor", function()
         end
         if #got == 1 then
           local other <close> = outbox.open(path)
-          support.sql(other,
-            "INSERT OR REPLACE INTO outbox_entries (id, payload) VALUES ('2', 'new')")
+          support.sql(other, "DELETE FROM outbox_entries WHERE id = '2'")
+          support.sql(other, "INSERT INTO outbox_entries (id, payload) VALUES ('2', 'new')")
           return answer()
         end
       end, {}, errors)

@@ -5,6 +5,8 @@ local shared = require("spec.processor.support")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
+local sqlite_it = support.only("sqlite", it)
+
 describe("a processor", function()
   local store, path, clock, publisher, errors
 
@@ -233,7 +235,7 @@ describe("a processor", function()
     until ids:find(" scheduled ", 1, true) and ids:find(" retried ", 1, true)
   end)
 
-  it("does nothing, and writes nothing, when there is nothing", function()
+  sqlite_it("does nothing, and writes nothing, when there is nothing", function()
     local watcher <close> = outbox.open(path)
     local function version()
       return support.sql(watcher, "PRAGMA data_version")[1].data_version

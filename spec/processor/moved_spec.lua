@@ -2,6 +2,8 @@ local command = require("spec.support.command")
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 describe("a processor whose database file", function()
   local directory, path, store
 

@@ -133,7 +133,7 @@ for name, run in pairs(LOOPS) do
     after_each(support.remove)
 
     it("a processor whose publisher hangs keeps no other waiting", function()
-      local path = support.path()
+      local path = support.database()
       assert.equal(0, (process.wait(process.fork(function()
         test(run, path)
       end))))

@@ -4,6 +4,8 @@ local outbox = require("outbox")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
+local sqlite_it = support.only("sqlite", it)
+
 describe("ordering", function()
   local store, path, clock, publisher
 
@@ -211,7 +213,7 @@ describe("ordering", function()
       assert.is_true(#publisher.messages > 60 and #theirs.messages > 60)
     end)
 
-    it("does not let processors wake each other while the destination is down", function()
+    sqlite_it("does not let processors wake each other while the destination is down", function()
       publish("a b c d")
       local second <close> = outbox.open(path, { clock = clock })
       publisher:raise("down")

@@ -81,7 +81,7 @@ describe("publishers and processors at once", function()
   local path, log_path
 
   before_each(function()
-    path = support.path() -- because a disk that stalls prolongs each lock
+    path = support.database() -- because a disk that stalls prolongs each lock
     local store = outbox.open(path)
     store:migrate()
     store:close() -- before the forks

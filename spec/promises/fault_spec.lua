@@ -6,6 +6,8 @@ local outbox = require("outbox")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
+local describe = support.only("sqlite", describe)
+
 local PATIENCE = 20 -- for how many steps all calls fail
 
 describe("a processor, when a call fails,", function()

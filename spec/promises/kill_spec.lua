@@ -7,6 +7,8 @@ local process = require("process")
 local support = require("spec.support")
 local torture = require("spec.support.torture")
 
+local describe = support.only("sqlite", describe)
+
 local KILLS = torture.long and 1000 or 15 -- for each ordering
 local PUBLISHERS, PROCESSORS = 3, 3
 local CUSTOMERS = 8

@@ -4,6 +4,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 local EXTENSION = assert(package.searchpath("outbox_sqlite", package.cpath)):gsub("%.so$", "")
 
 -- Each would do harm or be changed if it became part of SQL.

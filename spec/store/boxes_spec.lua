@@ -5,6 +5,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 local SEEDS, STEPS = 10, 1000
 local NAMESPACES = { "a", "b", "c" }
 local SETS = { {}, {}, { only = { "a" } }, { only = { "a", "b" } }, { only = { "c" } },

@@ -1,6 +1,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local sqlite_it = support.only("sqlite", it)
+
 describe("a claim", function()
   local store, path, clock
 
@@ -126,7 +128,7 @@ describe("a claim", function()
     assert.is_false(store:claim_entries("' OR 1 = 1 --", 1010))
   end)
 
-  it("writes nothing when it finds nothing", function()
+  sqlite_it("writes nothing when it finds nothing", function()
     local watcher <close> = outbox.open(path, { clock = clock })
     local function version()
       return support.sql(watcher, "PRAGMA data_version")[1].data_version
@@ -148,7 +150,7 @@ describe("a claim", function()
     assert.equal(before, version())
   end)
 
-  describe("with a limit", function()
+  support.only("sqlite", describe)("with a limit", function()
     it("takes the oldest", function()
       publish("a", "b", "c")
       assert.is_true(store:claim_entries("p", 1010, { limit = 2 }))
@@ -183,7 +185,7 @@ describe("a claim", function()
     end)
   end)
 
-  it("takes an entry that plain SQL has put before the first place", function()
+  sqlite_it("takes an entry that plain SQL has put before the first place", function()
     support.sql(store, "INSERT INTO outbox_entries (seq, id) VALUES (-5, 'early')")
     publish("a")
     assert.is_true(store:claim_entries("p", 1010))
@@ -219,7 +221,7 @@ describe("a claim", function()
     assert.is_true(store:claim_entries("p", 1010))
   end)
 
-  it("leaves few leases, however often it is made", function()
+  sqlite_it("leaves few leases, however often it is made", function()
     for i = 1, 300 do
       publish("a" .. i, "b" .. i, "c" .. i)
       store:claim_entries("p" .. i % 3, 1010, { limit = 2 + i % 5 })
@@ -295,7 +297,7 @@ describe("a claim", function()
       end
     end)
 
-    it("while nobody else can write", function()
+    sqlite_it("while nobody else can write", function()
       publish("a")
       local other <close> = outbox.open(path, { busy_timeout = 0 })
       local problem

@@ -3,6 +3,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 describe("a copy of a message whose id the outbox makes", function()
   local store, path, one, two
 

@@ -1,6 +1,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 describe("txn:execute", function()
   local store
 

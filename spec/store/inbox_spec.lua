@@ -3,6 +3,8 @@ local process = require("process")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
+local sqlite_it = support.only("sqlite", it)
+
 describe("an inbox", function()
   local store, path, clock, inbox
 
@@ -54,7 +56,7 @@ describe("an inbox", function()
       assert.is_false(inbox:once("1", nothing))
       error("no")
     end)
-    assert.same({}, support.sql(store, "SELECT 1 FROM sqlite_schema WHERE name GLOB '*inbox*'"))
+    assert.has_error(count)
     assert.is_true(inbox:once("1", nothing))
   end)
 
@@ -75,12 +77,11 @@ describe("an inbox", function()
     assert.is_true(inbox:once("1", nothing))
     assert.is_true(second:once("1", nothing))
     assert.is_false(second:once("1", nothing))
-    assert.same({ { name = "other_inbox" } },
-      support.sql(store, "SELECT name FROM sqlite_schema WHERE name = 'other_inbox'"))
+    assert.same({ { n = 1 } }, support.sql(store, "SELECT count(*) AS n FROM other_inbox"))
   end)
 
   it("needs none of the outbox's own tables", function()
-    local plain <close> = outbox.open(support.path())
+    local plain <close> = outbox.open(support.database())
     assert.is_true(outbox.inbox({ store = plain }):once("1", nothing))
   end)
 
@@ -120,7 +121,7 @@ describe("an inbox", function()
     assert.is_true(inbox:once("old", nothing))
   end)
 
-  it("forgets by index", function()
+  sqlite_it("forgets by index", function()
     inbox:once("1", nothing)
     local source <close> = assert(io.open("lua/outbox/inbox.lua"))
     local forget = source:read("a"):match("forget = %[%[(.-)%]%]"):gsub("@", "outbox_")
@@ -161,7 +162,7 @@ describe("an inbox", function()
 
   it("ignores a redelivery", function()
     local receiver <close> = support.store()
-    support.sql(receiver, "CREATE TABLE stock (count)")
+    support.sql(receiver, "CREATE TABLE stock (count INTEGER)")
     support.sql(receiver, "INSERT INTO stock VALUES (10)")
     local received = outbox.inbox({ store = receiver })
     store:publish({ id = "order 1" })
@@ -183,7 +184,7 @@ describe("an inbox", function()
   end)
 
   it("raises what the database raises", function()
-    support.sql(store, "CREATE TABLE outbox_inbox (id)")
+    support.sql(store, "CREATE TABLE outbox_inbox (id INTEGER)")
     assert.equal("error", support.raised(inbox.once, inbox, "1", nothing).code)
   end)
 

@@ -6,6 +6,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 local STEPS = 10000
 local PROCESSORS = { "one", "two", "three" }
 

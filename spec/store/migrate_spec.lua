@@ -2,6 +2,8 @@ local outbox = require("outbox")
 local process = require("process")
 local support = require("spec.support")
 
+local sqlite_it = support.only("sqlite", it)
+
 describe("store:migrate", function()
   after_each(support.remove)
 
@@ -14,7 +16,7 @@ describe("store:migrate", function()
 
   it("can be run from several processes at once", function()
     for _ = 1, 20 do
-      local path = support.path()
+      local path = support.database()
       local gate = process.gate()
       local children = {}
       for i = 1, 4 do
@@ -35,7 +37,7 @@ describe("store:migrate", function()
   end)
 
   it("must be called before everything else", function()
-    local store <close> = outbox.open(support.path())
+    local store <close> = outbox.open(support.database())
     local problem = support.raised(store.publish, store, {})
     assert.equal("schema", problem.code)
     assert.matches("call migrate first", problem.message)
@@ -63,7 +65,8 @@ describe("plain SQL", function()
     local before = outbox.clock.now()
     store:transaction(function(txn)
       txn:execute("INSERT INTO outbox_entries (namespace, key, payload) VALUES ('sql', 'k', 'p')")
-      txn:execute("INSERT INTO outbox_entries (namespace, payload) VALUES ('sql', x'00ff')")
+      txn:execute(support.portable("INSERT INTO outbox_entries (namespace, payload) VALUES"
+        .. " ('sql', ?)"), outbox.blob("\0\255"))
     end)
     store:claim_entries("p", outbox.clock.now() + 60)
     local entries = store:get_claimed_entries("p", 10)
@@ -88,7 +91,7 @@ describe("plain SQL", function()
     assert.same({ lone, { a = "b" } }, support.pluck(entries, "headers"))
   end)
 
-  it("may only insert ids that are TEXT, because no others would be found again", function()
+  sqlite_it("may only insert ids that are TEXT, because no others would be found again", function()
     local store <close> = support.store()
     assert.has_error(function()
       support.sql(store, "INSERT INTO outbox_entries (id) VALUES (?)", outbox.blob("id"))

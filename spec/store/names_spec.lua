@@ -5,6 +5,8 @@ local outbox = require("outbox")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
+local describe = support.only("sqlite", describe)
+
 local TABLES = { "entries", "delayed", "dead", "claims", "schema", "inbox" }
 
 -- Each function does one operation, and asserts what it would not do with an empty table. They run

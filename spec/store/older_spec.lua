@@ -4,6 +4,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 local NEWER = "these tables are from a newer outbox: restart this process with it"
 
 -- The SQL of 0.1.0, word for word.

@@ -1,6 +1,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 describe("outbox.open", function()
   after_each(support.remove)
 

@@ -3,6 +3,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 local COMMAND = (os.getenv("OUTBOX_TREE") or "lua_modules") .. "/bin/outbox"
 
 local LONGEST = ("p"):rep(63) .. "_"

@@ -1,5 +1,7 @@
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 describe("txn:rows", function()
   local store
 

@@ -1,13 +1,15 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local sqlite_it = support.only("sqlite", it)
+
 describe("store:transaction", function()
   local store, path
 
   before_each(function()
     store, path = support.store({ busy_timeout = 0 })
     store:transaction(function(txn)
-      txn:execute("CREATE TABLE orders (number INTEGER PRIMARY KEY, data)")
+      txn:execute("CREATE TABLE orders (number INTEGER PRIMARY KEY, data INTEGER)")
     end)
   end)
 
@@ -27,7 +29,7 @@ describe("store:transaction", function()
 
   local function insert(txn, number)
     txn:publish({ payload = tostring(number) })
-    return txn:execute("INSERT INTO orders (number) VALUES (?)", number)
+    return txn:execute(support.portable("INSERT INTO orders (number) VALUES (?)"), number)
   end
 
   it("commits the row and the message together, and returns what the function returns", function()
@@ -174,7 +176,7 @@ describe("store:transaction", function()
     assert.same({ 0, 1 }, { committed() })
   end)
 
-  it("reports why no savepoint can be set while the rows of a writing query are read", function()
+  sqlite_it("reports why no savepoint can be set while a writing query's rows are read", function()
     store:transaction(function(txn)
       insert(txn, 1)
       insert(txn, 2)
@@ -202,7 +204,7 @@ describe("store:transaction", function()
     assert.same({ 1, 1 }, { committed() })
   end)
 
-  it("runs nothing more, and does not commit, after SQLite itself has rolled back", function()
+  sqlite_it("runs nothing more, and does not commit, after SQLite has rolled back", function()
     local second
     local problem = support.raised(store.transaction, store, function(txn)
       insert(txn, 1)

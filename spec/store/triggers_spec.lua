@@ -3,6 +3,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 describe("a trigger of the application's on outbox_ready", function()
   local store, clock, path
 

@@ -6,6 +6,8 @@ local outbox = require("outbox")
 local process = require("process")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 local ALIVE = contents.LEASES[2].processor_id
 
 local function read(path)

@@ -4,6 +4,8 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local describe = support.only("sqlite", describe)
+
 local V7 = "^%x%x%x%x%x%x%x%x%-%x%x%x%x%-7%x%x%x%-[89ab]%x%x%x%-%x%x%x%x%x%x%x%x%x%x%x%x$"
 
 describe("plain SQL on outbox_entries", function()

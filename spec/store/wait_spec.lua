@@ -2,6 +2,8 @@ local outbox = require("outbox")
 local process = require("process")
 local support = require("spec.support")
 
+local sqlite_it = support.only("sqlite", it)
+
 -- A timeout that is reached only if a wake was missed.
 local LONG = 60
 
@@ -75,7 +77,7 @@ describe("store:wait", function()
     process.wait(published)
   end)
 
-  it("misses no commit of a burst, whatever else happens to the file", function()
+  sqlite_it("misses no commit of a burst, whatever else happens to the file", function()
     local ready = process.gate()
     store:close()
     local child = process.fork(function()
@@ -102,7 +104,7 @@ describe("store:wait", function()
     assert.equal(0, (process.wait(child)))
   end)
 
-  it("misses no commit, however long the commit waits for the disk", function()
+  sqlite_it("misses no commit, however long the commit waits for the disk", function()
     settled()
     local ready = process.gate()
     local child = process.fork(function()
@@ -115,7 +117,7 @@ describe("store:wait", function()
     process.wait(child)
   end)
 
-  it("has the same descriptor for as long as the store is open", function()
+  sqlite_it("has the same descriptor for as long as the store is open", function()
     local fd = store:pollfd()
     assert.equal("integer", math.type(fd))
     os.execute(("sqlite3 %s 'PRAGMA busy_timeout = 5000; VACUUM' >/dev/null"):format(path))
@@ -123,7 +125,7 @@ describe("store:wait", function()
     assert.equal(fd, store:pollfd())
   end)
 
-  it("polls when the file cannot be watched", function()
+  sqlite_it("polls when the file cannot be watched", function()
     store:close()
     local publisher = process.fork(function()
       local other <close> = outbox.open(path)

@@ -1,15 +1,29 @@
 -- Helpers of the specs: temporary databases, a clock that the spec sets, programs in processes.
+--
+-- The specs of the database run on SQLite, and again on PostgreSQL if OUTBOX_TEST_ENGINE is
+-- `postgres`. `store` and `database` give each test a database of that engine. Where a spec opens a
+-- file or speaks SQLite's SQL, `only` leaves it to SQLite.
 
+local busted = require("busted")
 local outbox = require("outbox")
+local postgres = require("spec.support.postgres")
 local process = require("process")
 local testing = require("outbox.testing")
 
-local M = { clock = testing.clock }
+local M = { clock = testing.clock, engine = os.getenv("OUTBOX_TEST_ENGINE") or "sqlite" }
+assert(M.engine == "sqlite" or M.engine == "postgres", "OUTBOX_TEST_ENGINE: sqlite or postgres")
 
 local paths = {}
 
---- Returns a path for a new database, in memory if the system has such a file system: the specs
--- need not wait for a disk. `remove` deletes it and SQLite's files beside it.
+--- Returns `block` (`describe` or `it`) if the specs run on this engine. Otherwise returns
+-- busted's `pending`, which counts what it takes the place of, and runs nothing of it. For a whole
+-- file: `local describe = support.only("sqlite", describe)`.
+function M.only(engine, block)
+  return engine == M.engine and block or busted.pending
+end
+
+--- Returns a path for a new file, in memory if the system has such a file system: the specs need
+-- not wait for a disk. `remove` deletes it and SQLite's files beside it.
 function M.path()
   local path = os.tmpname()
   local name = path:gsub("^.*/", "/dev/shm/")
@@ -23,6 +37,12 @@ function M.path()
   return path
 end
 
+--- Returns the name of a new, empty database, as outbox.open takes it: a path, or the URL of a new
+-- schema. `remove` deletes it.
+function M.database()
+  return M.engine == "postgres" and postgres.schema() or M.path()
+end
+
 function M.remove()
   for _, path in ipairs(paths) do
     for _, suffix in ipairs({ "", "-wal", "-shm", "-journal" }) do
@@ -30,18 +50,32 @@ function M.remove()
     end
   end
   paths = {}
+  postgres.remove()
 end
 
---- Returns a store on a new, migrated database, and its path.
+--- Returns a store on a new, migrated database, and its path or URL.
 function M.store(options)
-  local path = M.path()
+  local path = M.database()
   local store = outbox.open(path, options)
   store:migrate()
   return store, path
 end
 
---- Runs SQL on a store, in a transaction; returns the rows.
+--- Returns SQL with its parameters, `?` or `?1`, as the engine writes them. It has no other `?`.
+function M.portable(sql)
+  if M.engine == "sqlite" then
+    return sql
+  end
+  local count = 0
+  return (sql:gsub("%?(%d*)", function(number)
+    count = count + 1
+    return "$" .. (number ~= "" and number or count)
+  end))
+end
+
+--- Runs SQL on a store, in a transaction; returns the rows. Parameters are `?` on both engines.
 function M.sql(store, sql, ...)
+  sql = M.portable(sql)
   local values = table.pack(...)
   return store:transaction(function(txn)
     local rows = {}

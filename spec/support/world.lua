@@ -110,7 +110,7 @@ end
 -- Of the messages whose payload is not "bad" also the `longest` time that one has waited, and how
 -- many times they were charged, `charges`; `left_charges`, those of the others that are left.
 function M.run(world)
-  local path = support.path()
+  local path = support.database()
   world.clock = support.clock(1e6)
   world.began = world.clock.time
   local store <close> = outbox.open(path, { clock = world.clock, synchronous = "off" })
