@@ -17,6 +17,7 @@ static void arm(int fault, int n, bool for_ever) {
 
 static void whatever_call_fails_an_operation_is_done_or_not_done(void **state) {
   const trouble faults = {.step = is_long() ? 1 : 3,
+                          .migrate_step = is_long() ? 1 : 3,
                           .kinds = FAULTS,
                           .names = FAULT_NAMES,
                           .lasts = lasts,

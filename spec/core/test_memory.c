@@ -92,6 +92,7 @@ static void arm(int kind, int n, bool for_ever) {
 static void whatever_allocation_fails_an_operation_is_done_or_not_done(void **state) {
   static const char *const NAMES[] = {"allocation"};
   const trouble trouble = {.step = is_long() ? 7 : 13,
+                           .migrate_step = is_long() ? 7 : 97,
                            .kinds = 1,
                            .names = NAMES,
                            .code = OUTBOX_NOMEM,

@@ -172,9 +172,10 @@ static int try_operation(fixture *f, const operation *operation, const trouble *
   assert_ok(store, t.operation->run(store, f));
   outbox_close(store);
   t.after = dump_file(f->path);
+  int step = operation->tables ? trouble->step : trouble->migrate_step;
   for (int kind = 0; kind < trouble->kinds; kind++)
     for (int for_ever = 0; for_ever < (trouble->lasts(kind) ? 2 : 1); for_ever++)
-      for (int n = 1; try_one(f, &t, trouble, kind, n, for_ever); n += trouble->step)
+      for (int n = 1; try_one(f, &t, trouble, kind, n, for_ever); n += step)
         tried++;
   sqlite3_free(t.before);
   sqlite3_free(t.after);

@@ -9,7 +9,8 @@
 
 /* A class of calls that can be made to fail. */
 typedef struct trouble {
-  int step; /* 1 tries every call, 7 every seventh */
+  int step;         /* 1 tries every call, 7 every seventh */
+  int migrate_step; /* the same while the tables are made, which takes the most calls by far */
   int kinds;
   const char *const *names; /* of the kinds */
   int code;                 /* that each failure must cause; 0: there are several */
