@@ -1,8 +1,12 @@
+-- With OUTBOX_TREE another build is tested, which this check has nothing to do with.
+if os.getenv("OUTBOX_TREE") then
+  return
+end
+
 local support = require("spec.support")
 
--- Not with the sanitizer that these specs may run under.
 local function shell(command)
-  local pipe <close> = io.popen(("env -u LD_PRELOAD sh -c '%s' 2>&1"):format(command))
+  local pipe <close> = io.popen(("sh -c '%s' 2>&1"):format(command))
   local output = pipe:read("a")
   return output, (pipe:close())
 end

@@ -1,3 +1,8 @@
+-- With OUTBOX_TREE another build is tested, which this check has nothing to do with.
+if os.getenv("OUTBOX_TREE") then
+  return
+end
+
 local support = require("spec.support")
 
 -- Returns what the check says about a piece of Lua, and whether it accepts it.
@@ -6,7 +11,7 @@ local function check(code)
   local file <close> = assert(io.open(path, "w"))
   file:write(code)
   file:close()
-  local pipe <close> = io.popen("env -u LD_PRELOAD tools/loops " .. path .. " 2>&1")
+  local pipe <close> = io.popen("tools/loops " .. path .. " 2>&1")
   local output = pipe:read("a")
   return output, (pipe:close())
 end
