@@ -6,7 +6,8 @@
 **
 ** The script returns a list of operations. Each is a table with a `name` and three functions:
 ** `prepare()`, whose result is passed to the others; `run(it)`, in which allocations fail; and
-** `check(it, ok, problem)`. With `once`, allocations only fail alone.
+** `check(it, ok, problem)`. With `once`, allocations only fail alone. With `many`, it allocates so
+** often that fewer of them fail in the short form.
 */
 #include <lauxlib.h>
 #include <lualib.h>
@@ -43,8 +44,17 @@ static void get_field(lua_State *L, int number, const char *name) {
   lua_remove(L, -2);
 }
 
+/* Returns how many allocations later the next one fails. */
+static int find_step(lua_State *L, int number) {
+  if (getenv("OUTBOX_LONG") != NULL) return 7;
+  get_field(L, number, "many");
+  int many = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return many ? 97 : 13;
+}
+
 /* Returns whether an allocation failed; WRONG after an error; NO_MORE without such an operation. */
-static int try_one(const char *script, int number, int n, int for_ever) {
+static int try_one(const char *script, int number, int n, int for_ever, int *step) {
   char what[120];
   int64_t memory = sqlite3_memory_used();
   lua_State *L = lua_newstate(allocate, NULL);
@@ -55,6 +65,7 @@ static int try_one(const char *script, int number, int n, int for_ever) {
     lua_close(L);
     return NO_MORE;
   }
+  *step = find_step(L, number);
   get_field(L, number, "name");
   snprintf(what, sizeof what, "%s, allocation %d%s", lua_tostring(L, -1), n,
            for_ever ? " and on" : "");
@@ -86,15 +97,14 @@ static int try_one(const char *script, int number, int n, int for_ever) {
 }
 
 int main(int argc, char **argv) {
-  int tried = 0, failed, number = 1;
-  int step = getenv("OUTBOX_LONG") != NULL ? 7 : 13;
+  int tried = 0, failed, number = 1, step;
   if (argc != 2) return 2;
   begin_allocations();
   /* First without a failure, which allocates what is never freed. */
-  for (; (failed = try_one(argv[1], number, NEVER, 0)) == 0; number++)
+  for (; (failed = try_one(argv[1], number, NEVER, 0, &step)) == 0; number++)
     for (int for_ever = 0; for_ever < 2; for_ever++) {
       int n = 1;
-      for (; (failed = try_one(argv[1], number, n, for_ever)) > 0; n += step)
+      for (; (failed = try_one(argv[1], number, n, for_ever, &step)) > 0; n += step)
         tried++;
       if (failed < 0) return 1;
     }

@@ -109,6 +109,7 @@ end
 return {
   {
     name = "open",
+    many = true, -- as it makes the tables
     prepare = function()
       return {}
     end,
