@@ -108,6 +108,7 @@ build = {
         "src/sqlite/derived.c",
         "src/sqlite/doorbell.c",
         "src/sqlite/due.c",
+        "src/sqlite/engine.c",
         "src/sqlite/error.c",
         "src/sqlite/handshake.c",
         "src/sqlite/heartbeat.c",
