@@ -20,12 +20,13 @@ int shim_raise(lua_State *L, const char *code, const char *message) {
   return lua_error(L);
 }
 
-void shim_check(lua_State *L, const outbox_store *store, int code) {
-  if (code != OUTBOX_OK) shim_raise(L, outbox_code_name(code), outbox_error_message(store));
+void shim_check(lua_State *L, const shim_store *self, int code) {
+  if (code != OUTBOX_OK)
+    shim_raise(L, outbox_code_name(code), self->engine->error_message(self->store));
 }
 
-int shim_refuse(lua_State *L, const outbox_store *store, int index) {
-  return luaL_argerror(L, index, lua_pushstring(L, outbox_error_message(store)));
+int shim_refuse(lua_State *L, const shim_store *self, int index) {
+  return luaL_argerror(L, index, lua_pushstring(L, self->engine->error_message(self->store)));
 }
 
 static int error_tostring(lua_State *L) {

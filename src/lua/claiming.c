@@ -48,9 +48,9 @@ static int store_claim_entries(lua_State *L) {
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_begin_asking(L, self);
-  int code = outbox_claim_entries(self->store, processor_id, deadline, limit, &claimed);
+  int code = self->engine->claim_entries(self->store, processor_id, deadline, limit, &claimed);
   shim_end_asking(L, self);
-  shim_check(L, self->store, code);
+  shim_check(L, self, code);
   if (!claimed.any) shim_forget_claim(L, 1, 2, true);
   lua_pushboolean(L, claimed.any);
   if (claimed.again_at != 0)
@@ -105,13 +105,14 @@ static int store_get_claimed_entries(lua_State *L) {
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   size_t read = shim_push_batch(
-      L, self, outbox_get_claimed_entries(self->store, processor_id, batch_size, batch_bytes),
+      L, self,
+      self->engine->get_claimed_entries(self->store, processor_id, batch_size, batch_bytes),
       memory);
   lua_pushvalue(L, memory);
   shim_remember(L, self, 1, 2, known);
   shim_check_store(L, 1); /* remembering allocates, and a finalizer may close the store */
   /* Last, because it writes: nothing may fail after it. With nothing in hand, the claim says so. */
-  if (hold && read > 0) shim_check(L, self->store, outbox_hold_batch(self->store, processor_id));
+  if (hold && read > 0) shim_check(L, self, self->engine->hold_batch(self->store, processor_id));
   return 1;
 }
 
@@ -133,7 +134,7 @@ static int store_renew_claim(lua_State *L) {
   int64_t deadline = shim_check_microseconds(L, 3);
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_renew_claim(self->store, processor_id, deadline, &renewed));
+  shim_check(L, self, self->engine->renew_claim(self->store, processor_id, deadline, &renewed));
   if (!renewed) shim_forget_claim(L, 1, 2, true);
   lua_pushboolean(L, renewed);
   return 1;
@@ -156,7 +157,7 @@ static int store_start_heartbeat(lua_State *L) {
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   int64_t interval = shim_check_microseconds(L, 3), max_duration = shim_check_microseconds(L, 4);
   shim_check(L, self->store,
-             outbox_start_heartbeat(self->store, processor_id, interval, max_duration));
+             self->engine->start_heartbeat(self->store, processor_id, interval, max_duration));
   return 0;
 }
 
@@ -166,7 +167,7 @@ Stops the heartbeat, if it beats. After this call the deadline moves no more.
 */
 static int store_stop_heartbeat(lua_State *L) {
   shim_store *self = luaL_checkudata(L, 1, STORE);
-  if (self->store != NULL) outbox_stop_heartbeat(self->store);
+  if (self->store != NULL) self->engine->stop_heartbeat(self->store);
   return 0;
 }
 
@@ -180,7 +181,7 @@ charged.
 static int store_release_claim(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
-  shim_check(L, self->store, outbox_release_claim(self->store, processor_id));
+  shim_check(L, self, self->engine->release_claim(self->store, processor_id));
   shim_forget_claim(L, 1, 2, false);
   return 0;
 }
@@ -203,7 +204,7 @@ static int store_wait(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   int64_t timeout = shim_check_microseconds(L, 2);
   luaL_argcheck(L, timeout >= 0, 2, "must not be negative");
-  shim_check(L, self->store, outbox_wait(self->store, timeout, &rung, &look_again));
+  shim_check(L, self, self->engine->wait(self->store, timeout, &rung, &look_again));
   lua_pushboolean(L, rung);
   if (look_again == 0) return 1;
   shim_push_seconds(L, look_again);
@@ -217,7 +218,8 @@ whether there is something new, and makes it unreadable again. Never close it.
 @treturn ?integer the same for the store's life; nil where there is none
 */
 static int store_pollfd(lua_State *L) {
-  int fd = outbox_pollfd(shim_check_store(L, 1)->store);
+  shim_store *self = shim_check_store(L, 1);
+  int fd = self->engine->pollfd(self->store);
   if (fd < 0) return 0;
   lua_pushinteger(L, fd);
   return 1;

@@ -16,7 +16,7 @@
 ** before that must not be committed alone, so such a statement is run first.
 */
 static void begin_theirs(lua_State *L, shim_store *self, int index) {
-  if (outbox_connection(self->store) == NULL || outbox_in_transaction(self->store)) return;
+  if (outbox_connection(self->store) == NULL || self->engine->in_transaction(self->store)) return;
   lua_getiuservalue(L, index, SELECT_VALUE);
   lua_call(L, 0, 0);
 }
@@ -115,7 +115,7 @@ void shim_close_rows(shim_rows *self) {
     self->transaction->first = self->next;
   if (self->next != NULL) self->next->previous = self->previous;
   self->transaction = NULL;
-  if (!self->busy) outbox_close_rows(self->rows);
+  if (!self->busy) self->engine->close_rows(self->rows);
 }
 
 void shim_pop_transaction(shim_store *store) {
@@ -130,7 +130,7 @@ void shim_roll_back(shim_transaction *self) {
   shim_store *store = self->store;
   while (self->open) {
     shim_pop_transaction(store);
-    outbox_rollback(store->store);
+    store->engine->rollback(store->store);
   }
 }
 
@@ -139,7 +139,7 @@ int shim_close(shim_store *self) {
   if (self->closing) return OUTBOX_OK;
   while (self->innermost != NULL)
     shim_roll_back(self->innermost);
-  int code = outbox_close(self->store);
+  int code = self->engine->close(self->store);
   if (code != OUTBOX_OK) return code;
   if (self->opened != NULL && self->opened->pid == getpid()) self->opened->count--;
   self->opened = NULL;

@@ -65,7 +65,7 @@ void shim_remember(lua_State *L, shim_store *self, int index, int processor, boo
   else
     set_claim(L, index, processor);
   if (shim_count_places(places) <= MAX_REMEMBERED) return;
-  shim_sweep_places(L, places, self->store);
+  shim_sweep_places(L, places, self);
   if (shim_count_places(places) > MAX_REMEMBERED)
     shim_raise(L, "misuse", "more than 100000 entries were read that are not settled");
 }

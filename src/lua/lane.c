@@ -72,7 +72,7 @@ static int store_serve(lua_State *L) {
   } else {
     service.except = true;
   }
-  shim_check(L, self->store, outbox_serve(self->store, &service));
+  shim_check(L, self, self->engine->serve(self->store, &service));
   return 0;
 }
 
@@ -107,7 +107,7 @@ static void read_verdicts(lua_State *L, shim_store *self, int index, size_t *cou
   bool all = lua_isboolean(L, index), delivered = lua_toboolean(L, index);
   *count = 0;
   if (all)
-    while (outbox_batch(self->store, *count) != NULL)
+    while (self->engine->batch(self->store, *count) != NULL)
       ++*count;
   else if (!lua_isnoneornil(L, index))
     *count = (luaL_checktype(L, index, LUA_TTABLE), lua_rawlen(L, index));
@@ -153,10 +153,10 @@ static outbox_want read_want(lua_State *L, int index) {
       .leave = shim_opt_boolean(L, index, "leave")};
 }
 
-static void push_suspects(lua_State *L, const outbox_store *store) {
+static void push_suspects(lua_State *L, const shim_store *self) {
   const outbox_suspect *suspect;
   lua_newtable(L);
-  for (size_t i = 0; (suspect = outbox_suspects(store, i)) != NULL; i++) {
+  for (size_t i = 0; (suspect = self->engine->suspects(self->store, i)) != NULL; i++) {
     lua_createtable(L, 0, 3);
     lua_pushlstring(L, suspect->id.data, suspect->id.size);
     lua_setfield(L, -2, "id");
@@ -203,9 +203,9 @@ static int store_advance(lua_State *L) {
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
   shim_begin_asking(L, self);
-  int code = outbox_advance(self->store, self->verdicts, count, &want, &progress);
+  int code = self->engine->advance(self->store, self->verdicts, count, &want, &progress);
   shim_end_asking(L, self);
-  shim_check(L, self->store, code);
+  shim_check(L, self, code);
   if (lua_istable(L, 2))
     for (size_t i = 0; i < count; i++) {
       if (lua_rawgeti(L, 2, (lua_Integer)i + 1) == LUA_TTABLE)
@@ -223,8 +223,8 @@ static int store_advance(lua_State *L) {
   set_flag(L, "repeats", progress.repeats);
   if (progress.deadline != 0) shim_set_seconds(L, "deadline", progress.deadline);
   if (progress.again_at != 0) shim_set_seconds(L, "again_at", progress.again_at);
-  if (outbox_suspects(self->store, 0) != NULL) {
-    push_suspects(L, self->store);
+  if (self->engine->suspects(self->store, 0) != NULL) {
+    push_suspects(L, self);
     lua_setfield(L, -2, "suspects");
   }
   return 1;
@@ -237,7 +237,8 @@ The share of the keys that the processor has, as the last `advance` has left it.
 @local
 */
 static int store_share(lua_State *L) {
-  lua_pushnumber(L, outbox_share(shim_check_store(L, 1)->store));
+  shim_store *self = shim_check_store(L, 1);
+  lua_pushnumber(L, self->engine->share(self->store));
   return 1;
 }
 
@@ -277,13 +278,13 @@ they are asked for. `recover` ends that.
 */
 static int store_park(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_park(self->store, shim_check_bytes(L, 2)));
+  shim_check(L, self, self->engine->park(self->store, shim_check_bytes(L, 2)));
   return 0;
 }
 
 static int store_recover(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
-  outbox_recover(self->store, shim_check_bytes(L, 2));
+  self->engine->recover(self->store, shim_check_bytes(L, 2));
   return 0;
 }
 
@@ -321,7 +322,7 @@ static int store_note_outages(lua_State *L) {
     outages[i] = read_outage(L);
     lua_pop(L, 1);
   }
-  shim_check(L, self->store, outbox_note_outages(self->store, outages, count, &noted));
+  shim_check(L, self, self->engine->note_outages(self->store, outages, count, &noted));
   lua_pushboolean(L, noted);
   return 1;
 }

@@ -8,8 +8,7 @@ Methods of a store that show its contents: lists of entries, and counts.
 
 typedef int lister(outbox_store *store, outbox_bytes namespace, int64_t after, int64_t limit);
 
-static int list(lua_State *L, lister *function) {
-  shim_store *self = shim_check_store(L, 1);
+static int list(lua_State *L, shim_store *self, lister *function) {
   outbox_bytes namespace = {NULL, 0};
   int64_t after = INT64_MIN, limit = 100;
   static const char *const OPTIONS[] = {"namespace", "limit", "after", "reverse", NULL};
@@ -34,7 +33,8 @@ of the last entry of the page before. `reverse` (a boolean): from the last entry
 @treturn {outbox.entry,...} in the order of `seq`, which each entry has as well
 */
 static int store_ready_entries(lua_State *L) {
-  return list(L, outbox_ready_entries);
+  shim_store *self = shim_check_store(L, 1);
+  return list(L, self, self->engine->ready_entries);
 }
 
 /***
@@ -46,7 +46,8 @@ retry.
 since the Unix epoch
 */
 static int store_delayed_entries(lua_State *L) {
-  return list(L, outbox_delayed_entries);
+  shim_store *self = shim_check_store(L, 1);
+  return list(L, self, self->engine->delayed_entries);
 }
 
 /***
@@ -57,7 +58,8 @@ Lists dead letters.
 seconds since the Unix epoch
 */
 static int store_dead_entries(lua_State *L) {
-  return list(L, outbox_dead_entries);
+  shim_store *self = shim_check_store(L, 1);
+  return list(L, self, self->engine->dead_entries);
 }
 
 /***
@@ -71,7 +73,7 @@ only where plain SQL has published an id twice
 static int store_find_entries(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes id = shim_check_bytes(L, 2);
-  return shim_push_entries(L, self, outbox_find_entries(self->store, id), true);
+  return shim_push_entries(L, self, self->engine->find_entries(self->store, id), true);
 }
 
 /* --- Counts ---------------------------------------------------------------------------------- */
@@ -108,7 +110,7 @@ static int store_stats(lua_State *L) {
   bool by_namespace = shim_check_options(L, 2, OPTIONS) && shim_opt_boolean(L, 2, "by_namespace");
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_count_entries(self->store, &counts));
+  shim_check(L, self, self->engine->count_entries(self->store, &counts));
   lua_createtable(L, 0, 9);
   const struct {
     const char *name;
@@ -125,11 +127,11 @@ static int store_stats(lua_State *L) {
   if (counts.oldest_age >= 0) shim_set_seconds(L, "oldest_age", counts.oldest_age);
   if (counts.delayed > 0) shim_set_seconds(L, "due_at", counts.due_at);
   shim_check_store(L, 1); /* a finalizer may have closed it */
-  shim_push_leases(L, self, outbox_leases(self->store));
+  shim_push_leases(L, self, self->engine->leases(self->store));
   lua_setfield(L, -2, "leases");
   if (!by_namespace) return 1;
   shim_check_store(L, 1);
-  shim_push_summaries(L, self, outbox_summaries(self->store));
+  shim_push_summaries(L, self, self->engine->summaries(self->store));
   lua_setfield(L, -2, "namespaces");
   return 1;
 }

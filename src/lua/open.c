@@ -36,19 +36,25 @@ static bool set_callback(lua_State *L, int store_index, int options, const char 
   return true;
 }
 
+/* Whether the engine's stores are counted, see shim_opened. */
+static bool is_counted(const outbox_engine *engine) {
+  return engine == &outbox_sqlite;
+}
+
 /*
 ** Pushes a store without a connection. The functions that call this have two upvalues: the default
 ** clock, and the counter of the open stores.
 */
-static shim_store *push_store(lua_State *L) {
+static shim_store *push_store(lua_State *L, const outbox_engine *engine) {
   shim_opened *opened = lua_touserdata(L, lua_upvalueindex(2));
-  if (opened->count > 0 && opened->pid != getpid())
+  if (is_counted(engine) && opened->count > 0 && opened->pid != getpid())
     shim_raise(L, "forked",
                "this process was forked from one with an open store; it cannot open any, because "
                "SQLite's locks do not survive a fork");
-  opened->pid = getpid();
+  if (is_counted(engine)) opened->pid = getpid();
   shim_store *self = lua_newuserdatauv(L, sizeof *self, STORE_VALUES);
   memset(self, 0, sizeof *self);
+  self->engine = engine;
   luaL_setmetatable(L, STORE);
   lua_pushvalue(L, lua_upvalueindex(1));
   lua_setiuservalue(L, -2, CLOCK_VALUE);
@@ -79,25 +85,59 @@ static void read_options(lua_State *L, shim_store *self, int index, outbox_optio
 /* Counts the store that the core has made. Raises if it failed; the options are at the index. */
 static void finish_store(lua_State *L, shim_store *self, int index, int code) {
   if (self->store == NULL) shim_raise(L, outbox_code_name(OUTBOX_NOMEM), "not enough memory");
-  if (code == OUTBOX_MISUSE) shim_refuse(L, self->store, index);
-  shim_check(L, self->store, code);
+  if (code == OUTBOX_MISUSE) shim_refuse(L, self, index);
+  shim_check(L, self, code);
+  if (!is_counted(self->engine)) return;
   self->opened = lua_touserdata(L, lua_upvalueindex(2));
   self->opened->count++;
 }
 
 /* --- Opening --------------------------------------------------------------------------------- */
 
+static bool begins_with(const char *text, const char *start) {
+  return strncmp(text, start, strlen(start)) == 0;
+}
+
+/*
+** The engine for a path or a URL. That for PostgreSQL is the value of a module of another rock,
+** which is loaded by the first URL that asks for it. It must have been built with the same engine.h.
+*/
+static const outbox_engine *find_engine(lua_State *L, const char *path) {
+  if (!begins_with(path, "postgresql://") && !begins_with(path, "postgres://"))
+    return &outbox_sqlite;
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "outbox.need");
+  lua_call(L, 1, 1);
+  lua_pushliteral(L, "outbox.postgres");
+  lua_pushliteral(L, "PostgreSQL needs the rock outbox-postgres");
+  lua_pushliteral(L, "outbox-postgres");
+  lua_call(L, 3, 1);
+  const outbox_engine *engine = lua_touserdata(L, -1);
+  if (!lua_islightuserdata(L, -1)) luaL_error(L, "the module outbox.postgres is no engine");
+  if (strcmp(engine->version, OUTBOX_VERSION) != 0 || engine->size != sizeof *engine)
+    shim_raise(L, outbox_code_name(OUTBOX_MISUSE),
+               lua_pushfstring(L,
+                               "outbox-postgres %s does not fit outbox " OUTBOX_VERSION
+                               ": install the same version of both",
+                               engine->version));
+  lua_pop(L, 1);
+  return engine;
+}
+
 /***
-Opens the database at a path and makes a store of it. Creates the file where there is none. Puts the
-database into WAL mode, which is kept in the file. A path that begins with `file:` is a URI, as
-SQLite defines them.
+Opens a database and makes a store of it. The argument is the path of an SQLite database, or, where
+it begins with `postgresql://` or `postgres://`, the URL of a PostgreSQL database, which needs the
+rock outbox-postgres.
+
+SQLite: creates the file where there is none. Puts the database into WAL mode, which is kept in the
+file. A path that begins with `file:` is a URI, as SQLite defines them.
 
 The functions among the options are called without a self, whenever they are needed, and before the
 database is entered. So they may raise. Only `claim_entries` calls the clock once more inside the
 write lock: there it must be quick, must not use the store (`misuse`), and if it raises or yields
 the claim is rolled back (`callback`).
 @function outbox.open
-@tparam string path
+@tparam string path or URL
 @tparam[opt] table options `prefix` (a string): of the tables' names, default "outbox_"; 1 to 64
 letters, digits and underscores, no digit first. `mode`: "create" (the default); "write", which
 needs a database that is there; or "read", which also changes nothing, so that the file need not be
@@ -109,9 +149,9 @@ function as `now`. `id_generator`: a function `(clock, message)` that returns an
 that function as `generate_id`; default: a UUIDv7 that is made of the entry's place, which needs no
 room in the database
 @treturn outbox.store
-@raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`; `forked` in a process that was forked
-from one with an open store: that one must close its stores before it forks, or fork before it opens
-any
+@raise `cantopen`, `notadb`, `readonly`, `busy`, `encoding`; `misuse` where the rock outbox-postgres
+is of another version; for a path, `forked` in a process that was forked from one with an open store
+on a path: that one must close its stores before it forks, or fork before it opens any
 */
 static int open_store(lua_State *L) {
   static const char *const OPTIONS[] = {"prefix", "mode",         "synchronous", "busy_timeout",
@@ -129,7 +169,7 @@ static int open_store(lua_State *L) {
   luaL_argcheck(L, strlen(path.data) == path.size, 1, "a path cannot contain a NUL");
   outbox_options options = OUTBOX_DEFAULTS;
   lua_settop(L, 2);
-  shim_store *self = push_store(L);
+  shim_store *self = push_store(L, find_engine(L, path.data));
   if (shim_check_options(L, 2, OPTIONS)) {
     options.synchronous = (enum outbox_synchronous)shim_opt_name(L, 2, "synchronous", SYNCHRONOUS,
                                                                  (int)options.synchronous);
@@ -143,7 +183,7 @@ static int open_store(lua_State *L) {
     lua_settop(L, 3);
     read_options(L, self, 2, &options);
   }
-  finish_store(L, self, 2, outbox_open(&self->store, path.data, &options));
+  finish_store(L, self, 2, self->engine->open(&self->store, path.data, &options));
   return 1;
 }
 
@@ -206,7 +246,7 @@ static int attach(lua_State *L) {
   if (db == NULL && lua_islightuserdata(L, 4) && outbox_shares_sqlite(code))
     db = lua_touserdata(L, 4);
   if (db == NULL) raise_unknown(L, method);
-  shim_store *self = push_store(L);
+  shim_store *self = push_store(L, &outbox_sqlite);
   int store_index = lua_gettop(L);
   if (shim_check_options(L, 2, OPTIONS)) read_options(L, self, 2, &options);
   self->attached = true;

@@ -118,11 +118,11 @@ size_t shim_count_places(const shim_places *self) {
   return self->live;
 }
 
-void shim_sweep_places(lua_State *L, shim_places *self, outbox_store *store) {
+void shim_sweep_places(lua_State *L, shim_places *self, const shim_store *store) {
   for (size_t i = 0; i < self->room; i++) {
     bool waits = true;
     if (is_live(&self->slots[i]))
-      shim_check(L, store, outbox_is_waiting(store, self->slots[i].seq, &waits));
+      shim_check(L, store, store->engine->is_waiting(store->store, self->slots[i].seq, &waits));
     if (!waits) forget(self, &self->slots[i]);
   }
 }

@@ -205,7 +205,7 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
     need_message(L, i, &messages[i - 2], NULL);
   check(L);
   if (!self->lua_id_generator)
-    shim_check(L, self->store, outbox_generate_ids(self->store, messages, (size_t)count));
+    shim_check(L, self, self->engine->generate_ids(self->store, messages, (size_t)count));
   for (int i = 2; i <= last; i++) {
     if (!lua_isnil(L, ids + i)) continue;
     if (self->lua_id_generator) {
@@ -225,7 +225,7 @@ int shim_publish(lua_State *L, shim_store *self, int last, int store_index,
     check(L); /* the collector may have run */
     read_messages(L, last, ids, calls, messages, digits);
   }
-  shim_check(L, self->store, outbox_publish(self->store, messages, (size_t)count));
+  shim_check(L, self, self->engine->publish(self->store, messages, (size_t)count));
   lua_settop(L, ids + last);
   return count;
 }

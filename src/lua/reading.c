@@ -11,6 +11,7 @@ static void set_bytes(lua_State *L, const char *field, outbox_bytes bytes) {
 
 /* A reading in a protected call. It goes on until `code` is OUTBOX_DONE or an error. */
 typedef struct reading {
+  const outbox_engine *engine;
   outbox_store *store;
   int code;
   bool listed;         /* each entry comes with its time */
@@ -66,8 +67,8 @@ static void decode_headers(lua_State *L) {
 }
 
 static int next_entry(reading *reading, outbox_entry *entry) {
-  if (!reading->in_hand) return outbox_next(reading->store, entry);
-  const outbox_entry *next = outbox_batch(reading->store, reading->given);
+  if (!reading->in_hand) return reading->engine->next(reading->store, entry);
+  const outbox_entry *next = reading->engine->batch(reading->store, reading->given);
   if (next == NULL) return OUTBOX_DONE;
   reading->given++;
   *entry = *next;
@@ -124,7 +125,8 @@ static int read_entries(lua_State *L) {
 */
 static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction read,
                          struct reading reading) {
-  shim_check(L, self->store, code);
+  shim_check(L, self, code);
+  reading.engine = self->engine;
   reading.store = self->store;
   self->reading = true;
   lua_pushcfunction(L, read);
@@ -137,9 +139,9 @@ static void push_reading(lua_State *L, shim_store *self, int code, lua_CFunction
     shim_close(self);
     shim_raise(L, "closed", "the store is closed");
   }
-  outbox_finish(self->store);
+  self->engine->finish(self->store);
   if (status != LUA_OK) lua_error(L);
-  if (reading.code != OUTBOX_DONE) shim_check(L, self->store, reading.code);
+  if (reading.code != OUTBOX_DONE) shim_check(L, self, reading.code);
 }
 
 int shim_push_entries(lua_State *L, shim_store *self, int code, bool listed) {
@@ -222,8 +224,8 @@ static int read_leases(lua_State *L) {
   reading *reading = lua_touserdata(L, 1);
   outbox_lease lease;
   lua_newtable(L);
-  for (lua_Integer i = 1; (reading->code = outbox_next_lease(reading->store, &lease)) == OUTBOX_ROW;
-       i++) {
+  for (lua_Integer i = 1;
+       (reading->code = reading->engine->next_lease(reading->store, &lease)) == OUTBOX_ROW; i++) {
     int classes = 0;
     for (uint64_t mask = lease.classes; mask != 0; mask &= mask - 1)
       classes++;
@@ -251,7 +253,8 @@ static int read_subscriptions(lua_State *L) {
   outbox_subscription subscription;
   lua_newtable(L);
   for (lua_Integer i = 1;
-       (reading->code = outbox_next_subscription(reading->store, &subscription)) == OUTBOX_ROW;
+       (reading->code = reading->engine->next_subscription(reading->store, &subscription)) ==
+       OUTBOX_ROW;
        i++) {
     lua_createtable(L, 0, 2);
     set_bytes(L, "namespace", subscription.namespace);
@@ -270,7 +273,8 @@ static int read_summaries(lua_State *L) {
   outbox_summary summary;
   lua_newtable(L);
   for (lua_Integer i = 1;
-       (reading->code = outbox_next_summary(reading->store, &summary)) == OUTBOX_ROW; i++) {
+       (reading->code = reading->engine->next_summary(reading->store, &summary)) == OUTBOX_ROW;
+       i++) {
     lua_createtable(L, 0, 9);
     set_bytes(L, "namespace", summary.namespace);
     set_integer(L, "ready", summary.ready);
@@ -295,7 +299,7 @@ static int read_paused(lua_State *L) {
   outbox_paused paused;
   lua_newtable(L);
   for (lua_Integer i = 1;
-       (reading->code = outbox_next_paused(reading->store, &paused)) == OUTBOX_ROW; i++) {
+       (reading->code = reading->engine->next_paused(reading->store, &paused)) == OUTBOX_ROW; i++) {
     lua_createtable(L, 0, 2);
     set_bytes(L, "namespace", paused.namespace);
     shim_set_seconds(L, "paused_at", paused.paused_at);

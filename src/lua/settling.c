@@ -28,8 +28,8 @@ static int store_delete_entries(lua_State *L) {
   size_t count = (size_t)last - 1;
   bool read_last = shim_identify_all(L, 1, 2, last, entries);
   shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_delete_entries(self->store, entries, count, &deleted));
-  if (!outbox_in_transaction(self->store))
+  shim_check(L, self, self->engine->delete_entries(self->store, entries, count, &deleted));
+  if (!self->engine->in_transaction(self->store))
     shim_forget(L, 1, entries, count, read_last && deleted == last - 1);
   lua_pushinteger(L, deleted);
   return 1;
@@ -54,7 +54,7 @@ static int store_retry_entry(lua_State *L) {
   outbox_identity entry = shim_identify(L, 1, 2);
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_retry_entry(self->store, entry, due_at, error, &found));
+  shim_check(L, self, self->engine->retry_entry(self->store, entry, due_at, error, &found));
   lua_pushboolean(L, found);
   return 1;
 }
@@ -76,7 +76,7 @@ static int store_bury_entry(lua_State *L) {
   outbox_identity entry = shim_identify(L, 1, 2);
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_bury_entry(self->store, entry, error, &found));
+  shim_check(L, self, self->engine->bury_entry(self->store, entry, error, &found));
   lua_pushboolean(L, found);
   return 1;
 }
@@ -95,13 +95,12 @@ static outbox_bytes *check_ids(lua_State *L, int first, size_t *count) {
 
 typedef int by_ids(outbox_store *store, const outbox_bytes *ids, size_t count, int64_t *found);
 
-static int call_by_ids(lua_State *L, by_ids *function) {
+static int call_by_ids(lua_State *L, shim_store *self, by_ids *function) {
   size_t count;
   int64_t found = 0;
-  shim_store *self = shim_check_store(L, 1);
   outbox_bytes *ids = check_ids(L, 2, &count);
   shim_check_store(L, 1);
-  shim_check(L, self->store, function(self->store, ids, count, &found));
+  shim_check(L, self, function(self->store, ids, count, &found));
   lua_pushinteger(L, found);
   return 1;
 }
@@ -116,7 +115,8 @@ receiver that has forgotten its id takes it for a new one. Ignores ids that are 
 @raise `duplicate` where plain SQL has published such an id again; `busy`, `full`
 */
 static int store_requeue_entries(lua_State *L) {
-  return call_by_ids(L, outbox_requeue_entries);
+  shim_store *self = shim_check_store(L, 1);
+  return call_by_ids(L, self, self->engine->requeue_entries);
 }
 
 /***
@@ -127,7 +127,8 @@ Deletes dead letters for good. Ignores ids that are not there.
 @raise `busy`, `full`
 */
 static int store_purge_entries(lua_State *L) {
-  return call_by_ids(L, outbox_purge_entries);
+  shim_store *self = shim_check_store(L, 1);
+  return call_by_ids(L, self, self->engine->purge_entries);
 }
 
 /* --- The methods ----------------------------------------------------------------------------- */

@@ -23,7 +23,7 @@
 #include <lua.h>
 #include <sys/types.h>
 
-#include "../outbox.h"
+#include "../engine.h"
 
 /* Names of the metatables. They are also the names of the types in error messages. */
 #define STORE "outbox.store"
@@ -34,16 +34,18 @@
 
 #pragma GCC visibility push(hidden)
 
+typedef struct shim_store shim_store;
+
 /* --- check.c: errors, checks of arguments, conversions --------------------------------------- */
 
 /* Raises an outbox.error with a code and a message. */
 int shim_raise(lua_State *L, const char *code, const char *message);
 
 /* Raises the store's last error, unless `code` is OUTBOX_OK. */
-void shim_check(lua_State *L, const outbox_store *store, int code);
+void shim_check(lua_State *L, const shim_store *self, int code);
 
 /* Raises the store's last error as one of the argument at the index. */
-int shim_refuse(lua_State *L, const outbox_store *store, int index);
+int shim_refuse(lua_State *L, const shim_store *self, int index);
 
 /* The string at the index. Raises for any other type: numbers are not converted. */
 outbox_bytes shim_check_bytes(lua_State *L, int index);
@@ -101,15 +103,17 @@ enum {
 };
 
 /*
-** Counts the stores that a process has open. SQLite's own bookkeeping of locks survives a fork, but
-** the locks do not: a child of a process with an open store would write without any.
+** Counts the stores on SQLite that a process has open. SQLite's own bookkeeping of locks survives a
+** fork, but the locks do not: a child of a process with such a store would write without any. Other
+** engines have no such bookkeeping, and are not counted.
 */
 typedef struct shim_opened {
   pid_t pid;
   int count;
 } shim_opened;
 
-typedef struct shim_store {
+struct shim_store {
+  const outbox_engine *engine; /* never NULL */
   outbox_store *store;         /* NULL once closed */
   bool lua_clock;              /* a user value is the clock; it is read into `now` */
   bool lua_id_generator;       /* a user value is the ID generator */
@@ -123,11 +127,11 @@ typedef struct shim_store {
   int status;                  /* of the Lua clock when it was called there */
   bool asking;                 /* the Lua clock is running there: every call on the store raises */
   lua_State *owner;            /* the coroutine that opened the transaction */
-  shim_opened *opened;         /* the counter that counts it; NULL while it is not counted */
+  shim_opened *opened;         /* the counter that counts it; NULL: it is not counted */
   shim_transaction *innermost; /* of the open transactions; NULL without one */
   outbox_verdict *verdicts;    /* room for those of one call, kept for the next */
   size_t verdict_room;
-} shim_store;
+};
 
 /* User values: the store, and the coroutine that began it, so that no other gets its address. */
 enum { STORE_VALUE = 1, OWNER_VALUE, TRANSACTION_VALUES = OWNER_VALUE };
@@ -141,6 +145,7 @@ struct shim_transaction {
 
 /* The iterator over the rows of the application's SQL. User value: the transaction. */
 struct shim_rows {
+  const outbox_engine *engine;   /* of the rows, which may outlive the store */
   shim_transaction *transaction; /* NULL once closed */
   bool done;                     /* closed because there are no more rows */
   bool busy; /* a row is being made into a table: the query is closed after it */
@@ -197,7 +202,7 @@ void shim_roll_back(shim_transaction *self);
 
 /*
 ** Closes the store, and everything that is open on it; in the middle of a reading, after that.
-** Returns what outbox_close returns.
+** Returns what the engine's close returns.
 */
 int shim_close(shim_store *self);
 
@@ -221,7 +226,7 @@ void shim_forget_place(shim_places *self, outbox_bytes id);
 void shim_forget_places(shim_places *self);
 
 /* Forgets the places where nothing waits any more. */
-void shim_sweep_places(lua_State *L, shim_places *self, outbox_store *store);
+void shim_sweep_places(lua_State *L, shim_places *self, const shim_store *store);
 
 /* --- identity.c: which entry an id means ----------------------------------------------------- */
 

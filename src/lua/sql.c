@@ -63,9 +63,9 @@ static void check_statement(lua_State *L, statement *it) {
 }
 
 /* Wrong SQL is an argument error. It has the code MISUSE, and so has a transaction that ended. */
-static void check_result(lua_State *L, outbox_store *store, int code) {
+static void check_result(lua_State *L, shim_store *store, int code) {
   if (code == OUTBOX_MISUSE) {
-    shim_check(L, store, outbox_check_transaction(store));
+    shim_check(L, store, store->engine->check_transaction(store->store));
     shim_refuse(L, store, 2);
   }
   shim_check(L, store, code);
@@ -87,9 +87,10 @@ static int transaction_execute(lua_State *L) {
   int64_t changed;
   shim_check_transaction(L);
   check_statement(L, &statement);
-  outbox_store *store = shim_check_transaction(L)->store->store; /* a finalizer may have ended it */
+  shim_store *store = shim_check_transaction(L)->store; /* a finalizer may have ended it */
   check_result(L, store,
-               outbox_execute(store, statement.sql, statement.values, statement.count, &changed));
+               store->engine->execute(store->store, statement.sql, statement.values,
+                                      statement.count, &changed));
   lua_pushinteger(L, changed);
   return 1;
 }
@@ -113,9 +114,11 @@ static int transaction_rows(lua_State *L) {
   lua_pushvalue(L, 1);
   lua_setiuservalue(L, -2, 1);
   shim_transaction *transaction = shim_check_transaction(L); /* a finalizer may have ended it */
-  outbox_store *store = transaction->store->store;
+  shim_store *store = transaction->store;
+  self->engine = store->engine;
   check_result(L, store,
-               outbox_query(store, &self->rows, statement.sql, statement.values, statement.count));
+               store->engine->query(store->store, &self->rows, statement.sql, statement.values,
+                                    statement.count));
   self->transaction = transaction;
   self->next = transaction->first;
   if (self->next != NULL) self->next->previous = self;
@@ -139,12 +142,12 @@ static void push_value(lua_State *L, outbox_value value) {
 }
 
 static int push_row(lua_State *L) {
-  const outbox_rows *rows = lua_touserdata(L, 1);
-  int columns = outbox_column_count(rows);
+  const shim_rows *self = lua_touserdata(L, 1);
+  int columns = self->engine->column_count(self->rows);
   lua_createtable(L, 0, columns);
   for (int i = 0; i < columns; i++) {
-    push_value(L, outbox_column(rows, i));
-    lua_setfield(L, -2, outbox_column_name(rows, i));
+    push_value(L, self->engine->column(self->rows, i));
+    lua_setfield(L, -2, self->engine->column_name(self->rows, i));
   }
   return 1;
 }
@@ -158,9 +161,9 @@ static int rows_next(lua_State *L) {
   if (self->done) return 0;
   if (self->busy) shim_raise(L, "busy", "the iterator is in the middle of a row");
   if (self->transaction == NULL) return shim_raise(L, "closed", "the transaction has ended");
-  shim_check_idle(L, self->transaction->store);
-  outbox_store *store = self->transaction->store->store;
-  int code = outbox_next_row(self->rows);
+  shim_store *store = self->transaction->store;
+  shim_check_idle(L, store);
+  int code = self->engine->next_row(self->rows);
   if (code == OUTBOX_MISUSE || code == OUTBOX_FORKED) shim_check(L, store, code);
   if (code != OUTBOX_ROW) {
     shim_close_rows(self);
@@ -170,10 +173,10 @@ static int rows_next(lua_State *L) {
   }
   self->busy = true;
   lua_pushcfunction(L, push_row);
-  lua_pushlightuserdata(L, self->rows);
+  lua_pushlightuserdata(L, self);
   int status = lua_pcall(L, 1, 1, 0);
   self->busy = false;
-  if (self->transaction == NULL) outbox_close_rows(self->rows);
+  if (self->transaction == NULL) self->engine->close_rows(self->rows);
   if (status != LUA_OK) lua_error(L);
   return 1;
 }

@@ -9,11 +9,10 @@ destinations; and pauses.
 
 typedef int change(outbox_store *store, outbox_bytes namespace, outbox_bytes copy, bool *changed);
 
-static int call(lua_State *L, change *function) {
+static int call(lua_State *L, shim_store *self, change *function) {
   bool changed;
-  shim_store *self = shim_check_store(L, 1);
   outbox_bytes namespace = shim_check_bytes(L, 2), copy = shim_check_bytes(L, 3);
-  shim_check(L, self->store, function(self->store, namespace, copy, &changed));
+  shim_check(L, self, function(self->store, namespace, copy, &changed));
   lua_pushboolean(L, changed);
   return 1;
 }
@@ -36,7 +35,8 @@ is. The transaction that is open on the store takes part.
 @raise `busy`, `full`
 */
 static int store_subscribe(lua_State *L) {
-  return call(L, outbox_subscribe);
+  shim_store *self = shim_check_store(L, 1);
+  return call(L, self, self->engine->subscribe);
 }
 
 /***
@@ -48,7 +48,8 @@ Ends a subscription. The copies that are there stay.
 @raise `busy`, `full`
 */
 static int store_unsubscribe(lua_State *L) {
-  return call(L, outbox_unsubscribe);
+  shim_store *self = shim_check_store(L, 1);
+  return call(L, self, self->engine->unsubscribe);
 }
 
 /***
@@ -58,7 +59,7 @@ Lists the subscriptions.
 */
 static int store_subscriptions(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
-  shim_push_subscriptions(L, self, outbox_subscriptions(self->store));
+  shim_push_subscriptions(L, self, self->engine->subscriptions(self->store));
   return 1;
 }
 
@@ -78,7 +79,7 @@ static int store_pause(lua_State *L) {
   outbox_bytes namespace = shim_check_bytes(L, 2);
   shim_read_clock(L, self, 1);
   shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_pause(self->store, namespace, &paused));
+  shim_check(L, self, self->engine->pause(self->store, namespace, &paused));
   lua_pushboolean(L, paused);
   return 1;
 }
@@ -94,7 +95,7 @@ static int store_resume(lua_State *L) {
   bool resumed;
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes namespace = shim_check_bytes(L, 2);
-  shim_check(L, self->store, outbox_resume(self->store, namespace, &resumed));
+  shim_check(L, self, self->engine->resume(self->store, namespace, &resumed));
   lua_pushboolean(L, resumed);
   return 1;
 }
@@ -107,7 +108,7 @@ order of the names
 */
 static int store_paused(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
-  shim_push_paused(L, self, outbox_paused_namespaces(self->store));
+  shim_push_paused(L, self, self->engine->paused_namespaces(self->store));
   return 1;
 }
 

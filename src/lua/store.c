@@ -30,8 +30,23 @@ Returns the prefix of the tables' names.
 @treturn string
 */
 static int store_prefix(lua_State *L) {
-  lua_pushstring(L, outbox_prefix(shim_check_store(L, 1)->store));
+  shim_store *self = shim_check_store(L, 1);
+  lua_pushstring(L, self->engine->prefix(self->store));
   return 1;
+}
+
+/***
+Tells how SQL for the store's database is to be written.
+@function store:dialect
+@treturn string the name of the engine, "sqlite" or "postgres"
+@treturn string the first parameter of a statement, "?" or "$1"
+@local
+*/
+static int store_dialect(lua_State *L) {
+  shim_store *self = shim_check_store(L, 1);
+  lua_pushstring(L, self->engine->name);
+  lua_pushstring(L, self->engine->parameter);
+  return 2;
 }
 
 /* --- Publishing ------------------------------------------------------------------------------ */
@@ -66,7 +81,7 @@ is harmless to run it again, or in two processes at once.
 */
 static int store_migrate(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
-  shim_check(L, self->store, outbox_migrate(self->store));
+  shim_check(L, self, self->engine->migrate(self->store));
   return 0;
 }
 
@@ -81,7 +96,7 @@ static int store_close(lua_State *L) {
   shim_store *self = luaL_checkudata(L, 1, STORE);
   shim_check_clock(L, self);
   int code = shim_close(self);
-  shim_check(L, self->store, code);
+  shim_check(L, self, code);
   return 0;
 }
 
@@ -93,9 +108,13 @@ static int store_tostring(lua_State *L) {
 
 /* --- The type -------------------------------------------------------------------------------- */
 
-static const luaL_Reg METHODS[] = {{"clock", store_clock},     {"prefix", store_prefix},
-                                   {"publish", store_publish}, {"migrate", store_migrate},
-                                   {"close", store_close},     {NULL, NULL}};
+static const luaL_Reg METHODS[] = {{"clock", store_clock},
+                                   {"prefix", store_prefix},
+                                   {"dialect", store_dialect},
+                                   {"publish", store_publish},
+                                   {"migrate", store_migrate},
+                                   {"close", store_close},
+                                   {NULL, NULL}};
 
 static const luaL_Reg METAMETHODS[] = {
     {"__gc", store_close}, {"__close", store_close}, {"__tostring", store_tostring}, {NULL, NULL}};

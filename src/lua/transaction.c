@@ -32,7 +32,7 @@ static int begin(lua_State *L) {
   shim_transaction *self = luaL_checkudata(L, 1, TRANSACTION);
   lua_getiuservalue(L, 1, STORE_VALUE);
   shim_store *store = shim_check_store(L, 2);
-  shim_check(L, store->store, outbox_begin(store->store));
+  shim_check(L, store, store->engine->begin(store->store));
   if (store->innermost == NULL) store->owner = L;
   self->outer = store->innermost;
   self->open = true;
@@ -47,7 +47,7 @@ static int commit(lua_State *L) {
   while (store->innermost != self)
     shim_roll_back(store->innermost);
   shim_pop_transaction(store);
-  shim_check(L, store->store, outbox_commit(store->store));
+  shim_check(L, store, store->engine->commit(store->store));
   return lua_gettop(L) - 1;
 }
 
