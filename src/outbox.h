@@ -1,5 +1,5 @@
 /*
-** outbox: a transactional outbox on SQLite.
+** outbox: a transactional outbox on SQLite or PostgreSQL.
 **
 ** An application changes its database and must tell the world about it: both or neither. It
 ** publishes a message in the transaction that makes the change. The message becomes an entry of the
@@ -18,6 +18,11 @@
 **       operator:     outbox_count_entries, outbox_dead_entries > outbox_requeue_entries
 **     outbox_close
 **
+** An engine implements these operations on one database system, SQLite or PostgreSQL. Each engine
+** is linked into a shared object of its own, so all use these names; see engine.h. What says
+** "SQLite alone" is in no other engine. BEGIN IMMEDIATE, WAL and files are SQLite's means;
+** PostgreSQL has its own to the same end.
+**
 ** The table that an entry lies in is its state. <prefix>entries holds the ready entries in the
 ** order of commits (`seq`), <prefix>delayed the entries that wait for their time, and <prefix>dead
 ** the dead letters. A claim does not mark these rows. It is an interval of seq in <prefix>claims,
@@ -28,7 +33,7 @@
 ** Conventions. Every function that returns int returns OUTBOX_OK or one of the codes below. After a
 ** failure outbox_error_message() says more, and the database is as it was before the call. Times
 ** are microseconds since the Unix epoch, and durations are microseconds. Strings are outbox_bytes
-** and may hold any bytes; the database copies them before the call returns. A store is one SQLite
+** and may hold any bytes; the database copies them before the call returns. A store is one
 ** connection: use it from one thread at a time. An operation takes part in the transaction that is
 ** open on the connection. If none is open, it runs in a transaction of its own, begun with BEGIN
 ** IMMEDIATE, so that two writers queue for `busy_timeout` instead of failing at once.
@@ -56,26 +61,27 @@ typedef struct outbox_store outbox_store;
 
 /* The codes of failures, each with the stable name that outbox_code_name() gives. */
 #define OUTBOX_CODES(X)                                                                            \
-  X(ERROR, "error")           /* SQLite reports an error that has no code of its own here */       \
+  X(ERROR, "error")           /* the database reports an error without a code of its own here */   \
   X(BUSY, "busy")             /* another connection held the lock for all of busy_timeout */       \
   X(CALLBACK, "callback")     /* the clock or the ID generator failed */                           \
   X(CANTOPEN, "cantopen")     /* the file, or its write-ahead log, cannot be opened */             \
   X(CLOSED, "closed")         /* the connection of an attached store is closed */                  \
   X(CONSTRAINT, "constraint") /* a constraint of the database forbids it */                        \
   X(CORRUPT, "corrupt")       /* the database file is damaged */                                   \
-  X(DUPLICATE, "duplicate")   /* an entry with this id is already in the outbox */                 \
-  X(ENCODING, "encoding")     /* the database keeps its text in UTF-16, which loses bytes */       \
-  X(FORKED, "forked")         /* the store belongs to the parent process */                        \
-  X(FULL, "full")             /* the disk is full, or the database has reached its size limit */   \
-  X(IO, "io")                 /* the operating system failed to read or write */                   \
-  X(MISUSE, "misuse")         /* the call does not fit the state of the store */                   \
-  X(MOVED, "moved")           /* the file was deleted, moved or replaced while it was open */      \
-  X(NOMEM, "nomem")           /* out of memory */                                                  \
-  X(NOTADB, "notadb")         /* the file is not an SQLite database */                             \
-  X(READONLY, "readonly")     /* the database cannot be written */                                 \
-  X(SCHEMA, "schema")         /* the outbox's tables are missing or older; migrate first */        \
-  X(TOOBIG, "toobig")         /* a value exceeds SQLite's limit, by default 1,000,000,000 bytes */ \
-  X(NEWER, "newer")           /* the outbox's tables are from a newer version of this library */
+  X(DISCONNECTED, "disconnected") /* the connection to the server was lost */                      \
+  X(DUPLICATE, "duplicate")       /* an entry with this id is already in the outbox */             \
+  X(ENCODING, "encoding")         /* the database does not keep its text in UTF-8 */               \
+  X(FORKED, "forked")             /* the store belongs to the parent process */                    \
+  X(FULL, "full")                 /* the disk is full, or the database reached its size limit */   \
+  X(IO, "io")                     /* the operating system failed to read or write */               \
+  X(MISUSE, "misuse")             /* the call does not fit the state of the store */               \
+  X(MOVED, "moved")               /* the file was deleted, moved or replaced while it was open */  \
+  X(NOMEM, "nomem")               /* out of memory */                                              \
+  X(NOTADB, "notadb")             /* the file is not an SQLite database */                         \
+  X(READONLY, "readonly")         /* the database cannot be written */                             \
+  X(SCHEMA, "schema")             /* the outbox's tables are missing or older; migrate first */    \
+  X(TOOBIG, "toobig")             /* a value exceeds the limit, of SQLite 1,000,000,000 bytes */   \
+  X(NEWER, "newer")               /* the outbox's tables are from a newer version of this library */
 
 enum {
   OUTBOX_OK = 0,
@@ -284,7 +290,7 @@ typedef struct outbox_counts {
   int64_t last_seq;             /* the highest seq ever given to a ready entry; 0 without one */
 } outbox_counts;
 
-/* When a commit waits for the disk: SQLite's PRAGMA synchronous. */
+/* When a commit waits for the disk: PRAGMA synchronous, or synchronous_commit. */
 enum outbox_synchronous {
   OUTBOX_SYNCHRONOUS_OFF,
   OUTBOX_SYNCHRONOUS_NORMAL, /* a power cut may undo the last commits: enough for a processor */
@@ -328,11 +334,19 @@ typedef struct outbox_options {
   { .prefix = "outbox_", .synchronous = OUTBOX_SYNCHRONOUS_FULL, .busy_timeout = 5000 }
 
 /* A value of the application's SQL. */
-enum outbox_type { OUTBOX_NULL, OUTBOX_INTEGER, OUTBOX_REAL, OUTBOX_TEXT, OUTBOX_BLOB };
+enum outbox_type {
+  OUTBOX_NULL,
+  OUTBOX_BOOLEAN, /* SQLite binds 1 or 0, and gives none */
+  OUTBOX_INTEGER,
+  OUTBOX_REAL,
+  OUTBOX_TEXT,
+  OUTBOX_BLOB
+};
 
 typedef struct outbox_value {
   enum outbox_type type;
   union {
+    bool boolean;
     int64_t integer;
     double real;
     outbox_bytes bytes; /* of TEXT and BLOB */
@@ -345,9 +359,10 @@ typedef struct outbox_rows outbox_rows;
 /* --- Opening --------------------------------------------------------------------------------- */
 
 /*
-** Opens the database at `path` and makes a store of it. Creates the file where there is none. Puts
-** the database into WAL mode, which is kept in the file. `options` NULL means OUTBOX_DEFAULTS. A
-** path that begins with "file:" is a URI, as SQLite defines them, whatever the build of SQLite.
+** Opens the database at `path`, for PostgreSQL a URL, and makes a store of it. Creates the file
+** where there is none. Puts the database into WAL mode, which is kept in the file. `options` NULL
+** means OUTBOX_DEFAULTS. A path that begins with "file:" is a URI, as SQLite defines them, whatever
+** the build of SQLite.
 **
 ** In the mode OUTBOX_READ, everything that writes fails with READONLY. SQLite may have to write
 ** files beside the database all the same; where it cannot, this fails with CANTOPEN. In this mode
@@ -367,7 +382,7 @@ int outbox_open(outbox_store **store, const char *path, const outbox_options *op
 int outbox_migrate(outbox_store *store);
 
 /*
-** The store's SQLite connection, for what outbox_execute and outbox_query cannot do. Begin
+** SQLite alone: the store's connection, for what outbox_execute and outbox_query cannot do. Begin
 ** transactions there with BEGIN IMMEDIATE. Never close it. NULL in a forked child. The store waits
 ** for locks in its own way, up to `busy_timeout`; PRAGMA busy_timeout would replace that. The store
 ** has set the connection's authorizer.
@@ -390,9 +405,9 @@ bool outbox_is_prefix(outbox_bytes name);
 #define OUTBOX_MAX_PREFIX 64 /* bytes */
 
 /*
-** Makes a store of a connection that the application has opened, for messages in its own
-** transactions. Every operation takes part in the transaction that is open there. The store never
-** commits or rolls back what it has not begun, and changes no setting of the connection. Its
+** SQLite alone. Makes a store of a connection that the application has opened, for messages in its
+** own transactions. Every operation takes part in the transaction that is open there. The store
+** never commits or rolls back what it has not begun, and changes no setting of the connection. Its
 ** statements are finalized when the connection is closed, which is possible at any time; from then
 ** on every operation fails with CLOSED. The options `synchronous` and `busy_timeout` are ignored.
 **
@@ -401,25 +416,25 @@ bool outbox_is_prefix(outbox_bytes name);
 int outbox_attach(outbox_store **store, struct sqlite3 *db, const outbox_options *options);
 
 /*
-** Prepares the handshake with bindings of other languages, which hide the connection. From now on
-** every connection that is opened in this process, by any user of the same SQLite library, has the
-** SQL function of OUTBOX_HANDSHAKE. It is harmless to call this again, in any thread. The shared
-** object that holds this code is never unloaded again. Fails with NOMEM.
+** SQLite alone. Prepares the handshake with bindings of other languages, which hide the connection.
+** From now on every connection that is opened in this process, by any user of the same SQLite
+** library, has the SQL function of OUTBOX_HANDSHAKE. It is harmless to call this again, in any
+** thread. The shared object that holds this code is never unloaded again. Fails with NOMEM.
 */
 int outbox_install(void);
 
 /*
-** When this SQL runs on a connection, *db becomes that connection, as long as this thread awaits
-** it: call outbox_await_handshake(&db), run the SQL through the binding, and in the end call
-** outbox_await_handshake(NULL). The SQL does nothing else, however often it runs.
+** SQLite alone. When this SQL runs on a connection, *db becomes that connection, as long as this
+** thread awaits it: call outbox_await_handshake(&db), run the SQL through the binding, and in the
+** end call outbox_await_handshake(NULL). The SQL does nothing else, however often it runs.
 */
 #define OUTBOX_HANDSHAKE "SELECT outbox_handshake()"
 void outbox_await_handshake(struct sqlite3 **db);
 
 /*
-** Whether the shared object that holds the code at this address, for instance a binding, uses the
-** same SQLite library as this one. Two libraries in one process, on one file, drop each other's
-** locks, and the connection of one means nothing to the other.
+** SQLite alone. Whether the shared object that holds the code at this address, for instance a
+** binding, uses the same SQLite library as this one. Two libraries in one process, on one file,
+** drop each other's locks, and the connection of one means nothing to the other.
 */
 bool outbox_shares_sqlite(const void *code);
 
@@ -440,8 +455,8 @@ int outbox_rollback(outbox_store *store);
 
 /*
 ** Fails with MISUSE when the transaction that outbox_begin began is no longer open: SQL ended it,
-** or SQLite had to, after a full disk for instance. SQL that ran then would be committed alone.
-** outbox_execute and outbox_query check this themselves.
+** or the database had to, after a full disk for instance. SQL that ran then would be committed
+** alone. outbox_execute and outbox_query check this themselves.
 */
 int outbox_check_transaction(outbox_store *store);
 
@@ -450,9 +465,9 @@ int outbox_check_transaction(outbox_store *store);
 /*
 ** Runs one SQL statement with a value for each parameter. *changed becomes the number of rows that
 ** it inserted, updated or deleted. Fails with MISUSE where `sql` is not one statement, begins or
-** ends a transaction, has another number of parameters, or a value is a NaN; with CONSTRAINT and
-** any other code that SQLite gives. Not for attached stores (MISUSE), which leave SQL to the
-** application.
+** ends a transaction, has another number of parameters, or, on SQLite, a value is a NaN; with
+** CONSTRAINT and any other code that the database gives. Not for attached stores (MISUSE), which
+** leave SQL to the application.
 */
 int outbox_execute(outbox_store *store, const char *sql, const outbox_value *values, size_t count,
                    int64_t *changed);
@@ -493,10 +508,10 @@ int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t co
 /*
 ** Adds `count` messages to the outbox, in this order, all or none. Sets each message's `id` to the
 ** id of its entry. Asks the clock once, and the ID generator for each message without an id, both
-** outside any lock of its own. Fails with DUPLICATE, TOOBIG, CALLBACK; with CONSTRAINT, and
-** SQLite's message, for any other constraint, for instance of a trigger of the application's on the
-** outbox's tables. A publish that fails inside the caller's transaction leaves that transaction
-** open and usable, except where SQLite itself had to end it.
+** outside any lock of its own. Fails with DUPLICATE, TOOBIG, CALLBACK; with CONSTRAINT, and the
+** database's message, for any other constraint, for instance of a trigger of the application's on
+** the outbox's tables. A publish that fails inside the caller's transaction leaves that transaction
+** open and usable, except where the database itself had to end it.
 */
 int outbox_publish(outbox_store *store, outbox_message *messages, size_t count);
 
@@ -780,7 +795,7 @@ void outbox_finish(outbox_store *store);
 /* The message of the last call on this store that failed. Never NULL; holds no payload. */
 const char *outbox_error_message(const outbox_store *store);
 
-/* The code for one of SQLite's result codes, for callers that use the connection themselves. */
+/* SQLite alone: the code for one of its result codes, for callers that use the connection. */
 int outbox_code(int sqlite_code);
 
 /* The stable name of a code. */

@@ -23,8 +23,8 @@ static outbox_value check_value(lua_State *L, int index) {
   switch (lua_type(L, index)) {
   case LUA_TNIL: break;
   case LUA_TBOOLEAN:
-    value.type = OUTBOX_INTEGER;
-    value.integer = lua_toboolean(L, index);
+    value.type = OUTBOX_BOOLEAN;
+    value.boolean = lua_toboolean(L, index);
     break;
   case LUA_TNUMBER:
     value.type = lua_isinteger(L, index) ? OUTBOX_INTEGER : OUTBOX_REAL;
@@ -32,8 +32,6 @@ static outbox_value check_value(lua_State *L, int index) {
       value.integer = lua_tointeger(L, index);
     else
       value.real = lua_tonumber(L, index);
-    luaL_argcheck(L, value.type == OUTBOX_INTEGER || value.real == value.real, index,
-                  "SQLite has no NaN");
     break;
   case LUA_TSTRING:
     value.type = OUTBOX_TEXT;
@@ -77,10 +75,10 @@ static void check_result(lua_State *L, shim_store *store, int code) {
 Runs one SQL statement.
 @function txn:execute
 @tparam string sql one statement, without `BEGIN`, `COMMIT` or `ROLLBACK`; comments may follow it
-@tparam nil|boolean|integer|number|string|outbox.blob ... a value for each parameter. A boolean is
-bound as 1 or 0, a string as TEXT
+@tparam nil|boolean|integer|number|string|outbox.blob ... a value for each parameter. SQLite binds
+a boolean as 1 or 0. A string is bound as TEXT
 @treturn integer how many rows it inserted, updated or deleted
-@raise `constraint` and all other codes; `error` for SQL that SQLite does not understand
+@raise `constraint` and all other codes; `error` for SQL that the database does not understand
 */
 static int transaction_execute(lua_State *L) {
   statement statement;
@@ -134,6 +132,7 @@ static int transaction_rows(lua_State *L) {
 static void push_value(lua_State *L, outbox_value value) {
   switch (value.type) {
   case OUTBOX_NULL: lua_pushnil(L); break;
+  case OUTBOX_BOOLEAN: lua_pushboolean(L, value.boolean); break;
   case OUTBOX_INTEGER: lua_pushinteger(L, value.integer); break;
   case OUTBOX_REAL: lua_pushnumber(L, value.real); break;
   case OUTBOX_TEXT:

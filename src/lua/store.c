@@ -5,8 +5,8 @@ make one.
 All methods raise on failure: an `outbox.error`, a table with a `code` and a `message`, when the
 database reports something; an ordinary argument error for a wrong call. Whatever is raised, the
 database is as it was before the call. The codes: `busy`, `cantopen`, `closed`, `constraint`,
-`corrupt`, `duplicate`, `encoding`, `error`, `forked`, `full`, `io`, `misuse`, `newer`, `nomem`,
-`notadb`, `readonly`, `schema`, `toobig`.
+`corrupt`, `disconnected`, `duplicate`, `encoding`, `error`, `forked`, `full`, `io`, `misuse`,
+`newer`, `nomem`, `notadb`, `readonly`, `schema`, `toobig`.
 @classmod outbox.store
 */
 #include "shim.h"

@@ -56,6 +56,7 @@ static int bind(outbox_rows *rows, int parameter, const outbox_value *value) {
   int sqlite_code = SQLITE_OK;
   switch (value->type) {
   case OUTBOX_NULL: sqlite_code = sqlite3_bind_null(s, parameter); break;
+  case OUTBOX_BOOLEAN: sqlite_code = sqlite3_bind_int(s, parameter, value->boolean); break;
   case OUTBOX_INTEGER: sqlite_code = sqlite3_bind_int64(s, parameter, value->integer); break;
   case OUTBOX_REAL:
     if (value->real != value->real) return refuse(rows->store, "SQLite has no NaN");
