@@ -6,6 +6,8 @@
 --      txn:execute("UPDATE stock SET count = count - 1 WHERE item = ?", item)
 --    end)
 --
+-- (In PostgreSQL the parameter is `$1`.)
+--
 -- The ids are kept in the table `<prefix>inbox`, which is created with the first id. They are
 -- forgotten after the `retention`, a year by default. A message that is delivered again after that,
 -- such as a dead letter that was requeued too late, is handled twice.
@@ -16,29 +18,62 @@ local option = require("outbox.options")
 -- The first new id, and then every 16th, deletes up to 32 ids whose retention is over.
 local PERIOD = 16
 
--- `@` stands for the prefix, after `main.` where SQL allows that: a TEMP table, or a table of an
--- attached file, that has the same name is never meant.
+-- `@` stands for the prefix. In SQLite it follows `main.` where SQL allows that: a TEMP table, or a
+-- table of an attached file, that has the same name is never meant.
 local SQL = {
-  create = [[CREATE TABLE IF NOT EXISTS main.@inbox
-    (id TEXT PRIMARY KEY NOT NULL, seen_at INTEGER NOT NULL) WITHOUT ROWID]],
-  create_index = "CREATE INDEX IF NOT EXISTS main.@inbox_seen_at ON @inbox (seen_at)",
-  record = "INSERT INTO main.@inbox (id, seen_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
-  forget = [[DELETE FROM main.@inbox WHERE id IN
-    (SELECT id FROM main.@inbox WHERE seen_at < ? LIMIT 0 + ?)]],
+  sqlite = {
+    create = [[CREATE TABLE IF NOT EXISTS main.@inbox
+      (id TEXT PRIMARY KEY NOT NULL, seen_at INTEGER NOT NULL) WITHOUT ROWID]],
+    create_index = "CREATE INDEX IF NOT EXISTS main.@inbox_seen_at ON @inbox (seen_at)",
+    record = "INSERT INTO main.@inbox (id, seen_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
+    forget = [[DELETE FROM main.@inbox WHERE id IN
+      (SELECT id FROM main.@inbox WHERE seen_at < ? LIMIT 0 + ?)]],
+  },
+  postgres = {
+    is_missing = "SELECT to_regclass('@inbox') IS NULL AS missing",
+    -- Without it, two transactions that create the same table at once get an error.
+    lock = "SELECT pg_advisory_xact_lock(hashtextextended('@inbox', 0))",
+    create = [[CREATE TABLE IF NOT EXISTS @inbox
+      (id TEXT PRIMARY KEY NOT NULL, seen_at BIGINT NOT NULL)]],
+    create_index = "CREATE INDEX IF NOT EXISTS @inbox_seen_at ON @inbox (seen_at)",
+    record = "INSERT INTO @inbox (id, seen_at) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+    -- Leaves to others what they are deleting; to wait for them could end in a deadlock.
+    forget = [[DELETE FROM @inbox WHERE id = ANY (ARRAY (SELECT id FROM @inbox WHERE seen_at < $1
+      LIMIT $2 FOR UPDATE SKIP LOCKED))]],
+  },
 }
 
 local Inbox = { __name = "outbox.inbox" }
 Inbox.__index = Inbox
 
--- Records the id; returns whether it is new. The table is created if the INSERT fails without it.
--- The inbox cannot remember that the table exists, because the transaction that created it may be
--- rolled back.
+local function create(sql, txn)
+  txn:execute(sql.create)
+  txn:execute(sql.create_index)
+end
+
+-- Creates the table in PostgreSQL if it is not there. An INSERT that fails without it would end
+-- the whole transaction.
+local function create_first(sql, txn)
+  for row in txn:rows(sql.is_missing) do
+    if not row.missing then
+      return
+    end
+  end
+  txn:execute(sql.lock)
+  create(sql, txn)
+end
+
+-- Records the id; returns whether it is new. In SQLite the table is created if the INSERT fails
+-- without it. The inbox cannot remember that the table exists, because the transaction that created
+-- it may be rolled back.
 local function record(self, txn, id, now)
   local sql = self.sql
+  if sql.is_missing then
+    create_first(sql, txn)
+  end
   local ok, count = pcall(txn.execute, txn, sql.record, id, now)
   if not ok and tostring(count):find("no such table", 1, true) then
-    txn:execute(sql.create)
-    txn:execute(sql.create_index)
+    create(sql, txn)
     count = txn:execute(sql.record, id, now)
   elseif not ok then
     error(count, 0)
@@ -101,7 +136,7 @@ local function new(options)
   options = option.check(OPTIONS, options, "", wrong)
   option.refuse(wrong, "argument #1 to 'inbox'")
   local sql = {}
-  for name, text in pairs(SQL) do
+  for name, text in pairs(SQL[options.store:dialect()]) do
     sql[name] = text:gsub("@", options.store:prefix())
   end
   return setmetatable({
