@@ -7,6 +7,7 @@
 #             bench-copies, bench-lanes, bench-processor, bench-publishers, bench-relay, bench-wake
 # make rock   writes the source rock of the release: build/outbox-*.src.rock
 # make        builds the rock into lua_modules; make extension builds the loadable extension alone
+# make postgres  builds the rock outbox-postgres into lua_modules, too
 
 LUA = lua5.4
 LUAROCKS = LUAROCKS_CONFIG=tools/luarocks.lua luarocks --lua-version 5.4
@@ -18,15 +19,19 @@ SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
 COVERAGE = -std=gnu11 -O0 -g -fPIC --coverage -fprofile-update=atomic # gnu11: ISO C has no exec
 COVERED = $(patsubst %.c,build/coverage/%.o,$(1))
+# On Debian, /usr/include/postgresql.
+PQ_INCDIR = $(shell pg_config --includedir 2>/dev/null)
 LUA_INCLUDES = $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/include/lua5.4)
 
 CORE = $(filter-out src/sqlite/extension.c,$(wildcard src/*.c src/sqlite/*.c))
 HEADERS = $(wildcard src/*.h src/sqlite/*.h)
 # The rockspec lists the sources of the extension.
 EXTENSION = $(shell sed -n '/outbox_sqlite/,/}/s/.*"\(src.*\.c\)".*/\1/p' outbox-scm-1.rockspec)
-SHIM = $(wildcard src/lua/*.c) $(wildcard src/lua/*.h)
+SHIM = $(filter-out src/lua/postgres.c,$(wildcard src/lua/*.c)) $(wildcard src/lua/*.h)
+# The second engine, in a rock of its own. Nothing else here contains any of it.
+POSTGRES = $(wildcard src/postgres/*.[ch]) src/lua/postgres.c
 CORE_SPECS = $(wildcard spec/core/*.c)
-C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
+C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(POSTGRES) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
 LUA_FILES = $(shell find lua examples bench spec -name '*.lua') tools/coverage tools/floors tools/links \
   tools/loops
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
@@ -35,6 +40,8 @@ OTHER_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;/usr/share/lua/5.3/?.lua" \
   LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;build/?.so;;"
 
 build: $(TREE)/.built
+
+postgres: $(TREE)/.built_postgres
 
 demo:
 	@tools/setup run
@@ -84,11 +91,15 @@ bench-publishers: build build/process.so
 QUIETLY = log=$$(mktemp) && { $(1) >$$log 2>&1 || { cat $$log; exit 1; }; } && rm $$log
 
 # luarocks leaves its object files in the source tree.
-ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make outbox-scm-1.rockspec --tree $(@D) $(1)) && \
+ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make $(1) --tree $(@D) $(2)) && \
   rm -rf outbox src/*.o src/*/*.o && touch $@
 
 $(TREE)/.built: $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') bin/outbox outbox-scm-1.rockspec
-	@$(call ROCK_MAKE)
+	@$(call ROCK_MAKE,outbox-scm-1.rockspec)
+
+# After the other, because luarocks would compile some files twice at the same place.
+$(TREE)/.built_postgres: $(TREE)/.built $(POSTGRES) outbox-postgres-scm-1.rockspec
+	@$(call ROCK_MAKE,outbox-postgres-scm-1.rockspec,PQ_INCDIR=$(PQ_INCDIR))
 
 # The archive is beside the rock too, to be put where the rockspec's source.url says.
 RELEASE = $(filter-out %-scm-1.rockspec,$(wildcard outbox-*.rockspec))
@@ -104,7 +115,7 @@ rock:
 
 build/sanitized/.built: $(TREE)/.built
 	@mkdir -p $(@D)
-	@$(call ROCK_MAKE,CFLAGS="$(STRICT) $(SANITIZE) -fPIC" LIBFLAG="-shared $(SANITIZE)")
+	@$(call ROCK_MAKE,outbox-scm-1.rockspec,CFLAGS="$(STRICT) $(SANITIZE) -fPIC" LIBFLAG="-shared $(SANITIZE)")
 
 build/baseline: bench/baseline.c
 	@mkdir -p $(@D)
@@ -206,9 +217,9 @@ build/floors/extension/%.o: %.c $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O0 -DOUTBOX_EXTENSION -MD -c $< -o $@
 
-build/floors/%.o: %.c $(HEADERS) $(wildcard src/lua/*.h)
+build/floors/%.o: %.c $(HEADERS) $(wildcard src/lua/*.h src/postgres/*.h)
 	@mkdir -p $(@D)
-	$(CC) -std=c11 -O0 -MD $(LUA_INCLUDES) -c $< -o $@
+	$(CC) -std=c11 -O0 -MD $(LUA_INCLUDES) $(addprefix -I,$(PQ_INCDIR)) -c $< -o $@
 
 lint-format:
 	clang-format --dry-run -Werror $(C_FILES)
@@ -224,5 +235,5 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/*/*.o
 
-.PHONY: build rock extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
+.PHONY: build postgres rock extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
   bench-copies bench-lanes bench-processor bench-publishers bench-relay bench-wake lint-lua lint-floors lint-format lint-c format clean

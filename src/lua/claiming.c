@@ -156,7 +156,7 @@ static int store_start_heartbeat(lua_State *L) {
   shim_store *self = shim_check_store(L, 1);
   outbox_bytes processor_id = shim_check_bytes(L, 2);
   int64_t interval = shim_check_microseconds(L, 3), max_duration = shim_check_microseconds(L, 4);
-  shim_check(L, self->store,
+  shim_check(L, self,
              self->engine->start_heartbeat(self->store, processor_id, interval, max_duration));
   return 0;
 }

@@ -100,7 +100,7 @@ static bool begins_with(const char *text, const char *start) {
 
 /*
 ** The engine for a path or a URL. That for PostgreSQL is the value of a module of another rock,
-** which is loaded by the first URL that asks for it. It must have been built with the same engine.h.
+** which the first such URL loads. It must have been built with the same engine.h.
 */
 static const outbox_engine *find_engine(lua_State *L, const char *path) {
   if (!begins_with(path, "postgresql://") && !begins_with(path, "postgres://"))
