@@ -183,12 +183,14 @@ build/libfuzzer_%: spec/fuzz/%.c spec/fuzz/fuzz.h $(CORE) $(HEADERS) $(SHIM)
 	clang -fsanitize=fuzzer $(FUZZED)
 
 # The programs and modules that the specs need besides the rock.
-support: build/process.so build/slow_disk.so build/faults.so build/host build/starved
+support: build/engines.so build/process.so build/slow_disk.so build/faults.so build/host build/starved
 
 # Modules for the specs: fork, wait and kill, which Lua does not have, and a slow disk.
 build/%.so: spec/support/%.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@
+
+build/engines.so: src/engine.h src/outbox.h
 
 build/faults.so: $(addprefix spec/,support/faults.c core/faults.c core/wrapper.c core/faults.h core/wrapper.h)
 	@mkdir -p $(@D)
