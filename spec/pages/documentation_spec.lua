@@ -249,6 +249,18 @@ describe("docs", function()
   end)
 end)
 
+describe("an engine", function()
+  it("has every function of the manual, or engine.h says why not", function()
+    local engine = read("src/engine.h")
+    local manual = read("src/outbox.h"):gsub("/%*.-%*/", ""):gsub("\ntypedef ", "\n  ")
+    for name in manual:gmatch("\n[%l][%w_ ]-[ *](outbox_[%l%d_]+)%(") do
+      local operation = engine:find(("\n  X(%s) "):format(name:gsub("^outbox_", "")), 1, true)
+      local exception = engine:match("Not in the list.-%*/"):find(name, 1, true)
+      assert.is_truthy(not operation ~= not exception, name)
+    end
+  end)
+end)
+
 describe("the rockspecs", function()
   local function load_rockspec(path)
     local rockspec = {}
@@ -264,6 +276,18 @@ describe("the rockspecs", function()
     assert.equal(outbox._VERSION .. "-1", release.version)
     release.version, release.source = scm.version, scm.source
     assert.same(scm, release)
+  end)
+
+  it("list every source of PostgreSQL's engine", function()
+    local engine = load_rockspec("outbox-postgres-scm-1.rockspec").build.modules["outbox.postgres"]
+    local listed = {}
+    for _, path in ipairs(engine.sources) do
+      assert(io.open(path)):close()
+      listed[path] = true
+    end
+    for path in io.popen("find src/postgres -name '*.c'"):lines() do
+      assert.is_true(listed[path], path)
+    end
   end)
 
   it("install every module", function()

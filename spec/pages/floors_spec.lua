@@ -91,6 +91,21 @@ describe("the floors of the house", function()
       "int clock_later(void); void use(void); void use(void) { clock_later(); }")
   end)
 
+  it("break when the shim uses libpq, or calls an operation not through an engine", function()
+    assert_refused("src/lua/sql uses PQexec", "src/lua/sql.c",
+      "void PQexec(void *); void use(void); void use(void) { PQexec(NULL); }")
+    assert_refused("src/lua/check calls outbox_migrate itself, not through the engine of the store",
+      "src/lua/check.c", "void use(void); void use(void) { outbox_migrate(NULL); }")
+    assert_refused("src/lua/store calls up: outbox_postgres of src/postgres/engine",
+      "src/lua/store.c",
+      "const void *use(void); const void *use(void) { return &outbox_postgres; }")
+  end)
+
+  it("break when the module of an engine uses the rest of the shim", function()
+    assert_refused("src/lua/postgres calls up: shim_pipe of src/lua/files", "src/lua/postgres.c",
+      "int shim_pipe(int *); void use(void); void use(void) { shim_pipe(NULL); }")
+  end)
+
   it("break when the core uses Lua", function()
     assert_refused("src/sqlite/stats uses lua_gettop", "src/sqlite/stats.c",
       "int lua_gettop(void *); void use(void); void use(void) { lua_gettop(NULL); }")
