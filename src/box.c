@@ -104,3 +104,31 @@ size_t box_write(char *text, outbox_bytes *names, size_t count, bool except) {
   if (text != NULL) text[size] = '\0';
   return size;
 }
+
+/* --- The share of a processor ---------------------------------------------------------------- */
+
+/* The lowest bits of a mask, so many of them. */
+static uint64_t lowest(uint64_t mask, int count) {
+  uint64_t some = 0;
+  for (; count > 0 && mask != 0; count--) {
+    some |= mask & -mask;
+    mask &= mask - 1;
+  }
+  return some;
+}
+
+int box_count(uint64_t mask) {
+  int count = 0;
+  for (; mask != 0; mask &= mask - 1)
+    count++;
+  return count;
+}
+
+uint64_t box_quota(uint64_t mask, uint64_t taken, int members, bool overlapped, bool strict) {
+  int quota = strict ? BOX_CLASSES : (BOX_CLASSES + members - 1) / members;
+  int have = box_count(mask);
+  if (overlapped && have == 0) return 0; /* who came later stands by */
+  if (have > quota) return lowest(mask, quota);
+  if (strict && taken != 0) return mask;
+  return mask | lowest(~(mask | taken), quota - have);
+}

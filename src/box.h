@@ -1,7 +1,6 @@
 /*
 ** Which entries a processor serves: a set of namespaces, and classes of their keys. Processors of
-** the same set share its 64 classes, so that each key is one processor's; see share_quota() in
-** sqlite/share.c.
+** the same set share its 64 classes, so that each key is one processor's; see box_quota().
 **
 ** A set is a text, so that equal sets are equal bytes: "" is all namespaces, "+1:a5:b,c,d" these
 ** two, "-1:a" all but this one. A name stands after its length, because it may hold any bytes, and
@@ -33,6 +32,16 @@ bool box_overlaps(outbox_bytes a, outbox_bytes b);
 ** is NULL.
 */
 size_t box_write(char *text, outbox_bytes *names, size_t count, bool except);
+
+/* How many classes a mask has. */
+int box_count(uint64_t mask);
+
+/*
+** The classes that a processor should hold: as many as the other members of its set. It has those
+** of `mask`, the other members those of `taken`. `overlapped`: another set has a part of this one.
+** `strict`: all or none.
+*/
+uint64_t box_quota(uint64_t mask, uint64_t taken, int members, bool overlapped, bool strict);
 
 #pragma GCC visibility pop
 

@@ -91,31 +91,9 @@ int share_survey(outbox_store *store, int64_t now, bool reap, survey *survey) {
 
 /* --- The share ------------------------------------------------------------------------------- */
 
-/* The lowest bits of a mask, so many of them. */
-static uint64_t lowest(uint64_t mask, int count) {
-  uint64_t some = 0;
-  for (; count > 0 && mask != 0; count--) {
-    some |= mask & -mask;
-    mask &= mask - 1;
-  }
-  return some;
-}
-
-static int count_bits(uint64_t mask) {
-  int count = 0;
-  for (; mask != 0; mask &= mask - 1)
-    count++;
-  return count;
-}
-
 uint64_t share_quota(const lane *lane, const survey *survey) {
-  bool strict = lane->ordering == OUTBOX_ORDERING_STRICT;
-  int quota = strict ? BOX_CLASSES : (BOX_CLASSES + survey->members - 1) / survey->members;
-  int have = count_bits(survey->mask);
-  if (survey->overlapped && have == 0) return 0; /* who came later stands by */
-  if (have > quota) return lowest(survey->mask, quota);
-  if (strict && survey->taken != 0) return survey->mask;
-  return survey->mask | lowest(~(survey->mask | survey->taken), quota - have);
+  return box_quota(survey->mask, survey->taken, survey->members, survey->overlapped,
+                   lane->ordering == OUTBOX_ORDERING_STRICT);
 }
 
 /* --- The row --------------------------------------------------------------------------------- */
@@ -155,5 +133,5 @@ int share_write(outbox_store *store, uint64_t mask, int64_t now, const items *ha
 
 double outbox_share(const outbox_store *store) {
   const lane *lane = store->lane;
-  return lane != NULL && lane->lease != 0 ? (double)count_bits(lane->mask) / BOX_CLASSES : 0;
+  return lane != NULL && lane->lease != 0 ? (double)box_count(lane->mask) / BOX_CLASSES : 0;
 }

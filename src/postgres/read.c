@@ -1,0 +1,358 @@
+/*
+** Reading the next batch, and noting that it is in hand: one statement, which begins where the
+** cursor is, and tells how far it has looked.
+**
+** The last row of a result is no entry: it names the last place that was looked at, and whether
+** that was the end. Others name places that were left behind, and suspects.
+*/
+#include "lane.h"
+
+#define LEAST_LOOK 200 /* rows of a careful reading */
+#define MOST_LOOK 10000
+
+/* --- SQL ------------------------------------------------------------------------------------- */
+
+#define LAPSED "'" OUTBOX_LAPSED "'"
+#define SIZE                                                                                       \
+  "octet_length(id) + octet_length(namespace) + coalesce(octet_length(key), 0)"                    \
+  " + coalesce(octet_length(payload), octet_length(payload_bytes), 0)"                             \
+  " + coalesce(octet_length(headers), 0)"
+
+/* Of the rows `b`, those that fit into the batch, `f`, which are in hand from now on. */
+#define HOLD                                                                                       \
+  ", c AS (SELECT b.*, row_number() OVER w AS n, sum(" SIZE ") OVER w AS bytes,"                   \
+  " count(*) FILTER (WHERE last_error = " LAPSED ") OVER w AS lapses"                              \
+  " FROM b WINDOW w AS (ROWS UNBOUNDED PRECEDING)),"                                               \
+  " f AS (SELECT * FROM c WHERE n = 1 OR (lapses = 0 AND ($5 = 0 OR bytes <= $5))),"               \
+  " h AS (INSERT INTO @batches (lease, partitions, places)"                                        \
+  " SELECT $3, array_agg(partition), array_agg(place) FROM f"                                      \
+  " HAVING count(*) > 0 AND EXISTS (SELECT FROM @claims WHERE lease = $3) RETURNING number)"
+
+/* The columns after those of an entry: partition, delayed, number, kind, seq. */
+enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT };
+#define FOUND                                                                                      \
+  " SELECT place, " ENTRY_COLUMNS                                                                  \
+  ", partition::bigint, delayed, (SELECT number FROM h), 0::bigint, NULL::bigint FROM f"
+#define NO_ENTRY                                                                                   \
+  " UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
+#define END(partition, early, seq)                                                                 \
+  NO_ENTRY ", " partition ", " early ", NULL, 1, " seq
+
+#define CUT "(SELECT count(*) FROM f) < (SELECT count(*) FROM b)"
+#define LAST_FOUND(column) "(SELECT " column " FROM f ORDER BY n DESC LIMIT 1)"
+
+#define EARLIER(table, place)                                                                      \
+  "EXISTS (SELECT FROM @delayed AS d WHERE d.namespace = " table ".namespace"                      \
+  " AND d.key = " table ".key AND d.position < " place ")"
+
+/* The usual one: all namespaces, order by key. $1 partitions, $2 where each begins. */
+static const char FAST_SQL[] =
+    "WITH b AS MATERIALIZED (SELECT e.* FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"
+    " CROSS JOIN LATERAL (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"
+    " FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > t.low"
+    " AND NOT " EARLIER("e", "e.seq") " AND NOT " IS_PAUSED("e.namespace")
+    " ORDER BY e.seq LIMIT $4) AS e LIMIT $4)" HOLD FOUND
+    END(LAST_FOUND("partition"), CUT " OR (SELECT count(*) FROM b) = $4", LAST_FOUND("place"));
+
+/*
+** Any other: looks at $7 rows up to the places $6. $8 namespaces, or $9 all but these; $10 those
+** that are left behind; $11 the ordering.
+*/
+#define IS_SERVED(names, except) "(namespace = ANY (" names ")) <> " except
+#define WALK(numbered)                                                                             \
+  "WITH w AS MATERIALIZED (SELECT row_number() OVER (" numbered ") AS r, e.*"                      \
+  " FROM unnest($1::bigint[], $2::bigint[], $6::bigint[]) AS t (p, low, high)"                     \
+  " CROSS JOIN LATERAL (SELECT partition, seq, namespace, key FROM @entries AS e"                  \
+  " WHERE e.partition = t.p::smallint AND e.seq > t.low AND e.seq <= t.high"                       \
+  " ORDER BY e.seq LIMIT $7) AS e LIMIT $7),"                                                      \
+  " g AS MATERIALIZED (SELECT * FROM w WHERE " IS_SERVED("$8", "$9")                               \
+  " AND NOT (namespace = ANY ($10)) AND NOT " IS_PAUSED("w.namespace")                             \
+  " AND NOT CASE $11 WHEN 1 THEN " EARLIER("w", "w.seq")                                           \
+  " WHEN 2 THEN EXISTS (SELECT FROM @delayed AS d WHERE d.position < w.seq AND "                   \
+  IS_SERVED("$8", "$9") ") ELSE false END LIMIT $4),"                                              \
+  " b AS MATERIALIZED (SELECT g.r, e.* FROM g CROSS JOIN LATERAL (SELECT partition,"               \
+  " seq AS place, " ENTRY_COLUMNS ", false AS delayed FROM @entries AS e"                          \
+  " WHERE e.partition = g.partition AND e.seq = g.seq) AS e)" HOLD ","                             \
+  " s AS (SELECT CASE WHEN " CUT " OR (SELECT count(*) FROM b) = $4 THEN " LAST_FOUND("r")         \
+  " ELSE (SELECT max(r) FROM w) END AS r)"                                                         \
+  FOUND NO_ENTRY_BUT("namespace") ", partition, false, NULL, 2, min(seq) FROM w"                   \
+  " WHERE namespace = ANY ($10) AND r <= (SELECT r FROM s) GROUP BY namespace, partition"          \
+  END("(SELECT partition FROM w WHERE r = (SELECT r FROM s))",                                     \
+      CUT " OR (SELECT count(*) FROM b) = $4 OR (SELECT count(*) FROM w) = $7",                    \
+      "(SELECT seq FROM w WHERE r = (SELECT r FROM s))")
+#define NO_ENTRY_BUT(namespace)                                                                    \
+  " UNION ALL SELECT NULL, NULL, " namespace ", NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
+
+static const char WALK_SQL[] = WALK("");
+static const char STRICT_SQL[] = WALK("ORDER BY seq");
+
+/*
+** Retries that are due, of the partitions of the mask $1 whose reading has come by, which $2 tells.
+** $6 now, $7 namespaces, or $8 all but these; $9 those that are left behind; $10 the ordering.
+*/
+#define IS_SUSPECT "(attempts = 0 AND last_error IS NOT NULL AND $10 <> 2)"
+#define IS_DUE                                                                                     \
+  " FROM @delayed AS e WHERE due_at <= $6 AND position IS NOT NULL"                                \
+  " AND " HAS_CLASS("$1", "partition") " AND " IS_SERVED("$7", "$8")                               \
+  " AND NOT " IS_PAUSED("e.namespace")
+static const char DUE_SQL[] =
+    "WITH b AS MATERIALIZED (SELECT partition, position AS place, " ENTRY_COLUMNS
+    ", true AS delayed" IS_DUE " AND NOT " IS_SUSPECT " AND position <= ($2::bigint[])"
+    "[partition + 1] AND NOT (namespace = ANY ($9)) AND NOT CASE $10 WHEN 1 THEN "
+    EARLIER("e", "e.position") " WHEN 2 THEN EXISTS (SELECT FROM @delayed AS d"
+    " WHERE d.position < e.position AND " IS_SERVED("$7", "$8") ") ELSE false END"
+    " ORDER BY due_at, seq LIMIT $4)," " s AS (SELECT id, namespace, partition, position" IS_DUE
+    " AND " IS_SUSPECT " ORDER BY due_at, seq LIMIT 256)" HOLD FOUND
+    " UNION ALL SELECT NULL, id, namespace, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
+    " partition, true, NULL, 3, position FROM s"
+    END("NULL", CUT " OR (SELECT count(*) FROM b) = $4", "NULL");
+
+/* The entry at the place $2, of the partitions of the mask $1. $4 the ordering. */
+static const char PLACE_SQL[] =
+    "WITH b AS MATERIALIZED (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"
+    " FROM @entries AS e WHERE partition IN (SELECT p FROM generate_series(0, 63) AS p"
+    " WHERE " HAS_CLASS("$1", "p") ") AND seq = $2 AND NOT " IS_PAUSED("e.namespace")
+    " AND NOT ($4 = 1 AND " EARLIER("e", "e.seq") ")"
+    " UNION ALL SELECT partition, position, " ENTRY_COLUMNS ", true FROM @delayed AS e"
+    " WHERE seq = $2 AND position = $2 AND " HAS_CLASS("$1", "partition")
+    " AND NOT " IS_PAUSED("e.namespace") " AND NOT ($4 = 1 AND " EARLIER("e", "e.position") ")"
+    ")" HOLD FOUND END("NULL", "false", "NULL");
+
+/* --- Choosing -------------------------------------------------------------------------------- */
+
+static void start_lap(lane *lane) {
+  bool any = false;
+  for (int i = 0; i < PARTITIONS; i++)
+    lane->lap[i] = NEVER;
+  for (size_t i = 0; i < lane->space_count; i++) {
+    space *space = &lane->spaces[i];
+    space->joined = space->lagging;
+    for (int p = 0; p < PARTITIONS && space->joined; p++)
+      lane->lap[p] = lines_lower(lane->lap[p], lane_from(lane, space, p));
+    any |= space->joined;
+  }
+  lane->has_lap = any;
+}
+
+/* The namespaces that the lap has served are main's again. */
+static void end_lap(lane *lane) {
+  lane->has_lap = false;
+  for (size_t i = lane->space_count; i > 0; i--) {
+    space *space = &lane->spaces[i - 1];
+    bool done = space->joined && space->lagging;
+    space->joined = false;
+    if (done) lane_drop_space(lane, space);
+  }
+}
+
+static int choose_space(outbox_store *store, reading *r, bool *more) {
+  lane *lane = store->lane;
+  space *space = lane_find_space(lane, box_space(r->want->namespace));
+  if (space == NULL || !space->parked || space->paused) return OUTBOX_OK;
+  r->space = space->hash;
+  if (r->want->where != OUTBOX_OLDEST) {
+    int code = sweep_head(store, space, r->want, &r->place, more);
+    if (code == OUTBOX_OK && r->place != NEVER) r->what = READ_PLACE;
+    return code;
+  }
+  space->retries = !space->retries && lane->any_due;
+  r->what = space->retries ? READ_DUE : READ_SPACE;
+  if (lane->any_due) *more = true; /* the others have the next turn */
+  return OUTBOX_OK;
+}
+
+int read_choose(outbox_store *store, reading *r, bool *more) {
+  lane *lane = store->lane;
+  r->what = READ_NOTHING;
+  r->limit = r->want->batch_size;
+  if (r->limit <= 0 || lane->mask == 0) return OUTBOX_OK;
+  if (r->want->where == OUTBOX_PLACE) {
+    r->what = READ_PLACE;
+    r->place = r->want->place;
+    return OUTBOX_OK;
+  }
+  if (r->want->where != OUTBOX_ANYWHERE) return choose_space(store, r, more);
+  if (lane->due && lane->any_due && !lane->had_due) {
+    lane->had_due = true;
+    r->what = READ_DUE;
+    r->limit = (r->limit + 1) / 2;
+    return OUTBOX_OK;
+  }
+  lane->had_due = false;
+  if (!lane->has_lap) start_lap(lane);
+  lane->main_had_turn = lane->has_lap && !lane->main_had_turn;
+  r->what = lane->has_lap && !lane->main_had_turn ? READ_LAP : READ_MAIN;
+  return OUTBOX_OK;
+}
+
+/* --- Sending --------------------------------------------------------------------------------- */
+
+static void add_names(array *array, const lane *lane, bool joined, bool others) {
+  for (size_t i = 0; i < lane->space_count; i++) {
+    const space *space = &lane->spaces[i];
+    bool joins = space->joined && space->lagging;
+    if ((joins && joined) || (!joins && others))
+      array_add_bytes(array, (outbox_bytes){space->name, space->size});
+  }
+}
+
+/* In turn, so that none is always the last. */
+static void add_partitions(outbox_store *store, reading *r) {
+  lane *lane = store->lane;
+  const space *space = lane_find_space(lane, r->space);
+  r->back = r->what == READ_MAIN && cursor_looks_back(lane);
+  lane->turn = (lane->turn + 1) % PARTITIONS;
+  for (int i = 0; i < PARTITIONS; i++) {
+    int p = (lane->turn + i) % PARTITIONS;
+    if (!(lane->mask >> p & 1)) continue;
+    int64_t from = r->what == READ_LAP               ? lane->lap[p]
+                   : r->what == READ_SPACE && space != NULL ? lane_from(lane, space, p)
+                                                     : cursor_start(lane, p, r->back);
+    r->order[r->count++] = p;
+    r->before[p] = from;
+    array_add_int(&r->partitions, p);
+    array_add_int(&r->lows, from);
+    array_add_int(&r->highs, r->what == READ_LAP ? lane->last[p] : INT64_MAX);
+  }
+}
+
+static void send_walk(outbox_store *store, reading *r) {
+  lane *lane = store->lane;
+  bool main = r->what == READ_MAIN, strict = lane->ordering == OUTBOX_ORDERING_STRICT;
+  const space *space = lane_find_space(lane, r->space);
+  add_partitions(store, r);
+  if (main && lane->space_count == 0 && lane->namespaces.size == 0 &&
+      lane->ordering == OUTBOX_ORDERING_KEY) {
+    sql_add(store, FAST_SQL, "IIiii", &r->partitions, &r->lows, lane->lease, r->limit,
+            r->want->batch_bytes);
+    return;
+  }
+  r->careful = true;
+  if (r->what == READ_LAP) add_names(&r->names, lane, true, false);
+  if (r->what == READ_SPACE && space != NULL)
+    array_add_bytes(&r->names, (outbox_bytes){space->name, space->size});
+  if (main) add_names(&r->left, lane, true, true);
+  int64_t look = lane->look > 2 * r->limit ? lane->look : 2 * r->limit;
+  sql_add(store, strict ? STRICT_SQL : WALK_SQL, "IIiiiIiTbTi", &r->partitions, &r->lows,
+          lane->lease, r->limit, r->want->batch_bytes, &r->highs, look,
+          main ? &lane->names : &r->names, main && lane->except, &r->left,
+          (int64_t)lane->ordering);
+}
+
+static void send_due(outbox_store *store, reading *r) {
+  lane *lane = store->lane;
+  const space *space = lane_find_space(lane, r->space);
+  for (int p = 0; p < PARTITIONS; p++)
+    array_add_int(&r->lows, space != NULL || lane->ordering == OUTBOX_ORDERING_NONE
+                                ? INT64_MAX
+                                : lane->last[p]);
+  if (space != NULL)
+    array_add_bytes(&r->names, (outbox_bytes){space->name, space->size});
+  else
+    for (size_t i = 0; i < lane->space_count; i++)
+      if (!lane->spaces[i].lagging)
+        array_add_bytes(&r->left, (outbox_bytes){lane->spaces[i].name, lane->spaces[i].size});
+  sql_add(store, DUE_SQL, "iIiiiiTbTi", (int64_t)lane->mask, &r->lows, lane->lease, r->limit,
+          r->want->batch_bytes, r->now, space != NULL ? &r->names : &lane->names,
+          space == NULL && lane->except, &r->left, (int64_t)lane->ordering);
+}
+
+void read_send(outbox_store *store, reading *r) {
+  const lane *lane = store->lane;
+  r->started = clock_monotonic();
+  switch (r->what) {
+  case READ_NOTHING: break;
+  case READ_MAIN:
+  case READ_LAP:
+  case READ_SPACE: send_walk(store, r); break;
+  case READ_DUE: send_due(store, r); break;
+  case READ_PLACE:
+    sql_add(store, PLACE_SQL, "iiiii", (int64_t)lane->mask, r->place, lane->lease,
+            (int64_t)lane->ordering, (int64_t)0);
+    break;
+  }
+}
+
+/* --- Receiving ------------------------------------------------------------------------------- */
+
+static void set_place(lane *lane, reading *r, int partition, int64_t place) {
+  space *space = lane_find_space(lane, r->space);
+  if (r->what == READ_MAIN) {
+    cursor_set(lane, partition, place);
+  } else if (r->what == READ_LAP) {
+    lane->lap[partition] = place;
+  } else if (space != NULL && place >= lane->last[partition]) {
+    space->met &= ~((uint64_t)1 << partition); /* from there on it is where main is */
+  } else if (space != NULL && (space->met >> partition & 1)) {
+    space->from[partition] = place;
+  }
+}
+
+/* How far a walk has come. The partitions before the one where it has stopped are done. */
+static void follow(outbox_store *store, reading *r, const PGresult *rows, int end,
+                   int64_t last_value, bool *more) {
+  lane *lane = store->lane;
+  bool early = sql_bool(rows, end, 12), none = PQgetisnull(rows, end, 15);
+  int partition = (int)sql_int(rows, end, 11);
+  int64_t place = sql_int(rows, end, 15);
+  bool strict = lane->ordering == OUTBOX_ORDERING_STRICT;
+  for (int i = 0; i < r->count; i++) {
+    int p = r->order[i];
+    bool here = early && !none && (strict || p == partition);
+    int64_t to = here ? place : last_value;
+    if (early && none) break; /* nothing was looked at */
+    if (to < r->before[p]) to = r->before[p];
+    set_place(lane, r, p, to);
+    if (here && !strict) break;
+  }
+  if (early) *more = true;
+  if (!early && r->what == READ_LAP) end_lap(lane);
+  if (r->back) cursor_looked(lane, r->started);
+}
+
+static void note_suspects(lane *lane, PGresult *rows) {
+  for (int i = 0; i < PQntuples(rows) && lane->suspect_count < MOST_SUSPECTS; i++)
+    if (PQgetisnull(rows, i, 0) && sql_int(rows, i, 14) == KIND_SUSPECT)
+      lane->suspects[lane->suspect_count++] = (outbox_suspect){
+          sql_bytes(rows, i, 1), sql_bytes(rows, i, 2), sql_int(rows, i, 15)};
+}
+
+int read_receive(outbox_store *store, reading *r, int64_t last_value, items *found, bool *more) {
+  lane *lane = store->lane;
+  PGresult *rows = sql_take(store);
+  int count = PQntuples(rows), end = count - 1;
+  int code = lane_read(store, rows, found); /* `rows` live in it */
+  if (code != OUTBOX_OK) return code;
+  for (int i = 0; i < count; i++) {
+    if (!PQgetisnull(rows, i, 0) || sql_int(rows, i, 14) != KIND_LEFT) continue;
+    space *space = lane_find_space(lane, box_space(sql_bytes(rows, i, 2)));
+    if (space != NULL) lane_leave(space, (int)sql_int(rows, i, 11), sql_int(rows, i, 15));
+  }
+  bool walks = r->what == READ_MAIN || r->what == READ_LAP || r->what == READ_SPACE;
+  if (walks) follow(store, r, rows, end, last_value, more);
+  if (walks && r->careful) { /* as many rows as a batch takes, or more and more */
+    bool full = (int64_t)found->count >= r->limit;
+    lane->look = full ? lane->look / 2 : 4 * lane->look;
+    if (lane->look < LEAST_LOOK) lane->look = LEAST_LOOK;
+    if (lane->look > MOST_LOOK) lane->look = MOST_LOOK;
+  }
+  if (r->what == READ_LAP || (r->what == READ_MAIN && lane->has_lap)) *more = true;
+  if (r->what == READ_DUE) {
+    note_suspects(lane, rows);
+    if (!sql_bool(rows, end, 12) && r->space == 0) lane->due = false;
+    if (found->count == 0) *more = true;
+  }
+  if (r->what == READ_DUE && lane->suspect_count > 0) { /* their bytes are in the rows */
+    lane->suspect_rows = found->count > 0 ? NULL : found->result;
+    if (found->count == 0) found->result = NULL;
+  }
+  return OUTBOX_OK;
+}
+
+void read_free(reading *r) {
+  array_free(&r->partitions);
+  array_free(&r->lows);
+  array_free(&r->highs);
+  array_free(&r->names);
+  array_free(&r->left);
+}
