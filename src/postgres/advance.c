@@ -158,8 +158,10 @@ static int receive(step *s, reading *r, settlement *settlement, bool renews) {
   lane_empty(&lane->hand);
   int code = OUTBOX_OK;
   if (r->what != READ_NOTHING) code = read_receive(store, r, last_value, &s->found, &s->more);
-  if (code == OUTBOX_OK && pauses != lane->pauses && pause_see(store, r->before, pauses) != OUTBOX_OK)
-    lane->changed = true; /* all is committed: the next call learns of the pauses */
+  if (code == OUTBOX_OK && pauses != lane->pauses) {
+    pause_see(store, r->before, pauses); /* all is committed; if this fails, the next call does it */
+    s->more = true;
+  }
   return code;
 }
 
@@ -197,13 +199,22 @@ static int settle_alone(step *s) {
   return go_round(s, &none);
 }
 
-static int settle_and_read(step *s) {
+static int read_once(step *s, bool *other) {
   reading r = {.want = s->want, .now = s->now, .place = NEVER, .started = clock_monotonic()};
   for (int p = 0; p < PARTITIONS; p++)
     r.before[p] = INT64_MAX;
   int code = read_choose(s->store, &r, &s->more);
   if (code == OUTBOX_OK) code = go_round(s, &r);
+  *other = r.other;
   read_free(&r);
+  return code;
+}
+
+static int settle_and_read(step *s) {
+  bool other;
+  int code = read_once(s, &other);
+  if (code == OUTBOX_OK && other && s->found.count == 0 && !s->lost && s->lane->suspect_count == 0)
+    read_once(s, &other); /* all is settled: this may fail */
   return code;
 }
 

@@ -64,7 +64,7 @@ int connection_fail(outbox_store *store, const PGresult *result, bool own) {
   if (code == OUTBOX_DUPLICATE)
     return store_fail(store, code, "an entry with this id is already in the outbox");
   if (code == OUTBOX_SCHEMA) store->migrated = false;
-  store_fail(store, code, "%s", text);
+  store_fail(store, code, code == OUTBOX_SCHEMA ? "call migrate first (%s)" : "%s", text);
   size_t size = strlen(store->message); /* libpq's own messages end with a newline */
   while (size > 0 && store->message[size - 1] == '\n')
     store->message[--size] = '\0';

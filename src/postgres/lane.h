@@ -184,7 +184,9 @@ typedef struct reading {
   int64_t place;        /* PLACE */
   int64_t now, started; /* the time; a moment, by the monotonic clock */
   int64_t limit;
+  bool other;   /* if nothing is found, read again: there is another kind */
   bool careful, back;
+  bool oldest; /* of all partitions, in the order of seq */
   array partitions, lows, highs, names, left;
   int order[PARTITIONS], count; /* the partitions as they are read */
   int64_t before[PARTITIONS];   /* after which place each is read */

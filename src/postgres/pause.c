@@ -6,17 +6,16 @@
 
 static const char SELECT_SQL[] = "SELECT namespace FROM @pauses";
 
+/* What was passed by unseen is met again. */
 static int note(outbox_store *store, outbox_bytes name, const int64_t *before) {
   lane *lane = store->lane;
   space *space = lane_add_space(lane, name);
   if (space == NULL) return store_fail_nomem(store);
-  bool known = space->parked || space->lagging || space->met != 0;
+  bool known = space->parked || space->paused || space->lagging;
   space->paused = true;
   space->lagging = false;
-  for (int p = 0; p < PARTITIONS && !known; p++) {
-    if (!(lane->mask >> p & 1) || before[p] == INT64_MAX) continue;
-    lane_leave(space, p, before[p] == INT64_MIN ? INT64_MIN + 1 : before[p] + 1);
-  }
+  for (int p = 0; p < PARTITIONS && !known; p++)
+    lane_rewind(lane, p, before[p]);
   return OUTBOX_OK;
 }
 

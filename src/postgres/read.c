@@ -7,6 +7,7 @@
 */
 #include "lane.h"
 
+#define LARGE 8        /* a batch, in which the partitions take turns */
 #define LEAST_LOOK 200 /* rows of a careful reading */
 #define MOST_LOOK 10000
 
@@ -45,14 +46,20 @@ enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT };
   "EXISTS (SELECT FROM @delayed AS d WHERE d.namespace = " table ".namespace"                      \
   " AND d.key = " table ".key AND d.position < " place ")"
 
-/* The usual one: all namespaces, order by key. $1 partitions, $2 where each begins. */
-static const char FAST_SQL[] =
-    "WITH b AS MATERIALIZED (SELECT e.* FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"
-    " CROSS JOIN LATERAL (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"
-    " FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > t.low"
-    " AND NOT " EARLIER("e", "e.seq") " AND NOT " IS_PAUSED("e.namespace")
-    " ORDER BY e.seq LIMIT $4) AS e LIMIT $4)" HOLD FOUND
-    END(LAST_FOUND("partition"), CUT " OR (SELECT count(*) FROM b) = $4", LAST_FOUND("place"));
+/*
+** The usual one: all namespaces, order by key. $1 partitions, $2 where each begins. A small batch
+** has the oldest of all partitions, a large one all that it can have of the first ones.
+*/
+#define FAST(order)                                                                                \
+  "WITH b AS MATERIALIZED (SELECT e.* FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"       \
+  " CROSS JOIN LATERAL (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"       \
+  " FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > t.low"                        \
+  " AND NOT " EARLIER("e", "e.seq") " AND NOT " IS_PAUSED("e.namespace")                           \
+  " ORDER BY e.seq LIMIT $4) AS e" order " LIMIT $4)" HOLD FOUND                                   \
+  END(LAST_FOUND("partition"), CUT " OR (SELECT count(*) FROM b) = $4", LAST_FOUND("place"))
+
+static const char FAST_SQL[] = FAST("");
+static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
 
 /*
 ** Any other: looks at $7 rows up to the places $6. $8 namespaces, or $9 all but these; $10 those
@@ -84,7 +91,7 @@ static const char FAST_SQL[] =
   " UNION ALL SELECT NULL, NULL, " namespace ", NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
 
 static const char WALK_SQL[] = WALK("");
-static const char STRICT_SQL[] = WALK("ORDER BY seq");
+static const char WALK_OLDEST_SQL[] = WALK("ORDER BY seq");
 
 /*
 ** Retries that are due, of the partitions of the mask $1 whose reading has come by, which $2 tells.
@@ -145,6 +152,7 @@ static void end_lap(lane *lane) {
   }
 }
 
+/* A namespace that is asked for by name. */
 static int choose_space(outbox_store *store, reading *r, bool *more) {
   lane *lane = store->lane;
   space *space = lane_find_space(lane, box_space(r->want->namespace));
@@ -157,7 +165,7 @@ static int choose_space(outbox_store *store, reading *r, bool *more) {
   }
   space->retries = !space->retries && lane->any_due;
   r->what = space->retries ? READ_DUE : READ_SPACE;
-  if (lane->any_due) *more = true; /* the others have the next turn */
+  r->other = lane->any_due; /* retries and the rest take turns */
   return OUTBOX_OK;
 }
 
@@ -173,7 +181,7 @@ int read_choose(outbox_store *store, reading *r, bool *more) {
   }
   if (r->want->where != OUTBOX_ANYWHERE) return choose_space(store, r, more);
   if (lane->due && lane->any_due && !lane->had_due) {
-    lane->had_due = true;
+    lane->had_due = r->other = true;
     r->what = READ_DUE;
     r->limit = (r->limit + 1) / 2;
     return OUTBOX_OK;
@@ -218,12 +226,13 @@ static void add_partitions(outbox_store *store, reading *r) {
 
 static void send_walk(outbox_store *store, reading *r) {
   lane *lane = store->lane;
-  bool main = r->what == READ_MAIN, strict = lane->ordering == OUTBOX_ORDERING_STRICT;
+  bool main = r->what == READ_MAIN;
   const space *space = lane_find_space(lane, r->space);
   add_partitions(store, r);
+  r->oldest = lane->ordering == OUTBOX_ORDERING_STRICT || r->limit < LARGE;
   if (main && lane->space_count == 0 && lane->namespaces.size == 0 &&
       lane->ordering == OUTBOX_ORDERING_KEY) {
-    sql_add(store, FAST_SQL, "IIiii", &r->partitions, &r->lows, lane->lease, r->limit,
+    sql_add(store, r->oldest ? FAST_OLDEST_SQL : FAST_SQL, "IIiii", &r->partitions, &r->lows, lane->lease, r->limit,
             r->want->batch_bytes);
     return;
   }
@@ -233,7 +242,7 @@ static void send_walk(outbox_store *store, reading *r) {
     array_add_bytes(&r->names, (outbox_bytes){space->name, space->size});
   if (main) add_names(&r->left, lane, true, true);
   int64_t look = lane->look > 2 * r->limit ? lane->look : 2 * r->limit;
-  sql_add(store, strict ? STRICT_SQL : WALK_SQL, "IIiiiIiTbTi", &r->partitions, &r->lows,
+  sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiIiTbTi", &r->partitions, &r->lows,
           lane->lease, r->limit, r->want->batch_bytes, &r->highs, look,
           main ? &lane->names : &r->names, main && lane->except, &r->left,
           (int64_t)lane->ordering);
@@ -295,15 +304,14 @@ static void follow(outbox_store *store, reading *r, const PGresult *rows, int en
   bool early = sql_bool(rows, end, 12), none = PQgetisnull(rows, end, 15);
   int partition = (int)sql_int(rows, end, 11);
   int64_t place = sql_int(rows, end, 15);
-  bool strict = lane->ordering == OUTBOX_ORDERING_STRICT;
   for (int i = 0; i < r->count; i++) {
     int p = r->order[i];
-    bool here = early && !none && (strict || p == partition);
+    bool here = early && !none && (r->oldest || p == partition);
     int64_t to = here ? place : last_value;
     if (early && none) break; /* nothing was looked at */
     if (to < r->before[p]) to = r->before[p];
     set_place(lane, r, p, to);
-    if (here && !strict) break;
+    if (here && !r->oldest) break;
   }
   if (early) *more = true;
   if (!early && r->what == READ_LAP) end_lap(lane);
@@ -340,7 +348,6 @@ int read_receive(outbox_store *store, reading *r, int64_t last_value, items *fou
   if (r->what == READ_DUE) {
     note_suspects(lane, rows);
     if (!sql_bool(rows, end, 12) && r->space == 0) lane->due = false;
-    if (found->count == 0) *more = true;
   }
   if (r->what == READ_DUE && lane->suspect_count > 0) { /* their bytes are in the rows */
     lane->suspect_rows = found->count > 0 ? NULL : found->result;
