@@ -254,8 +254,8 @@ describe("an engine", function()
     local engine = read("src/engine.h")
     local manual = read("src/outbox.h"):gsub("/%*.-%*/", ""):gsub("\ntypedef ", "\n  ")
     for name in manual:gmatch("\n[%l][%w_ ]-[ *](outbox_[%l%d_]+)%(") do
-      local operation = engine:find(("\n  X(%s) "):format(name:gsub("^outbox_", "")), 1, true)
-      local exception = engine:match("Not in the list.-%*/"):find(name, 1, true)
+      local operation = engine:find("\n  X%(" .. name:match("^outbox_(.*)") .. "%)")
+      local exception = engine:match("Not in the list.-%*/"):find(name .. "%f[^%w_]")
       assert.is_truthy(not operation ~= not exception, name)
     end
   end)

@@ -1,6 +1,6 @@
 /*
-** The module `outbox.postgres`, of the rock outbox-postgres. Its value is the address of the engine,
-** for outbox.open. This file uses no other of the shim, which is in another shared object.
+** The module `outbox.postgres`, of the rock outbox-postgres. Its value is the address of the
+** engine, for outbox.open. It uses no other file of the shim, which is in another shared object.
 */
 #include <lauxlib.h>
 #include <lua.h>
