@@ -22,6 +22,7 @@
   X(open)                                                                                          \
   X(migrate)                                                                                       \
   X(in_transaction)                                                                                \
+  X(now)                                                                                           \
   X(prefix)                                                                                        \
   X(begin)                                                                                         \
   X(commit)                                                                                        \

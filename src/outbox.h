@@ -392,6 +392,12 @@ struct sqlite3 *outbox_connection(outbox_store *store);
 /* Whether a transaction is open on the store's connection. False without a connection. */
 bool outbox_in_transaction(outbox_store *store);
 
+/*
+** The time by the store's clock, which by default is the system's; on PostgreSQL, the server's. Fails
+** with CALLBACK.
+*/
+int outbox_now(outbox_store *store, int64_t *now);
+
 /* The prefix of the tables' names, for tables beside them. Lives as long as the store. */
 const char *outbox_prefix(const outbox_store *store);
 

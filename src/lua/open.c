@@ -82,6 +82,30 @@ static void read_options(lua_State *L, shim_store *self, int index, outbox_optio
   lua_settop(L, store_index);
 }
 
+/*
+** now(): the time by the server of the store that is the upvalue. For the default clock of such a
+** store, because its claims are made and judged by that time.
+*/
+static int server_now(lua_State *L) {
+  const shim_store *self = lua_touserdata(L, lua_upvalueindex(1));
+  int64_t now;
+  if (self->store == NULL || self->engine->now(self->store, &now) != OUTBOX_OK)
+    outbox_system_clock(NULL, &now);
+  shim_push_seconds(L, now);
+  return 1;
+}
+
+/* Sets the clock of the store on the top, which has none of its own. */
+static void set_server_clock(lua_State *L) {
+  lua_createtable(L, 0, 2);
+  lua_pushvalue(L, -2);
+  lua_pushcclosure(L, server_now, 1);
+  lua_setfield(L, -2, "now");
+  lua_getfield(L, lua_upvalueindex(1), "sleep");
+  lua_setfield(L, -2, "sleep");
+  lua_setiuservalue(L, -2, CLOCK_VALUE);
+}
+
 /* Counts the store that the core has made. Raises if it failed; the options are at the index. */
 static void finish_store(lua_State *L, shim_store *self, int index, int code) {
   if (self->store == NULL) shim_raise(L, outbox_code_name(OUTBOX_NOMEM), "not enough memory");
@@ -145,7 +169,7 @@ writable. `synchronous`: when a commit waits for the disk,
 "off", "normal" (enough for a processor), "full" (the default, right for publishing) or "extra".
 `busy_timeout` (a number): how many seconds to wait for another connection's lock, default 5.
 `clock`: a function that returns the time in seconds since the Unix epoch, or a table with that
-function as `now`. `id_generator`: a function `(clock, message)` that returns an id, or a table with
+function as `now`; default: the system's clock, or the clock of the PostgreSQL server. `id_generator`: a function `(clock, message)` that returns an id, or a table with
 that function as `generate_id`; default: a UUIDv7 that is made of the entry's place, which needs no
 room in the database
 @treturn outbox.store
@@ -184,6 +208,7 @@ static int open_store(lua_State *L) {
     read_options(L, self, 2, &options);
   }
   finish_store(L, self, 2, self->engine->open(&self->store, path.data, &options));
+  if (self->engine != &outbox_sqlite && !self->lua_clock) set_server_clock(L);
   return 1;
 }
 

@@ -95,6 +95,7 @@ typedef struct lane {
   bool due;           /* retries that are due may be handed out: there is cause to look; */
   bool any_due;       /* and there are some; */
   bool had_due;       /* they had the last turn */
+  bool ahead;         /* one is due to which main has not come yet */
   int64_t due_at;     /* when the next delayed entry falls due; 0: none */
   int64_t busy_at;  /* when there was something to do last */
   int64_t swept_at; /* heads are not looked for before this moment */

@@ -94,7 +94,8 @@ static const char WALK_SQL[] = WALK("");
 static const char WALK_OLDEST_SQL[] = WALK("ORDER BY seq");
 
 /*
-** Retries that are due, of the partitions of the mask $1 whose reading has come by, which $2 tells.
+** Retries that are due, of the partitions of the mask $1 whose reading has come by, which $2 tells;
+** before that an earlier entry of the key may be ready. The end tells whether there are others.
 ** $6 now, $7 namespaces, or $8 all but these; $9 those that are left behind; $10 the ordering.
 */
 #define IS_SUSPECT "(attempts = 0 AND last_error IS NOT NULL AND $10 <> 2)"
@@ -112,7 +113,8 @@ static const char DUE_SQL[] =
     " AND " IS_SUSPECT " ORDER BY due_at, seq LIMIT 256)" HOLD FOUND
     " UNION ALL SELECT NULL, id, namespace, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
     " partition, true, NULL, 3, position FROM s"
-    END("NULL", CUT " OR (SELECT count(*) FROM b) = $4", "NULL");
+    END("(SELECT count(*) FROM (SELECT" IS_DUE " AND position > ($2::bigint[])[partition + 1]"
+        " LIMIT 1) AS a)", CUT " OR (SELECT count(*) FROM b) = $4", "NULL");
 
 /* The entry at the place $2, of the partitions of the mask $1. $4 the ordering. */
 static const char PLACE_SQL[] =
@@ -314,6 +316,10 @@ static void follow(outbox_store *store, reading *r, const PGresult *rows, int en
     if (here && !r->oldest) break;
   }
   if (early) *more = true;
+  if (!early && r->what == READ_MAIN && lane->ahead) { /* it has come by */
+    lane->ahead = false;
+    lane->due = *more = true;
+  }
   if (!early && r->what == READ_LAP) end_lap(lane);
   if (r->back) cursor_looked(lane, r->started);
 }
@@ -348,6 +354,7 @@ int read_receive(outbox_store *store, reading *r, int64_t last_value, items *fou
   if (r->what == READ_DUE) {
     note_suspects(lane, rows);
     if (!sql_bool(rows, end, 12) && r->space == 0) lane->due = false;
+    if (r->space == 0) lane->ahead = sql_int(rows, end, 11) != 0;
   }
   if (r->what == READ_DUE && lane->suspect_count > 0) { /* their bytes are in the rows */
     lane->suspect_rows = found->count > 0 ? NULL : found->result;

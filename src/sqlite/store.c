@@ -16,6 +16,10 @@ int store_now(outbox_store *store, int64_t *now) {
   return OUTBOX_OK;
 }
 
+int outbox_now(outbox_store *store, int64_t *now) {
+  return store_now(store, now);
+}
+
 int store_now_inside(outbox_store *store, int64_t *now) {
   store->working = true;
   int code = store_now(store, now);
