@@ -61,6 +61,7 @@ typedef struct step {
   size_t count;             /* of verdicts that are not settled yet */
   int64_t now;
   bool lost, more;
+  bool due; /* a retry that was settled just now */
   items found;
 } step;
 
@@ -90,13 +91,16 @@ static void follow_verdict(step *s, const item *item, const outbox_verdict *verd
     s->more |= s->want->batch_size > 0;
   } else if (keeps_waiting(verdict)) {
     if (item->line != 0) lane_add_holder(lane, item->entry.seq, item->partition);
-    if (verdict->at <= s->now) lane->due = s->more = true;
+    if (verdict->at <= s->now) s->due = lane->due = s->more = true;
   } else if (item->delayed && item->line != 0) {
     lane_drop_holder(lane, item->entry.seq);
   }
 }
 
-/* Memory follows before the reading of the same round trip, which sees what was settled. */
+/*
+** Memory follows before anything is read: the reading of the same round trip sees what was settled.
+** To do it again, after a failure, changes nothing.
+*/
 static void follow_verdicts(step *s) {
   const items *hand = &s->lane->hand;
   for (size_t i = 0; i < s->count; i++)
@@ -126,7 +130,7 @@ static void read_status(step *s, reading *r, const PGresult *row) {
   int64_t before = r->started, ours;
   outbox_system_clock(NULL, &ours);
   s->store->skew = sql_int(row, 0, NOW) - (ours - (clock_monotonic() - before) / 2);
-  lane->any_due = sql_bool(row, 0, ANY_DUE);
+  lane->any_due = sql_bool(row, 0, ANY_DUE) || s->due;
   if (lane->due_at != 0 && lane->due_at <= s->now) lane->due = true; /* it has come */
   lane->due_at = sql_int(row, 0, DUE_AT);
   lane->changed = sql_bool(row, 0, TO_PROMOTE) || share_has_changed(lane, sql_int(row, 0, CLAIMS), s->now);
@@ -171,7 +175,6 @@ static int go_round(step *s, reading *r) {
   lane *lane = s->lane;
   settlement settlement = {0};
   bool renews = is_to_renew(s), writes = s->count > 0 || lane->hand.count > 0;
-  follow_verdicts(s);
   if (!add_verdicts(s, &settlement)) {
     settle_free(&settlement);
     return store_fail_nomem(store);
@@ -196,6 +199,7 @@ static int settle_alone(step *s) {
   reading none = {.what = READ_NOTHING, .started = clock_monotonic()};
   for (int p = 0; p < PARTITIONS; p++)
     none.before[p] = INT64_MAX;
+  follow_verdicts(s);
   return go_round(s, &none);
 }
 
@@ -203,6 +207,7 @@ static int read_once(step *s, bool *other) {
   reading r = {.want = s->want, .now = s->now, .place = NEVER, .started = clock_monotonic()};
   for (int p = 0; p < PARTITIONS; p++)
     r.before[p] = INT64_MAX;
+  follow_verdicts(s);
   int code = read_choose(s->store, &r, &s->more);
   if (code == OUTBOX_OK) code = go_round(s, &r);
   *other = r.other;
@@ -308,7 +313,7 @@ static int serve(step *s, outbox_progress *progress) {
   lane *lane = s->lane;
   int code = check_holders(s);
   if (code != OUTBOX_OK) return code;
-  if (s->want->leave || lane->changed) {
+  if (s->want->leave || lane->changed || lane->mask == 0) {
     code = settle_alone(s);
     if (code != OUTBOX_OK || s->lost) return code;
     code = share(s, s->want->leave);
@@ -317,7 +322,9 @@ static int serve(step *s, outbox_progress *progress) {
   }
   if (lane->mask != 0) code = settle_and_read(s);
   if (code != OUTBOX_OK || s->lost) return code;
-  if (lane->changed && s->found.count == 0) s->more = true; /* the next call sees to it */
+  bool due = lane->due && lane->any_due && s->want->where == OUTBOX_ANYWHERE;
+  if (s->found.count == 0 && s->want->batch_size > 0 && (lane->changed || due))
+    s->more = true; /* the next call sees to it */
   return is_idle(s) ? share(s, true) : OUTBOX_OK;
 }
 

@@ -257,7 +257,8 @@ void lane_add_holder(lane *lane, int64_t place, int partition) {
 void lane_drop_holder(lane *lane, int64_t place) {
   line *holder = lines_find(&lane->holders, holder_hash(place));
   if (holder == NULL) return;
-  lane_rewind(lane, (int)holder->next, place);
+  for (int p = 0; p < PARTITIONS; p++)
+    if (p == holder->next || lane->ordering == OUTBOX_ORDERING_STRICT) lane_rewind(lane, p, place);
   lines_drop(&lane->holders, holder);
   lane->due = true;
 }

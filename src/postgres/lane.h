@@ -208,8 +208,8 @@ void read_free(reading *reading);
 /* --- sweep.c, pause.c ------------------------------------------------------------------------ */
 
 /* A known head of a namespace, to be read by its place; NEVER: none is known. *more: look again. */
-int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64_t *place,
-               bool *more);
+int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64_t now,
+               int64_t *place, bool *more);
 
 /* Reads which namespaces are paused. `before`: where the reading began that has met none of them. */
 int pause_see(outbox_store *store, const int64_t *before, int64_t fingerprint);

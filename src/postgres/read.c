@@ -7,7 +7,7 @@
 */
 #include "lane.h"
 
-#define LARGE 8        /* a batch, in which the partitions take turns */
+#define LARGE 32       /* a batch, in which the partitions take turns */
 #define LEAST_LOOK 200 /* rows of a careful reading */
 #define MOST_LOOK 10000
 
@@ -45,6 +45,12 @@ enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT };
 #define EARLIER(table, place)                                                                      \
   "EXISTS (SELECT FROM @delayed AS d WHERE d.namespace = " table ".namespace"                      \
   " AND d.key = " table ".key AND d.position < " place ")"
+
+/* Whether an earlier one of its key is ready. `bounds`: up to there none is, by partition. */
+#define READY_BEFORE(place, bounds)                                                                \
+  "EXISTS (SELECT FROM @entries AS o WHERE o.partition = e.partition"                              \
+  " AND o.seq > (" bounds ")[e.partition + 1] AND o.seq < " place                                  \
+  " AND o.namespace = e.namespace AND o.key = e.key)"
 
 /*
 ** The usual one: all namespaces, order by key. $1 partitions, $2 where each begins. A small batch
@@ -96,7 +102,8 @@ static const char WALK_OLDEST_SQL[] = WALK("ORDER BY seq");
 /*
 ** Retries that are due, of the partitions of the mask $1 whose reading has come by, which $2 tells;
 ** before that an earlier entry of the key may be ready. The end tells whether there are others.
-** $6 now, $7 namespaces, or $8 all but these; $9 those that are left behind; $10 the ordering.
+** $6 now, $7 namespaces, or $8 all but these; $9 those that are left behind; $10 the ordering; $11
+** empty, or up to where nothing is left behind.
 */
 #define IS_SUSPECT "(attempts = 0 AND last_error IS NOT NULL AND $10 <> 2)"
 #define IS_DUE                                                                                     \
@@ -109,6 +116,7 @@ static const char DUE_SQL[] =
     "[partition + 1] AND NOT (namespace = ANY ($9)) AND NOT CASE $10 WHEN 1 THEN "
     EARLIER("e", "e.position") " WHEN 2 THEN EXISTS (SELECT FROM @delayed AS d"
     " WHERE d.position < e.position AND " IS_SERVED("$7", "$8") ") ELSE false END"
+    " AND NOT (cardinality($11) > 0 AND $10 = 1 AND " READY_BEFORE("e.position", "$11::bigint[]") ")"
     " ORDER BY due_at, seq LIMIT $4)," " s AS (SELECT id, namespace, partition, position" IS_DUE
     " AND " IS_SUSPECT " ORDER BY due_at, seq LIMIT 256)" HOLD FOUND
     " UNION ALL SELECT NULL, id, namespace, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
@@ -116,7 +124,10 @@ static const char DUE_SQL[] =
     END("(SELECT count(*) FROM (SELECT" IS_DUE " AND position > ($2::bigint[])[partition + 1]"
         " LIMIT 1) AS a)", CUT " OR (SELECT count(*) FROM b) = $4", "NULL");
 
-/* The entry at the place $2, of the partitions of the mask $1. $4 the ordering. */
+/*
+** The entry at the place $2, of the partitions of the mask $1, if no earlier one of its key waits.
+** $4 the ordering; $6 up to which place of each partition nothing of it is ready.
+*/
 static const char PLACE_SQL[] =
     "WITH b AS MATERIALIZED (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"
     " FROM @entries AS e WHERE partition IN (SELECT p FROM generate_series(0, 63) AS p"
@@ -124,8 +135,8 @@ static const char PLACE_SQL[] =
     " AND NOT ($4 = 1 AND " EARLIER("e", "e.seq") ")"
     " UNION ALL SELECT partition, position, " ENTRY_COLUMNS ", true FROM @delayed AS e"
     " WHERE seq = $2 AND position = $2 AND " HAS_CLASS("$1", "partition")
-    " AND NOT " IS_PAUSED("e.namespace") " AND NOT ($4 = 1 AND " EARLIER("e", "e.position") ")"
-    ")" HOLD FOUND END("NULL", "false", "NULL");
+    " AND NOT " IS_PAUSED("e.namespace") " AND NOT ($4 = 1 AND (" EARLIER("e", "e.position") " OR "
+    READY_BEFORE("e.position", "$6::bigint[]") "))" ")" HOLD FOUND END("NULL", "false", "NULL");
 
 /* --- Choosing -------------------------------------------------------------------------------- */
 
@@ -161,7 +172,7 @@ static int choose_space(outbox_store *store, reading *r, bool *more) {
   if (space == NULL || !space->parked || space->paused) return OUTBOX_OK;
   r->space = space->hash;
   if (r->want->where != OUTBOX_OLDEST) {
-    int code = sweep_head(store, space, r->want, &r->place, more);
+    int code = sweep_head(store, space, r->want, r->now, &r->place, more);
     if (code == OUTBOX_OK && r->place != NEVER) r->what = READ_PLACE;
     return code;
   }
@@ -250,26 +261,45 @@ static void send_walk(outbox_store *store, reading *r) {
           (int64_t)lane->ordering);
 }
 
+/* Up to where nothing of a namespace, or of any, is ready. */
+static void add_bounds(const lane *lane, const space *one, array *bounds) {
+  for (int p = 0; p < PARTITIONS; p++) {
+    int64_t from = lane->low[p];
+    for (size_t i = 0; i < lane->space_count; i++) {
+      const space *space = &lane->spaces[i];
+      if ((one == NULL || one == space) && (space->met >> p & 1))
+        from = lines_lower(from, space->from[p]);
+    }
+    array_add_int(bounds, from);
+  }
+}
+
+static void send_place(outbox_store *store, reading *r) {
+  lane *lane = store->lane;
+  add_bounds(lane, lane_find_space(lane, r->space), &r->highs);
+  sql_add(store, PLACE_SQL, "iiiiiI", (int64_t)lane->mask, r->place, lane->lease,
+          (int64_t)lane->ordering, (int64_t)0, &r->highs);
+}
+
 static void send_due(outbox_store *store, reading *r) {
   lane *lane = store->lane;
   const space *space = lane_find_space(lane, r->space);
+  bool any = space != NULL || lane->ordering == OUTBOX_ORDERING_NONE;
   for (int p = 0; p < PARTITIONS; p++)
-    array_add_int(&r->lows, space != NULL || lane->ordering == OUTBOX_ORDERING_NONE
-                                ? INT64_MAX
-                                : lane->last[p]);
+    array_add_int(&r->lows, any ? INT64_MAX : lane->last[p]);
+  if (lane->space_count > 0) add_bounds(lane, space, &r->highs);
   if (space != NULL)
     array_add_bytes(&r->names, (outbox_bytes){space->name, space->size});
   else
     for (size_t i = 0; i < lane->space_count; i++)
       if (!lane->spaces[i].lagging)
         array_add_bytes(&r->left, (outbox_bytes){lane->spaces[i].name, lane->spaces[i].size});
-  sql_add(store, DUE_SQL, "iIiiiiTbTi", (int64_t)lane->mask, &r->lows, lane->lease, r->limit,
+  sql_add(store, DUE_SQL, "iIiiiiTbTiI", (int64_t)lane->mask, &r->lows, lane->lease, r->limit,
           r->want->batch_bytes, r->now, space != NULL ? &r->names : &lane->names,
-          space == NULL && lane->except, &r->left, (int64_t)lane->ordering);
+          space == NULL && lane->except, &r->left, (int64_t)lane->ordering, &r->highs);
 }
 
 void read_send(outbox_store *store, reading *r) {
-  const lane *lane = store->lane;
   r->started = clock_monotonic();
   switch (r->what) {
   case READ_NOTHING: break;
@@ -277,10 +307,7 @@ void read_send(outbox_store *store, reading *r) {
   case READ_LAP:
   case READ_SPACE: send_walk(store, r); break;
   case READ_DUE: send_due(store, r); break;
-  case READ_PLACE:
-    sql_add(store, PLACE_SQL, "iiiii", (int64_t)lane->mask, r->place, lane->lease,
-            (int64_t)lane->ordering, (int64_t)0);
-    break;
+  case READ_PLACE: send_place(store, r); break;
   }
 }
 

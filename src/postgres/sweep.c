@@ -7,7 +7,8 @@
 
 #include "lane.h"
 
-#define LOOK 10000 /* rows at a time */
+#define LOOK 10000          /* rows at a time */
+#define MOST_PAUSE 10000000 /* microseconds; more are left: the clock was set back */
 
 /* $1 partitions, $2 and $3 between which places, $4 how many rows, $5 the namespace. */
 static const char SWEEP_SQL[] =
@@ -15,6 +16,12 @@ static const char SWEEP_SQL[] =
     " $3::bigint[]) AS t (p, low, high) CROSS JOIN LATERAL (SELECT partition, seq, namespace, key"
     " FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > t.low AND e.seq <= t.high"
     " ORDER BY e.seq LIMIT $4) AS e LIMIT $4";
+
+/* A row: its place, and its number in the result. */
+typedef struct met {
+  int64_t place;
+  int row;
+} met;
 
 static void *reallocate(void *items, uint64_t size) {
   if (size > 0) return realloc(items, size);
@@ -45,13 +52,32 @@ static void note(lane *lane, space *space, const PGresult *rows, int row) {
   heads_add(space->heads, place, lane_random(lane));
 }
 
+static int compare(const void *a, const void *b) {
+  int64_t x = ((const met *)a)->place, y = ((const met *)b)->place;
+  return (x > y) - (x < y);
+}
+
+/* In the order of seq, so that the newest head is the last one. */
+static int note_all(outbox_store *store, space *space, const PGresult *rows) {
+  int count = PQntuples(rows);
+  met *list = malloc(((size_t)count + 1) * sizeof *list);
+  if (list == NULL) return store_fail_nomem(store);
+  for (int i = 0; i < count; i++)
+    list[i] = (met){sql_int(rows, i, 1), i};
+  qsort(list, (size_t)count, sizeof *list, compare);
+  for (int i = 0; i < count; i++)
+    note(store->lane, space, rows, list[i].row);
+  free(list);
+  return OUTBOX_OK;
+}
+
 /* *end: all was looked at. */
-static int sweep(outbox_store *store, space *space, bool *end) {
+static int sweep(outbox_store *store, space *space, int64_t now, bool *end) {
   lane *lane = store->lane;
   array partitions = {0}, lows = {0}, highs = {0};
   int64_t started = clock_monotonic();
   *end = false;
-  if (started < lane->swept_at) return OUTBOX_OK;
+  if (now < lane->swept_at && lane->swept_at - now < MOST_PAUSE) return OUTBOX_OK;
   for (int p = 0; p < PARTITIONS; p++) {
     if (!(lane->mask >> p & 1) || space->at[p] >= lane->last[p]) continue;
     array_add_int(&partitions, p);
@@ -65,13 +91,12 @@ static int sweep(outbox_store *store, space *space, bool *end) {
   array_free(&highs);
   if (code != OUTBOX_OK) return code;
   const PGresult *rows = sql_result(store, 0);
-  for (int i = 0; i < PQntuples(rows); i++)
-    note(lane, space, rows, i);
+  code = note_all(store, space, rows);
+  if (code != OUTBOX_OK) return code;
   *end = PQntuples(rows) < LOOK;
   for (int p = 0; p < PARTITIONS && *end; p++)
     if (space->at[p] < lane->last[p]) space->at[p] = lane->last[p];
-  int64_t now = clock_monotonic();
-  lane->swept_at = now + 10 * (now - started);
+  lane->swept_at = now + 10 * (clock_monotonic() - started);
   return code;
 }
 
@@ -98,8 +123,8 @@ static bool is_done(const lane *lane, const space *space) {
 ** A round that has come to its end is followed by another one if anything came of it. So a look
 ** ends where nothing is to be had.
 */
-int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64_t *place,
-               bool *more) {
+int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64_t now,
+               int64_t *place, bool *more) {
   lane *lane = store->lane;
   bool end = false;
   *place = NEVER;
@@ -112,7 +137,7 @@ int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64
   take(lane, space, want, place);
   if (*place == NEVER && is_done(lane, space) && space->heads->fruitful) begin_round(lane, space);
   if (*place == NEVER && !is_done(lane, space)) {
-    int code = sweep(store, space, &end);
+    int code = sweep(store, space, now, &end);
     if (code != OUTBOX_OK) return code;
     take(lane, space, want, place);
   }
@@ -120,6 +145,6 @@ int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64
     space->heads->fruitful = true;
   else if (is_done(lane, space))
     space->heads->done = true;
-  *more |= *place == NEVER && !is_done(lane, space) && clock_monotonic() >= lane->swept_at;
+  *more |= *place == NEVER && !is_done(lane, space) && now >= lane->swept_at;
   return OUTBOX_OK;
 }
