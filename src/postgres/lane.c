@@ -253,12 +253,20 @@ void lane_add_holder(lane *lane, int64_t place, int partition) {
   holder->next = partition;
 }
 
-/* What waited for it is read again. */
+/* Each walk may have passed by what waited for it. */
+static void rewind_all(lane *lane, int partition, int64_t place) {
+  lane_rewind(lane, partition, place);
+  lane->lap[partition] = lines_lower(lane->lap[partition], place);
+  for (size_t i = 0; i < lane->space_count; i++)
+    if (lane->spaces[i].met >> partition & 1)
+      lane->spaces[i].from[partition] = lines_lower(lane->spaces[i].from[partition], place);
+}
+
 void lane_drop_holder(lane *lane, int64_t place) {
   line *holder = lines_find(&lane->holders, holder_hash(place));
   if (holder == NULL) return;
   for (int p = 0; p < PARTITIONS; p++)
-    if (p == holder->next || lane->ordering == OUTBOX_ORDERING_STRICT) lane_rewind(lane, p, place);
+    if (p == holder->next || lane->ordering == OUTBOX_ORDERING_STRICT) rewind_all(lane, p, place);
   lines_drop(&lane->holders, holder);
   lane->due = true;
 }

@@ -188,7 +188,7 @@ typedef struct reading {
   bool other;   /* if nothing is found, read again: there is another kind */
   bool careful, back;
   bool oldest; /* of all partitions, in the order of seq */
-  array partitions, lows, highs, names, left;
+  array partitions, lows, bounds, names, left;
   int order[PARTITIONS], count; /* the partitions as they are read */
   int64_t before[PARTITIONS];   /* after which place each is read */
 } reading;

@@ -68,30 +68,30 @@ static const char FAST_SQL[] = FAST("");
 static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
 
 /*
-** Any other: looks at $7 rows up to the places $6. $8 namespaces, or $9 all but these; $10 those
-** that are left behind; $11 the ordering.
+** Any other: looks at $6 rows. $7 namespaces, or $8 all but these; $9 those that are left
+** behind; $10 the ordering.
 */
 #define IS_SERVED(names, except) "(namespace = ANY (" names ")) <> " except
 #define WALK(numbered)                                                                             \
   "WITH w AS MATERIALIZED (SELECT row_number() OVER (" numbered ") AS r, e.*"                      \
-  " FROM unnest($1::bigint[], $2::bigint[], $6::bigint[]) AS t (p, low, high)"                     \
+  " FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"                     \
   " CROSS JOIN LATERAL (SELECT partition, seq, namespace, key FROM @entries AS e"                  \
-  " WHERE e.partition = t.p::smallint AND e.seq > t.low AND e.seq <= t.high"                       \
-  " ORDER BY e.seq LIMIT $7) AS e LIMIT $7),"                                                      \
-  " g AS MATERIALIZED (SELECT * FROM w WHERE " IS_SERVED("$8", "$9")                               \
-  " AND NOT (namespace = ANY ($10)) AND NOT " IS_PAUSED("w.namespace")                             \
-  " AND NOT CASE $11 WHEN 1 THEN " EARLIER("w", "w.seq")                                           \
+  " WHERE e.partition = t.p::smallint AND e.seq > t.low"                       \
+  " ORDER BY e.seq LIMIT $6) AS e LIMIT $6),"                                                      \
+  " g AS MATERIALIZED (SELECT * FROM w WHERE " IS_SERVED("$7", "$8")                               \
+  " AND NOT (namespace = ANY ($9)) AND NOT " IS_PAUSED("w.namespace")                             \
+  " AND NOT CASE $10 WHEN 1 THEN " EARLIER("w", "w.seq")                                           \
   " WHEN 2 THEN EXISTS (SELECT FROM @delayed AS d WHERE d.position < w.seq AND "                   \
-  IS_SERVED("$8", "$9") ") ELSE false END LIMIT $4),"                                              \
+  IS_SERVED("$7", "$8") ") ELSE false END LIMIT $4),"                                              \
   " b AS MATERIALIZED (SELECT g.r, e.* FROM g CROSS JOIN LATERAL (SELECT partition,"               \
   " seq AS place, " ENTRY_COLUMNS ", false AS delayed FROM @entries AS e"                          \
   " WHERE e.partition = g.partition AND e.seq = g.seq) AS e)" HOLD ","                             \
   " s AS (SELECT CASE WHEN " CUT " OR (SELECT count(*) FROM b) = $4 THEN " LAST_FOUND("r")         \
   " ELSE (SELECT max(r) FROM w) END AS r)"                                                         \
   FOUND NO_ENTRY_BUT("namespace") ", partition, false, NULL, 2, min(seq) FROM w"                   \
-  " WHERE namespace = ANY ($10) AND r <= (SELECT r FROM s) GROUP BY namespace, partition"          \
+  " WHERE namespace = ANY ($9) AND r <= (SELECT r FROM s) GROUP BY namespace, partition"          \
   END("(SELECT partition FROM w WHERE r = (SELECT r FROM s))",                                     \
-      CUT " OR (SELECT count(*) FROM b) = $4 OR (SELECT count(*) FROM w) = $7",                    \
+      CUT " OR (SELECT count(*) FROM b) = $4 OR (SELECT count(*) FROM w) = $6",                    \
       "(SELECT seq FROM w WHERE r = (SELECT r FROM s))")
 #define NO_ENTRY_BUT(namespace)                                                                    \
   " UNION ALL SELECT NULL, NULL, " namespace ", NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
@@ -233,7 +233,6 @@ static void add_partitions(outbox_store *store, reading *r) {
     r->before[p] = from;
     array_add_int(&r->partitions, p);
     array_add_int(&r->lows, from);
-    array_add_int(&r->highs, r->what == READ_LAP ? lane->last[p] : INT64_MAX);
   }
 }
 
@@ -255,8 +254,8 @@ static void send_walk(outbox_store *store, reading *r) {
     array_add_bytes(&r->names, (outbox_bytes){space->name, space->size});
   if (main) add_names(&r->left, lane, true, true);
   int64_t look = lane->look > 2 * r->limit ? lane->look : 2 * r->limit;
-  sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiIiTbTi", &r->partitions, &r->lows,
-          lane->lease, r->limit, r->want->batch_bytes, &r->highs, look,
+  sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiiTbTi", &r->partitions, &r->lows,
+          lane->lease, r->limit, r->want->batch_bytes, look,
           main ? &lane->names : &r->names, main && lane->except, &r->left,
           (int64_t)lane->ordering);
 }
@@ -276,9 +275,9 @@ static void add_bounds(const lane *lane, const space *one, array *bounds) {
 
 static void send_place(outbox_store *store, reading *r) {
   lane *lane = store->lane;
-  add_bounds(lane, lane_find_space(lane, r->space), &r->highs);
+  add_bounds(lane, lane_find_space(lane, r->space), &r->bounds);
   sql_add(store, PLACE_SQL, "iiiiiI", (int64_t)lane->mask, r->place, lane->lease,
-          (int64_t)lane->ordering, (int64_t)0, &r->highs);
+          (int64_t)lane->ordering, (int64_t)0, &r->bounds);
 }
 
 static void send_due(outbox_store *store, reading *r) {
@@ -287,7 +286,7 @@ static void send_due(outbox_store *store, reading *r) {
   bool any = space != NULL || lane->ordering == OUTBOX_ORDERING_NONE;
   for (int p = 0; p < PARTITIONS; p++)
     array_add_int(&r->lows, any ? INT64_MAX : lane->last[p]);
-  if (lane->space_count > 0) add_bounds(lane, space, &r->highs);
+  if (lane->space_count > 0) add_bounds(lane, space, &r->bounds);
   if (space != NULL)
     array_add_bytes(&r->names, (outbox_bytes){space->name, space->size});
   else
@@ -296,7 +295,7 @@ static void send_due(outbox_store *store, reading *r) {
         array_add_bytes(&r->left, (outbox_bytes){lane->spaces[i].name, lane->spaces[i].size});
   sql_add(store, DUE_SQL, "iIiiiiTbTiI", (int64_t)lane->mask, &r->lows, lane->lease, r->limit,
           r->want->batch_bytes, r->now, space != NULL ? &r->names : &lane->names,
-          space == NULL && lane->except, &r->left, (int64_t)lane->ordering, &r->highs);
+          space == NULL && lane->except, &r->left, (int64_t)lane->ordering, &r->bounds);
 }
 
 void read_send(outbox_store *store, reading *r) {
@@ -393,7 +392,7 @@ int read_receive(outbox_store *store, reading *r, int64_t last_value, items *fou
 void read_free(reading *r) {
   array_free(&r->partitions);
   array_free(&r->lows);
-  array_free(&r->highs);
+  array_free(&r->bounds);
   array_free(&r->names);
   array_free(&r->left);
 }
