@@ -36,8 +36,10 @@ static inline int64_t time_earlier(int64_t a, int64_t b) {
 #define CLAIMS_FINGERPRINT                                                                         \
   "(SELECT coalesce(sum(hashint8extended(lease, classes) >> 8), 0)::bigint FROM @claims)"
 
-/* In SQL: whether nothing of a namespace may be handed out. */
-#define IS_PAUSED(namespace) "EXISTS (SELECT FROM @pauses AS u WHERE u.namespace = " namespace ")"
+/* In SQL: whether nothing of a namespace may be handed out. Asks once whether there is any pause. */
+#define IS_PAUSED(namespace)                                                                       \
+  "((SELECT EXISTS (SELECT FROM @pauses))"                                                         \
+  " AND EXISTS (SELECT FROM @pauses AS u WHERE u.namespace = " namespace "))"
 
 /* --- reading.c ------------------------------------------------------------------------------- */
 

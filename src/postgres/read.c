@@ -7,7 +7,7 @@
 */
 #include "lane.h"
 
-#define LARGE 32       /* a batch, in which the partitions take turns */
+#define LARGE 8        /* a batch, in which the partitions take turns */
 #define LEAST_LOOK 200 /* rows of a careful reading */
 #define MOST_LOOK 10000
 
@@ -42,9 +42,11 @@ enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT };
 #define CUT "(SELECT count(*) FROM f) < (SELECT count(*) FROM b)"
 #define LAST_FOUND(column) "(SELECT " column " FROM f ORDER BY n DESC LIMIT 1)"
 
+/* Whether a retry holds an entry back. The first half is asked once, and mostly answers for all. */
 #define EARLIER(table, place)                                                                      \
-  "EXISTS (SELECT FROM @delayed AS d WHERE d.namespace = " table ".namespace"                      \
-  " AND d.key = " table ".key AND d.position < " place ")"
+  "((SELECT EXISTS (SELECT FROM @delayed WHERE position IS NOT NULL))"                             \
+  " AND EXISTS (SELECT FROM @delayed AS d WHERE d.namespace = " table ".namespace"                 \
+  " AND d.key = " table ".key AND d.position < " place "))"
 
 /* Whether an earlier one of its key is ready. `bounds`: up to there none is, by partition. */
 #define READY_BEFORE(place, bounds)                                                                \
