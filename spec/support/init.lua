@@ -86,6 +86,15 @@ function M.sql(store, sql, ...)
   end)
 end
 
+--- For `store:transaction`: keeps every other writer waiting until the coroutine is resumed. On
+-- SQLite any transaction does.
+function M.keep_busy(txn)
+  if M.engine == "postgres" then
+    txn:execute("LOCK TABLE outbox_entries, outbox_claims IN ACCESS EXCLUSIVE MODE")
+  end
+  coroutine.yield()
+end
+
 --- Starts a processor in a process of its own, on a migrated database. It sleeps until a commit
 -- wakes it, and ends with that message. Returns, when it is ready, a function that waits for its
 -- end and returns the payload of the message.

@@ -11,10 +11,12 @@
 
 #define SECOND 1000000
 
-/* No row of a table is locked by these. They come before anything else. */
+/* The order of an index is what a reading needs; whoever sorts has to read all first. */
 static const char SESSION_SQL[] =
-    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off";
+    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
+    " SET enable_bitmapscan = off; SET jit = off";
 
+/* No row is locked for the fence. It comes before anything else. */
 static const char FENCE_SQL[] =
     "SELECT (SELECT last_value FROM @seq), pg_advisory_xact_lock(#, $1::int)::text,"
     " set_config('synchronous_commit', 'off', true)";
