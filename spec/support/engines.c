@@ -50,6 +50,12 @@ static int succeed(outbox_store *store) {
   return OUTBOX_OK;
 }
 
+static int now(outbox_store *store, int64_t *time) {
+  (void)store;
+  *time = 1000000;
+  return OUTBOX_OK;
+}
+
 static void write_down(const char *sql) {
   strncat(log, sql, sizeof log - strlen(log) - 1);
   strncat(log, "\n", sizeof log - strlen(log) - 1);
@@ -111,6 +117,7 @@ static int make(lua_State *L) {
                             .open = open_store,
                             .close = close_store,
                             .error_message = error_message,
+                            .now = now,
                             .prefix = prefix,
                             .begin = succeed,
                             .commit = succeed,
