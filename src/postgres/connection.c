@@ -25,14 +25,16 @@ static const struct {
     {"40", OUTBOX_BUSY},       /* deadlock, serialization */
     {"25006", OUTBOX_READONLY}, {"42501", OUTBOX_READONLY},     {"22021", OUTBOX_ENCODING},
     {"22P05", OUTBOX_ENCODING}, {"53100", OUTBOX_FULL},         {"53200", OUTBOX_NOMEM},
-    {"53", OUTBOX_BUSY},        {"54", OUTBOX_TOOBIG},          {"08", OUTBOX_DISCONNECTED},
+    {"53", OUTBOX_BUSY},        {"54", OUTBOX_TOOBIG},
+    {"08P01", OUTBOX_ERROR}, /* another number of parameters */
+    {"08", OUTBOX_DISCONNECTED},
     {"57P", OUTBOX_DISCONNECTED}, {"58030", OUTBOX_IO},         {"XX001", OUTBOX_CORRUPT},
     {"XX002", OUTBOX_CORRUPT},  {"25P02", OUTBOX_MISUSE},       {"OB001", OUTBOX_DUPLICATE},
 };
 
 static int code_of(const char *state, bool own) {
   if (strncmp(state, "42", 2) == 0 && strcmp(state, "42501") != 0)
-    return own ? OUTBOX_SCHEMA : OUTBOX_MISUSE;
+    return own ? OUTBOX_SCHEMA : OUTBOX_ERROR;
   for (size_t i = 0; i < sizeof CODES / sizeof *CODES; i++)
     if (strncmp(state, CODES[i].state, strlen(CODES[i].state)) == 0) return CODES[i].code;
   return OUTBOX_ERROR;
