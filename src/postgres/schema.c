@@ -128,15 +128,16 @@ static const char RING[] =
     "CREATE TRIGGER @@ring AFTER DELETE ON @pauses FOR EACH STATEMENT"
     " EXECUTE FUNCTION @ring();";
 
-/* Refuses ids, and those of their copies, that any table has. */
+/* Refuses ids, and those of their copies, that any table has, or two messages of the call. */
 static const char REFUSE[] =
     "CREATE FUNCTION @refuse(ids text[], namespaces text[]) RETURNS void LANGUAGE plpgsql AS $$"
     " BEGIN"
-    "  IF EXISTS (SELECT FROM unnest(ids, namespaces) AS m (id, namespace)"
+    "  IF EXISTS (SELECT FROM unnest(ids, namespaces) WITH ORDINALITY AS m (id, namespace, o)"
     "   LEFT JOIN @subscriptions AS s ON s.namespace = m.namespace"
     "   CROSS JOIN LATERAL (SELECT m.id UNION ALL SELECT m.id || ':' || s.copy"
     "    WHERE s.copy IS NOT NULL) AS i (id)"
-    "   WHERE EXISTS (SELECT FROM @entries AS e WHERE e.id = i.id)"
+    "   GROUP BY i.id HAVING min(m.o) < max(m.o)"
+    "    OR EXISTS (SELECT FROM @entries AS e WHERE e.id = i.id)"
     "    OR EXISTS (SELECT FROM @delayed AS e WHERE e.id = i.id)"
     "    OR EXISTS (SELECT FROM @dead AS e WHERE e.id = i.id)) THEN"
     "   RAISE 'an entry with this id is already in the outbox' USING ERRCODE = 'OB001';"
