@@ -94,8 +94,8 @@ static int set_all(outbox_store *store, parameters *p, const outbox_value *value
 
 /* --- Running --------------------------------------------------------------------------------- */
 
-static const char *const CONTROLS[] = {"abort",    "begin",   "commit",  "end",  "prepare",
-                                       "rollback", "release", "savepoint", "start"};
+static const char *const CONTROLS[] = {"abort",   "begin",    "commit", "end",
+                                       "prepare", "start"};
 
 /* Skips blanks and comments. */
 static const char *skip(const char *sql) {
@@ -113,11 +113,24 @@ static const char *skip(const char *sql) {
   }
 }
 
+/* Whether the SQL begins with a word; goes past it then. */
+static bool is_word(const char **sql, const char *word) {
+  const char *at = skip(*sql);
+  size_t size = strspn(at, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ");
+  if (size != strlen(word) || strncasecmp(at, word, size) != 0) return false;
+  *sql = at + size;
+  return true;
+}
+
+/* Savepoints are the application's own affair. */
 static bool is_control(const char *sql) {
-  sql = skip(sql);
-  size_t size = strspn(sql, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ");
+  const char *rest = sql;
+  if (is_word(&rest, "rollback")) {
+    if (!is_word(&rest, "work")) is_word(&rest, "transaction");
+    return !is_word(&rest, "to");
+  }
   for (size_t i = 0; i < sizeof CONTROLS / sizeof *CONTROLS; i++)
-    if (size == strlen(CONTROLS[i]) && strncasecmp(sql, CONTROLS[i], size) == 0) return true;
+    if (is_word(&rest, CONTROLS[i])) return true;
   return false;
 }
 
