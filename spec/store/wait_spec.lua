@@ -10,19 +10,26 @@ local LONG = 60
 describe("store:wait", function()
   local store, path
 
+  -- On PostgreSQL, who begins to wait is told to look again until no commit can have been missed.
+  local function settled(deadline)
+    local rung, look_again
+    repeat
+      store:claim_entries("p", deadline or outbox.clock.now() + LONG)
+      if support.engine == "postgres" then
+        rung, look_again = store:wait(0)
+      end
+    until not rung and not look_again
+  end
+
   before_each(function()
     store, path = support.store({ synchronous = "off" })
-    store:claim_entries("p", 0)
+    settled(0)
   end)
 
   after_each(function()
     store:close()
     support.remove()
   end)
-
-  local function settled()
-    store:claim_entries("p", outbox.clock.now() + LONG)
-  end
 
   it("returns at the timeout when nobody committed", function()
     assert.is_false((store:wait(0.01)))
@@ -47,7 +54,9 @@ describe("store:wait", function()
     store:publish({ id = "a" }, { id = "b" })
     assert.is_true((store:wait(LONG)))
     settled()
-    store:retry_entry("a", os.time() + 1000, "no")
+    if support.engine == "sqlite" then -- on PostgreSQL, what becomes delayed rings
+      store:retry_entry("a", os.time() + 1000, "no")
+    end
     store:delete_entries("b")
     store:renew_claim("p", outbox.clock.now() + LONG)
     store:release_claim("p")

@@ -37,8 +37,9 @@ static const char RENEW_SQL[] =
     " SELECT count(*) FROM c";
 
 static const char RELEASE_SQL[] =
-    "WITH c AS (DELETE FROM @claims WHERE processor_id = $1 AND by_hand RETURNING lease)"
-    " DELETE FROM @batches WHERE lease IN (SELECT lease FROM c)";
+    "WITH c AS (DELETE FROM @claims WHERE processor_id = $1 AND by_hand RETURNING lease),"
+    " b AS (DELETE FROM @batches WHERE lease IN (SELECT lease FROM c))"
+    " SELECT count(pg_notify('outbox_#', 'given')) FROM c";
 
 static const char HOLD_SQL[] =
     "WITH c AS (SELECT lease FROM @claims WHERE processor_id = $1 AND by_hand LIMIT 1),"
@@ -76,6 +77,7 @@ typedef struct claim {
   bool shut;               /* a processor holds partitions */
   int64_t lapses_at, due_at;
   bool more, any, work;
+  bool grown; /* it has partitions that it had not */
 } claim;
 
 static int look(claim *c) {
@@ -141,13 +143,14 @@ static int claim_inside(claim *c) {
   if (code == OUTBOX_OK) code = look(c);
   if (code == OUTBOX_OK) code = follow_the_clock(c);
   if (code != OUTBOX_OK) return code;
-  uint64_t available = c->shut ? 0 : ~c->taken;
+  uint64_t available = c->shut ? 0 : ~c->taken, before = c->classes;
   if (c->limit > 0)
     code = choose(c, available);
   else
     c->classes |= available;
   if (code == OUTBOX_OK) code = sql_run(c->store, ANY_SQL, "ii", (int64_t)c->classes, c->now);
   if (code != OUTBOX_OK) return code;
+  c->grown = (c->classes & ~before) != 0;
   c->any = c->classes != 0 && sql_bool(sql_result(c->store, 0), 0, 0);
   code = sql_run(c->store, ANY_SQL, "ii", (int64_t)-1, c->now);
   if (code == OUTBOX_OK) c->work = sql_bool(sql_result(c->store, 0), 0, 0);
@@ -161,7 +164,7 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
   if (code == OUTBOX_OK) code = store_now(store, &c.now);
   if (code == OUTBOX_OK) code = outbox_begin(store);
   if (code == OUTBOX_OK) code = transaction_end(store, claim_inside(&c));
-  if (code == OUTBOX_OK) bell_see(store, c.any);
+  if (code == OUTBOX_OK) bell_see(store, c.any && c.grown);
   *claimed = (outbox_claimed){.any = c.any,
                               .again_at = time_earlier(c.due_at, c.work ? c.lapses_at : 0)};
   if (c.more) claimed->again_at = c.now;

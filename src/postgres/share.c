@@ -15,7 +15,7 @@ static const char UPDATE_SQL[] =
 static const char FINGERPRINT_SQL[] = "SELECT " CLAIMS_FINGERPRINT;
 
 /* Processors that stand by are told that something was given back. */
-static const char RING_SQL[] = "SELECT pg_notify('outbox_#', '')::text";
+static const char RING_SQL[] = "SELECT pg_notify('outbox_#', 'given')::text";
 
 static const char HOLDERS_SQL[] =
     "SELECT position, partition::bigint FROM @delayed WHERE position IS NOT NULL"

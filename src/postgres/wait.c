@@ -39,6 +39,7 @@ struct bell {
   bool waits;  /* it holds the lock; */
   bool calm;   /* and all transactions of that moment have ended */
   bool asked;  /* a statement was sent, whose result was not received */
+  bool rung;   /* there may be something, and nobody has looked since */
   int64_t xid; /* drawn after the lock was taken */
   int64_t pause, look_at; /* the next look, by the monotonic clock */
   int64_t retry_at;
@@ -88,22 +89,26 @@ static bool ask(bell *bell, const char *sql, int64_t *answer) {
   return good;
 }
 
-/* Whether there was a notification; takes all that there are. */
-static bool take(bell *bell) {
+/*
+** Whether there was a notification; takes all that there are. That this store has given something
+** back is for others.
+*/
+static bool take(const outbox_store *store, bell *bell) {
   PGnotify *notify;
   bool any = false;
   PQconsumeInput(bell->db);
   while ((notify = PQnotifies(bell->db)) != NULL) {
+    any |= notify->be_pid != PQbackendPID(store->db) || notify->extra[0] == '\0';
     PQfreemem(notify);
-    any = true;
   }
   return any;
 }
 
-static void sleep_until(const bell *bell, int64_t timeout) {
+/* Whether something was received. */
+static bool sleep_until(const bell *bell, int64_t timeout) {
   struct pollfd fd = {.fd = bell->db != NULL ? PQsocket(bell->db) : -1, .events = POLLIN};
   struct timespec time = {.tv_sec = timeout / 1000000, .tv_nsec = timeout % 1000000 * 1000};
-  ppoll(&fd, 1, &time, NULL);
+  return ppoll(&fd, 1, &time, NULL) > 0;
 }
 
 /* LISTENs, and finds out whether the server delivers. */
@@ -114,10 +119,10 @@ static bool tune(outbox_store *store, bell *bell) {
   bool good = PQresultStatus(result) == PGRES_COMMAND_OK;
   PQclear(result);
   int64_t until = clock_monotonic() + 1000 * TEST;
-  bool heard = good && take(bell);
+  bool heard = good && take(store, bell);
   while (good && !heard && clock_monotonic() < until) {
     sleep_until(bell, until - clock_monotonic());
-    heard = take(bell);
+    heard = take(store, bell);
   }
   bell->deaf = !heard;
   return good;
@@ -150,7 +155,9 @@ static bell *get(outbox_store *store) {
 void bell_see(outbox_store *store, bool found) {
   bell *bell = store->bell;
   char sql[100];
-  if (bell == NULL || !found || !bell->waits) return;
+  if (bell == NULL) return;
+  bell->rung = false;
+  if (!found || !bell->waits) return;
   bell->waits = bell->calm = false;
   if (!settle(bell)) return;
   snprintf(sql, sizeof sql, "SELECT pg_advisory_unlock_shared(%d, %d)", store->space,
@@ -210,6 +217,37 @@ static void poll_for(int64_t timeout, bool *rung, int64_t *look_again, bell *bel
   if (*rung) bell->look_at = now + POLL;
 }
 
+static void wait(outbox_store *store, bell *bell, int64_t timeout, bool *rung,
+                 int64_t *look_again) {
+  bool good = true, ready = true;
+  if (!bell->waits) {
+    good = begin(store, bell, &ready);
+    *rung = true;
+    if (good && !ready) *look_again = FIRST_PAUSE;
+  } else if (!bell->calm) {
+    *rung = take(store, bell);
+    if (!*rung && timeout > 0 && bell->look_at > clock_monotonic()) {
+      int64_t left = bell->look_at - clock_monotonic();
+      sleep_until(bell, left < timeout ? left : timeout);
+      *rung = take(store, bell);
+    }
+    bool time = false;
+    good = *rung || look(bell, &time);
+    *rung |= time;
+    if (!bell->calm) *look_again = bell->pause;
+  } else {
+    int64_t until = clock_later(clock_monotonic(), timeout), left = timeout;
+    do
+      *rung = take(store, bell);
+    while (!*rung && PQstatus(bell->db) == CONNECTION_OK && left > 0 &&
+           sleep_until(bell, left) && (left = until - clock_monotonic()) > 0);
+  }
+  if (!good || PQstatus(bell->db) != CONNECTION_OK) {
+    hang_up(bell);
+    *rung = true; /* what was missed meanwhile is looked for */
+  }
+}
+
 int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_again) {
   *rung = false;
   *look_again = 0;
@@ -219,37 +257,13 @@ int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_
   if (code != OUTBOX_OK) return code;
   bell *bell = get(store);
   if (bell == NULL) return store_fail_nomem(store);
-  if (!connect(store, bell)) {
-    poll_for(timeout, rung, look_again, bell);
-    return OUTBOX_OK;
-  }
-  bool good = true, ready = true;
-  if (!bell->waits) {
-    good = begin(store, bell, &ready);
+  if (bell->rung)
     *rung = true;
-    if (good && !ready) *look_again = FIRST_PAUSE;
-  } else if (!bell->calm) {
-    *rung = take(bell);
-    if (!*rung && timeout > 0 && bell->look_at > clock_monotonic()) {
-      int64_t left = bell->look_at - clock_monotonic();
-      sleep_until(bell, left < timeout ? left : timeout);
-      *rung = take(bell);
-    }
-    bool time = false;
-    good = *rung || look(bell, &time);
-    *rung |= time;
-    if (!bell->calm) *look_again = bell->pause;
-  } else {
-    *rung = take(bell);
-    if (!*rung && timeout > 0) {
-      sleep_until(bell, timeout);
-      *rung = take(bell);
-    }
-  }
-  if (!good || PQstatus(bell->db) != CONNECTION_OK) {
-    hang_up(bell);
-    *rung = true; /* what was missed meanwhile is looked for */
-  }
+  else if (connect(store, bell))
+    wait(store, bell, timeout, rung, look_again);
+  else
+    poll_for(timeout, rung, look_again, bell);
+  bell->rung = *rung;
   return OUTBOX_OK;
 }
 
