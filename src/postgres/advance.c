@@ -318,7 +318,7 @@ static int serve(step *s, outbox_progress *progress) {
   if (s->want->leave || lane->changed || lane->mask == 0) {
     code = settle_alone(s);
     if (code != OUTBOX_OK || s->lost) return code;
-    code = share(s, s->want->leave);
+    if (s->want->leave || lane->changed) code = share(s, s->want->leave);
     progress->refused = !s->want->leave && lane->mask == 0;
     if (s->lost || s->want->leave) return code;
   }
