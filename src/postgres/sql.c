@@ -122,12 +122,20 @@ static bool is_word(const char **sql, const char *word) {
   return true;
 }
 
-/* Savepoints are the application's own affair. */
+/* Whether the SQL goes on with the name of the store's savepoints. */
+static bool is_ours(const char *sql) {
+  is_word(&sql, "savepoint");
+  sql = skip(sql);
+  return strncmp(sql, "\"outbox\"", 8) == 0 || is_word(&sql, "outbox");
+}
+
+/* Other savepoints are the application's own affair. */
 static bool is_control(const char *sql) {
   const char *rest = sql;
+  if (is_word(&rest, "savepoint") || is_word(&rest, "release")) return is_ours(rest);
   if (is_word(&rest, "rollback")) {
     if (!is_word(&rest, "work")) is_word(&rest, "transaction");
-    return !is_word(&rest, "to");
+    return !is_word(&rest, "to") || is_ours(rest);
   }
   for (size_t i = 0; i < sizeof CONTROLS / sizeof *CONTROLS; i++)
     if (is_word(&rest, CONTROLS[i])) return true;
