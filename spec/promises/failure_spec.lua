@@ -166,7 +166,7 @@ describe("a forked child", function()
       txn:publish({ id = "b" })
       local rows = txn:rows("SELECT 1")
       child = process.fork(function()
-        for _, call in ipairs({
+        local calls = {
           { store.publish, store, {} },
           { store.migrate, store },
           { store.transaction, store, function() end },
@@ -183,10 +183,18 @@ describe("a forked child", function()
           { txn.publish, txn, {} },
           { txn.execute, txn, "DELETE FROM outbox_entries" },
           { txn.rows, txn, "SELECT 1" },
-          { rows },
-        }) do
+        }
+        if support.engine == "sqlite" then -- rows of PostgreSQL are memory
+          calls[#calls + 1] = { rows }
+        end
+        for _, call in ipairs(calls) do
           local problem = support.raised(table.unpack(call))
           assert(problem.code == "forked", tostring(problem))
+        end
+        if support.engine == "postgres" then
+          outbox.open(path):close()
+          store:close()
+          return
         end
         -- It cannot open a store of its own either, whether its parent's is closed or not: it would
         -- write without a lock.

@@ -125,7 +125,8 @@ describe("the http publisher in binary mode", function()
       .. '"list":[1],"object":{"a":1},"huge":9007199254740993,"content-type":true}',
       '{"a":0x10}', '{"\n":}' }) do
       store:transaction(function(txn)
-        txn:execute("INSERT INTO outbox_entries (id, headers) VALUES (?, ?)", tostring(i), json)
+        txn:execute(support.portable("INSERT INTO outbox_entries (id, headers) VALUES (?, ?)"),
+          tostring(i), json)
       end)
     end
     local p, errors = processor(store, { concurrency = 1 })

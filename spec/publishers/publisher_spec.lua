@@ -130,23 +130,27 @@ describe("the file publisher", function()
   end)
 
   it("writes bytes that are not UTF-8 as base64", function()
+    local sqlite = support.engine == "sqlite" -- PostgreSQL takes any bytes as a payload alone
+    local name = sqlite and "n\xff" or "n"
     local bytes, expected = "", { "", "/w==", "//4=", "//79", "//79/A==" }
     local list = {}
     for i = 0, 4 do
-      list[i + 1] = { id = "id " .. i, namespace = "n\xff", key = "", payload = bytes }
+      list[i + 1] = { id = "id " .. i, namespace = name, key = "", payload = bytes }
       bytes = bytes .. string.char(255 - i)
     end
     store:publish(table.unpack(list))
-    store:publish({ id = "headers", headers = { name = "\xff" } })
+    if sqlite then
+      store:publish({ id = "headers", headers = { name = "\xff" } })
+    end
     processor(outbox.publisher("file:" .. path)):pump()
     local found = lines(read(path))
     assert.equal("", found[1].payload)
     assert.equal("", found[1].key)
-    assert.equal("bv8=", found[1].namespace_base64)
+    assert.equal(sqlite and "bv8=" or nil, found[1].namespace_base64)
     assert.same({ select(2, table.unpack(expected)) }, support.pluck(
       { table.unpack(found, 2, 5) }, "payload_base64"))
     assert.is_nil(found[2].payload)
-    assert.equal("eyJuYW1lIjoi/yJ9", found[6].headers_base64)
+    assert.equal(sqlite and "eyJuYW1lIjoi/yJ9" or nil, sqlite and found[6].headers_base64 or nil)
   end)
 
   it("writes base64 as other programs do, for any length", function()
