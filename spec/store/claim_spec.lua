@@ -83,7 +83,8 @@ describe("a claim", function()
     assert.is_true(store:claim_entries("q", 1010))
   end)
 
-  it("does not cover what is published later", function()
+  -- On PostgreSQL a claim is of partitions, and these have no end.
+  sqlite_it("does not cover what is published later", function()
     publish("a")
     store:claim_entries("p", 1010)
     publish("b")
@@ -118,12 +119,13 @@ describe("a claim", function()
     assert.same({ "a" }, support.pluck(other:get_claimed_entries("p", 10), "id"))
   end)
 
-  it("takes any bytes as the processor id", function()
+  it("takes any processor id", function()
+    local odd = support.ODD
     publish("a")
-    store:claim_entries("p\0", 1010)
+    store:claim_entries("p" .. odd, 1010)
     assert.same({}, got("p"))
-    assert.same({}, got("p\0\0"))
-    assert.same({ "a" }, got("p\0"))
+    assert.same({}, got("p" .. odd .. odd))
+    assert.same({ "a" }, got("p" .. odd))
     assert.is_false(store:claim_entries("", 1010))
     assert.is_false(store:claim_entries("' OR 1 = 1 --", 1010))
   end)
@@ -150,6 +152,7 @@ describe("a claim", function()
     assert.equal(before, version())
   end)
 
+  -- On PostgreSQL it takes partitions, not entries.
   support.only("sqlite", describe)("with a limit", function()
     it("takes the oldest", function()
       publish("a", "b", "c")
@@ -211,10 +214,19 @@ describe("a claim", function()
     local progress = lane:advance(nil, { batch_size = 10, join = true })
     assert.same({ 0, true, 1010.000001 },
       { progress.count, progress.overlapped, progress.again_at })
-    assert.equal(0, store:stats().leases[1].classes)
+    local classes = {}
+    for _, lease in ipairs(store:stats().leases) do
+      classes[lease.processor_id] = lease.classes
+    end
+    assert.equal(0, classes.lane)
+    assert.is_true(classes.p > 0)
     store:release_claim("p")
-    assert.is_true(lane:advance(nil, { batch_size = 10 }).more) -- it has its share
-    assert.equal(2, lane:advance(nil, { batch_size = 10 }).count)
+    progress = lane:advance(nil, { batch_size = 10 }) -- it has its share
+    if progress.count == 0 then
+      assert.is_true(progress.more)
+      progress = lane:advance(nil, { batch_size = 10 })
+    end
+    assert.equal(2, progress.count)
     assert.same({ false, 1002.000001 }, { store:claim_entries("p", 1010) })
     lane:advance(true, { batch_size = 0, leave = true })
     publish("c")
@@ -248,7 +260,20 @@ describe("a claim", function()
     assert.equal(1500, store:stats().ready)
   end)
 
-  it("gives a delayed entry another id when plain SQL has used its id again", function()
+  it("gives a delayed entry another id when plain SQL has scheduled an id that is ready", function()
+    store:publish({ id = "twin", payload = "now" })
+    support.sql(store, "INSERT INTO outbox_delayed (id, payload, due_at) VALUES (?, ?, ?)", "twin",
+      "later", 1001000000)
+    local seq = store:delayed_entries()[1].seq
+    clock.time = 1002
+    store:claim_entries("p", 1010)
+    assert.same({ "twin", "twin~" .. seq }, got("p"))
+    assert.equal("later", store:get_claimed_entries("p", 3)[2].payload)
+    assert.equal(0, store:stats().delayed)
+  end)
+
+  -- PostgreSQL refuses that INSERT.
+  sqlite_it("gives a delayed entry another id when plain SQL has used its id again", function()
     store:publish({ id = "twin", deliver_at = 1001, payload = "later" })
     store:publish({ id = "other", deliver_at = 1001 })
     support.sql(store, "INSERT INTO outbox_entries (id, payload) VALUES ('twin', 'now')")

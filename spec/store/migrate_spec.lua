@@ -65,8 +65,9 @@ describe("plain SQL", function()
     local before = outbox.clock.now()
     store:transaction(function(txn)
       txn:execute("INSERT INTO outbox_entries (namespace, key, payload) VALUES ('sql', 'k', 'p')")
-      txn:execute(support.portable("INSERT INTO outbox_entries (namespace, payload) VALUES"
-        .. " ('sql', ?)"), outbox.blob("\0\255"))
+      txn:execute(support.portable(("INSERT INTO outbox_entries (namespace, %s) VALUES"
+        .. " ('sql', ?)"):format(support.engine == "sqlite" and "payload" or "payload_bytes")),
+        outbox.blob("\0\255"))
     end)
     store:claim_entries("p", outbox.clock.now() + 60)
     local entries = store:get_claimed_entries("p", 10)

@@ -251,8 +251,8 @@ describe("a pause", function()
     assert.same({}, store:paused())
   end)
 
-  it("may have a name of any bytes", function()
-    for _, name in ipairs({ "", "\0\255'", "*" }) do
+  it("may have any name", function()
+    for _, name in ipairs({ "", support.ODD, "*" }) do
       store:publish({ id = name .. "!", namespace = name })
       store:pause(name)
     end
@@ -260,7 +260,7 @@ describe("a pause", function()
     local p, delivered, own = processor()
     p:pump()
     assert.same({ "b1" }, delivered)
-    for _, name in ipairs({ "", "\0\255'", "*" }) do
+    for _, name in ipairs({ "", support.ODD, "*" }) do
       store:resume(name)
     end
     p:pump()

@@ -160,9 +160,10 @@ describe("an entry", function()
         last_error = "connection refused",
         seq = 2,
       }, entries[2])
-      store:retry_entry("b", 1006, "a\0b")
+      store:retry_entry("b", 1006, "a\0b") -- PostgreSQL has no NUL in texts
       clock.time = 1006
-      assert.same({ 2, "a\0b" }, { ready()[2].attempts, ready()[2].last_error })
+      assert.same({ 2, support.engine == "sqlite" and "a\0b" or "a?b" },
+        { ready()[2].attempts, ready()[2].last_error })
     end)
 
     it("is due at once if the clock was ahead and is set right", function()
@@ -178,7 +179,8 @@ describe("an entry", function()
       assert.same({ "a" }, ids(ready()))
       clock.time = 2000
       assert.same({ "a", "b", "c", "d" }, ids(ready()))
-      assert.same({ "scheduled", "b", "c", "d" }, ids(store:delayed_entries()))
+      assert.same(support.engine == "sqlite" and { "scheduled", "b", "c", "d" }
+        or { "b", "c", "d", "scheduled" }, ids(store:delayed_entries()))
       local _, again_at = store:claim_entries("p", clock.time + 10)
       assert.equal(1e9 + 700, again_at)
     end)
@@ -374,26 +376,32 @@ describe("store:stats", function()
     store:publish({ id = "dead" }, { id = "later", deliver_at = 1100 })
     store:bury_entry("dead")
     clock.time = 1010
-    assert.same({ ready = 0, delayed = 1, dead = 1, retries = 0, last_seq = 1, due_at = 1100,
-      leases = {} }, store:stats())
+    local sqlite = support.engine == "sqlite" -- on PostgreSQL, what is scheduled draws a seq, too
+    assert.same({ ready = 0, delayed = 1, dead = 1, retries = 0, last_seq = sqlite and 1 or 2,
+      due_at = 1100, leases = {} }, store:stats())
     store:publish({}, {}, { id = "retried" })
     store:retry_entry("retried", 1200)
     store:claim_entries("p", 1020, { limit = 1 })
     store:claim_entries("q", 1030.5)
     clock.time = 1015.5
+    local all, first, last = { 64, 64 }, { 2, 3 }, { 2, 4 }
+    if not sqlite then
+      all, first, last = { 1, 63 }, { math.mininteger, math.mininteger },
+        { math.maxinteger, math.maxinteger }
+    end
     assert.same({
       ready = 2,
       delayed = 2,
       dead = 1,
       retries = 1,
-      last_seq = 4,
+      last_seq = sqlite and 4 or 5,
       due_at = 1100,
       oldest_age = 5.5,
       leases = {
-        { lease = 1, processor_id = "p", classes = 64, claimed_at = 1010, deadline = 1020,
-          first_seq = 2, last_seq = 2 },
-        { lease = 2, processor_id = "q", classes = 64, claimed_at = 1010, deadline = 1030.5,
-          first_seq = 3, last_seq = 4 },
+        { lease = 1, processor_id = "p", classes = all[1], claimed_at = 1010, deadline = 1020,
+          first_seq = first[1], last_seq = last[1] },
+        { lease = 2, processor_id = "q", classes = all[2], claimed_at = 1010, deadline = 1030.5,
+          first_seq = first[2], last_seq = last[2] },
       },
     }, store:stats())
     support.remove()

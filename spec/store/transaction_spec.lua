@@ -105,7 +105,8 @@ describe("store:transaction", function()
   end)
 
   it("refuses SQL that would end it", function()
-    for _, sql in ipairs({ "COMMIT", "ROLLBACK", "BEGIN", "END", "-- c\n commit" }) do
+    for _, sql in ipairs({ "COMMIT", "ROLLBACK", "BEGIN", "END", "-- c\n commit",
+      "rollback /* to */" }) do
       local problem = support.raised(store.transaction, store, function(txn)
         insert(txn, 1)
         txn:execute(sql)
@@ -116,7 +117,8 @@ describe("store:transaction", function()
   end)
 
   it("refuses SQL that would end the savepoint of an inner one", function()
-    for _, sql in ipairs({ "RELEASE outbox", "ROLLBACK TO Outbox", "SAVEPOINT outbox" }) do
+    for _, sql in ipairs({ "RELEASE outbox", "ROLLBACK TO Outbox", "SAVEPOINT outbox",
+      'ROLLBACK TO SAVEPOINT "outbox"' }) do
       store:transaction(function()
         local problem = support.raised(store.transaction, store, function(inner)
           insert(inner, 1)
@@ -223,16 +225,55 @@ describe("store:transaction", function()
     assert.same({ 0, 1 }, { committed() })
   end)
 
-  it("leaves the transaction usable after a failed statement or publish", function()
+  -- What fails, in SQL of the application's own.
+  local FAILURES = {
+    constraint = "INSERT INTO orders (number) VALUES (2), (1)",
+    error = "SELEKT",
+  }
+
+  -- PostgreSQL lets nothing follow a statement that has failed.
+  sqlite_it("leaves the transaction usable after a failed statement", function()
     store:transaction(function(txn)
       insert(txn, 1)
-      assert.equal("constraint", support.raised(txn.execute, txn,
-        "INSERT INTO orders (number) VALUES (2), (1)").code)
-      assert.equal("error", support.raised(txn.execute, txn, "SELEKT").code)
-      assert.equal("duplicate", support.raised(txn.publish, txn, { id = "a" }, { id = "a" }).code)
+      for code, sql in pairs(FAILURES) do
+        assert.equal(code, support.raised(txn.execute, txn, sql).code)
+      end
       insert(txn, 3)
     end)
     assert.same({ 2, 2 }, { committed() })
+  end)
+
+  it("leaves the transaction usable after a failed publish, or an inner one that failed", function()
+    store:transaction(function(txn)
+      insert(txn, 1)
+      assert.equal("duplicate", support.raised(txn.publish, txn, { id = "a" }, { id = "a" }).code)
+      for code, sql in pairs(FAILURES) do
+        assert.equal(code, support.raised(store.transaction, store, function(inner)
+          insert(inner, 2)
+          inner:execute(sql)
+        end).code)
+      end
+      insert(txn, 3)
+    end)
+    assert.same({ 2, 2 }, { committed() })
+  end)
+
+  support.only("postgres", it)("runs nothing more, and does not commit, after a failure", function()
+    for code, sql in pairs(FAILURES) do
+      local problem = support.raised(store.transaction, store, function(txn)
+        insert(txn, 1)
+        assert.equal(code, support.raised(txn.execute, txn, sql).code)
+        for _, call in ipairs({
+          { txn.execute, txn, "SELECT 1" }, { txn.rows, txn, "SELECT 1" }, { txn.publish, txn, {} },
+          { store.delete_entries, store, "x" }, { store.stats, store },
+          { store.transaction, store, function() end },
+        }) do
+          assert.equal("misuse", support.raised(table.unpack(call)).code)
+        end
+      end)
+      assert.equal("misuse", problem.code)
+      assert.same({ 0, 0 }, { committed() })
+    end
   end)
 
   describe("in a coroutine", function()

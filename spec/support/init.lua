@@ -22,6 +22,10 @@ function M.only(engine, block)
   return engine == M.engine and block or busted.pending
 end
 
+--- A name of letters that SQL, C or files give a meaning to. SQLite takes any bytes for an id, a
+-- namespace, a key and a processor id; PostgreSQL takes text alone.
+M.ODD = M.engine == "sqlite" and "\0\255'\n\\%" or "\1é'\n\\%"
+
 --- Returns a path for a new file, in memory if the system has such a file system: the specs need
 -- not wait for a disk. `remove` deletes it and SQLite's files beside it.
 function M.path()
