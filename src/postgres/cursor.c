@@ -30,10 +30,6 @@ void cursor_mark(lane *lane, int64_t seq, int64_t xid, int64_t xmin) {
   lane->mark_count -= done;
   memmove(lane->marks, lane->marks + done, (size_t)lane->mark_count * sizeof *lane->marks);
   if (xid != 0 && lane->mark_count < MARKS) lane->marks[lane->mark_count++] = (mark){seq, xid};
-  for (int i = 0; i < PARTITIONS; i++) {
-    int64_t low = lines_lower(lane->last[i], lane->final);
-    if (low > lane->low[i]) lane->low[i] = low;
-  }
 }
 
 int64_t cursor_start(const lane *lane, int partition, bool back) {
@@ -53,8 +49,10 @@ void cursor_looked(lane *lane, int64_t started) {
   lane->look_back_at = now + (pause > LEAST_PAUSE ? pause : LEAST_PAUSE);
 }
 
-void cursor_set(lane *lane, int partition, int64_t place) {
+/* What has become final was seen only by a reading that looked back, and began after it had. */
+void cursor_set(lane *lane, int partition, int64_t place, bool back) {
   lane->last[partition] = place;
   int64_t low = lines_lower(place, lane->final);
-  if (low > lane->low[partition] || place < lane->low[partition]) lane->low[partition] = low;
+  if (back ? low > lane->low[partition] : place < lane->low[partition])
+    lane->low[partition] = low;
 }

@@ -158,8 +158,8 @@ int64_t cursor_start(const lane *lane, int partition, bool back);
 bool cursor_looks_back(const lane *lane);
 void cursor_looked(lane *lane, int64_t started);
 
-/* A partition was looked through up to a place. */
-void cursor_set(lane *lane, int partition, int64_t place);
+/* A partition was looked through up to a place, `back`: from where something could still appear. */
+void cursor_set(lane *lane, int partition, int64_t place, bool back);
 
 /* --- share.c --------------------------------------------------------------------------------- */
 

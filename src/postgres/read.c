@@ -317,7 +317,7 @@ void read_send(outbox_store *store, reading *r) {
 static void set_place(lane *lane, reading *r, int partition, int64_t place) {
   space *space = lane_find_space(lane, r->space);
   if (r->what == READ_MAIN) {
-    cursor_set(lane, partition, place);
+    cursor_set(lane, partition, place, r->back);
   } else if (r->what == READ_LAP) {
     lane->lap[partition] = place;
   } else if (space != NULL && place >= lane->last[partition]) {
