@@ -379,7 +379,7 @@ local function new(given)
   return setmetatable({
     store = settings.store,
     options = settings,
-    sleep = clock ~= core.clock and clock.sleep or nil,
+    sleep = clock.sleep ~= core.clock.sleep and clock.sleep or nil,
     agenda = agenda,
     hooks = told,
     work = new_work(settings, agenda, told, policy),
