@@ -123,6 +123,7 @@ static lane *make_lane(const outbox_service *service, outbox_bytes *names, uint6
   lane->ordering = service->ordering;
   lane->duration = service->duration;
   lane->look = LOOK;
+  lane->cap = INT64_MAX;
   lane->due = true;
   lane->final = INT64_MIN;
   lane->holders.reallocate = reallocate;

@@ -84,6 +84,7 @@ typedef struct lane {
   int64_t look_back_at; /* from `low`, not before this moment, where that is far */
   int turn;             /* the partition that is read first */
   int64_t look;         /* how many rows a careful reading looks at */
+  int64_t cap;          /* how many entries of a partition any other takes */
   int64_t lap[PARTITIONS];
   bool has_lap, main_had_turn;
   space *spaces;
@@ -184,7 +185,7 @@ typedef struct reading {
   uint64_t space;       /* SPACE; DUE: the hash of the namespace that is meant alone; or 0 */
   int64_t place;        /* PLACE */
   int64_t now, started; /* the time; a moment, by the monotonic clock */
-  int64_t limit;
+  int64_t limit, cap;   /* entries in all; of a partition, or rows that are looked at */
   bool other;   /* if nothing is found, read again: there is another kind */
   bool careful, back;
   bool oldest; /* of all partitions, in the order of seq */

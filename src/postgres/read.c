@@ -10,6 +10,7 @@
 #define LARGE 8        /* a batch, in which the partitions take turns */
 #define LEAST_LOOK 200 /* rows of a careful reading */
 #define MOST_LOOK 10000
+#define SPREAD 16 /* from so many partitions a batch is, so that it has many keys */
 
 /* --- SQL ------------------------------------------------------------------------------------- */
 
@@ -30,7 +31,7 @@
   " HAVING count(*) > 0 AND EXISTS (SELECT FROM @claims WHERE lease = $3) RETURNING number)"
 
 /* The columns after those of an entry: partition, delayed, number, kind, seq. */
-enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT };
+enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT, KIND_REACHED };
 #define FOUND                                                                                      \
   " SELECT place, " ENTRY_COLUMNS                                                                  \
   ", partition::bigint, delayed, (SELECT number FROM h), 0::bigint, NULL::bigint FROM f"
@@ -56,21 +57,21 @@ enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT };
 
 /*
 ** The usual one: all namespaces, order by key. $1 partitions, $2 where each begins. A small batch
-** has the oldest of all partitions, a large one all that it can have of the first ones.
+** has the oldest of all partitions, a large one up to $6 of each of the first ones.
 */
 #define FAST(order)                                                                                \
   "WITH b AS MATERIALIZED (SELECT e.* FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"       \
   " CROSS JOIN LATERAL (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"       \
   " FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > t.low"                        \
   " AND NOT " EARLIER("e", "e.seq") " AND NOT " IS_PAUSED("e.namespace")                           \
-  " ORDER BY e.seq LIMIT $4) AS e" order " LIMIT $4)" HOLD FOUND                                   \
+  " ORDER BY e.seq LIMIT $6) AS e" order " LIMIT $4)" HOLD FOUND                                   \
   END(LAST_FOUND("partition"), CUT " OR (SELECT count(*) FROM b) = $4", LAST_FOUND("place"))
 
 static const char FAST_SQL[] = FAST("");
 static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
 
 /*
-** Any other: looks at $6 rows. $7 namespaces, or $8 all but these; $9 those that are left
+** Any other: looks at $6 rows, at most $11 of a partition. $7 namespaces, or $8 all but these; $9 those that are left
 ** behind; $10 the ordering.
 */
 #define IS_SERVED(names, except) "(namespace = ANY (" names ")) <> " except
@@ -79,7 +80,7 @@ static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
   " FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"                     \
   " CROSS JOIN LATERAL (SELECT partition, seq, namespace, key FROM @entries AS e"                  \
   " WHERE e.partition = t.p::smallint AND e.seq > t.low"                       \
-  " ORDER BY e.seq LIMIT $6) AS e LIMIT $6),"                                                      \
+  " ORDER BY e.seq LIMIT $11) AS e LIMIT $6),"                                                      \
   " g AS MATERIALIZED (SELECT * FROM w WHERE " IS_SERVED("$7", "$8")                               \
   " AND NOT (namespace = ANY ($9)) AND NOT " IS_PAUSED("w.namespace")                             \
   " AND NOT CASE $10 WHEN 1 THEN " EARLIER("w", "w.seq")                                           \
@@ -91,7 +92,9 @@ static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
   " s AS (SELECT CASE WHEN " CUT " OR (SELECT count(*) FROM b) = $4 THEN " LAST_FOUND("r")         \
   " ELSE (SELECT max(r) FROM w) END AS r)"                                                         \
   FOUND NO_ENTRY_BUT("namespace") ", partition, false, NULL, 2, min(seq) FROM w"                   \
-  " WHERE namespace = ANY ($9) AND r <= (SELECT r FROM s) GROUP BY namespace, partition"          \
+  " WHERE namespace = ANY ($9) AND r <= (SELECT r FROM s) GROUP BY namespace, partition"           \
+  NO_ENTRY ", partition, count(*) = $11, NULL, 4, max(seq) FROM w"                                 \
+  " WHERE r <= (SELECT r FROM s) GROUP BY partition"                                               \
   END("(SELECT partition FROM w WHERE r = (SELECT r FROM s))",                                     \
       CUT " OR (SELECT count(*) FROM b) = $4 OR (SELECT count(*) FROM w) = $6",                    \
       "(SELECT seq FROM w WHERE r = (SELECT r FROM s))")
@@ -246,8 +249,10 @@ static void send_walk(outbox_store *store, reading *r) {
   r->oldest = lane->ordering == OUTBOX_ORDERING_STRICT || r->limit < LARGE;
   if (main && lane->space_count == 0 && lane->namespaces.size == 0 &&
       lane->ordering == OUTBOX_ORDERING_KEY) {
-    sql_add(store, r->oldest ? FAST_OLDEST_SQL : FAST_SQL, "IIiii", &r->partitions, &r->lows, lane->lease, r->limit,
-            r->want->batch_bytes);
+    if (lane->cap < r->limit / SPREAD + 1) lane->cap = r->limit / SPREAD + 1;
+    r->cap = r->oldest || lane->cap > r->limit ? r->limit : lane->cap;
+    sql_add(store, r->oldest ? FAST_OLDEST_SQL : FAST_SQL, "IIiiii", &r->partitions, &r->lows,
+            lane->lease, r->limit, r->want->batch_bytes, r->cap);
     return;
   }
   r->careful = true;
@@ -256,10 +261,11 @@ static void send_walk(outbox_store *store, reading *r) {
     array_add_bytes(&r->names, (outbox_bytes){space->name, space->size});
   if (main) add_names(&r->left, lane, true, true);
   int64_t look = lane->look > 2 * r->limit ? lane->look : 2 * r->limit;
-  sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiiTbTi", &r->partitions, &r->lows,
+  r->cap = r->oldest ? look : look / SPREAD + 1;
+  sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiiTbTii", &r->partitions, &r->lows,
           lane->lease, r->limit, r->want->batch_bytes, look,
           main ? &lane->names : &r->names, main && lane->except, &r->left,
-          (int64_t)lane->ordering);
+          (int64_t)lane->ordering, r->cap);
 }
 
 /* Up to where nothing of a namespace, or of any, is ready. */
@@ -327,28 +333,55 @@ static void set_place(lane *lane, reading *r, int partition, int64_t place) {
   }
 }
 
-/* How far a walk has come. The partitions before the one where it has stopped are done. */
-static void follow(outbox_store *store, reading *r, const PGresult *rows, int end,
+/* How far a walk has come in each partition; where it was `capped`, there may be more. */
+typedef struct reach {
+  int64_t place[PARTITIONS];
+  int64_t count[PARTITIONS];
+  bool capped[PARTITIONS];
+} reach;
+
+static void measure(const reading *r, const items *found, const PGresult *rows, reach *reach) {
+  *reach = (struct reach){{0}, {0}, {false}};
+  for (size_t i = 0; i < found->count && !r->careful; i++) {
+    int p = found->items[i].partition;
+    if (++reach->count[p] == r->cap) reach->capped[p] = true;
+    if (reach->count[p] == 1 || found->items[i].entry.seq > reach->place[p])
+      reach->place[p] = found->items[i].entry.seq;
+  }
+  for (int i = 0; i < PQntuples(rows) && r->careful; i++) {
+    if (!PQgetisnull(rows, i, 0) || sql_int(rows, i, 14) != KIND_REACHED) continue;
+    int p = (int)sql_int(rows, i, 11);
+    reach->place[p] = sql_int(rows, i, 15);
+    reach->capped[p] = sql_bool(rows, i, 12);
+  }
+}
+
+/* The partitions before the one where the walk has stopped are done, but for those with a cap. */
+static void follow(outbox_store *store, reading *r, const items *found, const PGresult *rows,
                    int64_t last_value, bool *more) {
   lane *lane = store->lane;
-  bool early = sql_bool(rows, end, 12), none = PQgetisnull(rows, end, 15);
-  int partition = (int)sql_int(rows, end, 11);
+  int end = PQntuples(rows) - 1, partition = (int)sql_int(rows, end, 11);
+  bool early = sql_bool(rows, end, 12), none = PQgetisnull(rows, end, 15), capped = false;
   int64_t place = sql_int(rows, end, 15);
-  for (int i = 0; i < r->count; i++) {
+  reach reach;
+  measure(r, found, rows, &reach);
+  for (int i = 0; i < r->count && !(early && none); i++) {
     int p = r->order[i];
-    bool here = early && !none && (r->oldest || p == partition);
-    int64_t to = here ? place : last_value;
-    if (early && none) break; /* nothing was looked at */
-    if (to < r->before[p]) to = r->before[p];
-    set_place(lane, r, p, to);
+    bool here = early && (r->oldest || p == partition), cut = !r->oldest && reach.capped[p];
+    int64_t to = here ? place : cut ? reach.place[p] : last_value;
+    capped |= cut;
+    set_place(lane, r, p, to < r->before[p] ? r->before[p] : to);
     if (here && !r->oldest) break;
   }
-  if (early) *more = true;
-  if (!early && r->what == READ_MAIN && lane->ahead) { /* it has come by */
+  bool whole = !early && !capped, full = (int64_t)found->count >= r->limit;
+  if (!r->careful && !r->oldest) /* as few of each partition as fill the batch */
+    lane->cap = full ? r->cap / 2 : capped ? 2 * r->cap : lane->cap;
+  if (!whole) *more = true;
+  if (whole && r->what == READ_MAIN && lane->ahead) { /* it has come by */
     lane->ahead = false;
     lane->due = *more = true;
   }
-  if (!early && r->what == READ_LAP) end_lap(lane);
+  if (whole && r->what == READ_LAP) end_lap(lane);
   if (r->back) cursor_looked(lane, r->started);
 }
 
@@ -371,7 +404,7 @@ int read_receive(outbox_store *store, reading *r, int64_t last_value, items *fou
     if (space != NULL) lane_leave(space, (int)sql_int(rows, i, 11), sql_int(rows, i, 15));
   }
   bool walks = r->what == READ_MAIN || r->what == READ_LAP || r->what == READ_SPACE;
-  if (walks) follow(store, r, rows, end, last_value, more);
+  if (walks) follow(store, r, found, rows, last_value, more);
   if (walks && r->careful) { /* as many rows as a batch takes, or more and more */
     bool full = (int64_t)found->count >= r->limit;
     lane->look = full ? lane->look / 2 : 4 * lane->look;
