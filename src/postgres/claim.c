@@ -53,19 +53,28 @@ static const char HOLD_SQL[] =
   " AND r.key = " table ".key AND r.position < " place " AND r.due_at > $2)"
 #define STATE(due_at, state) ", 0::bigint, " due_at ", " state "::bigint, "
 
-/* $1 the processor, $2 now, $3 how many. */
-static const char READ_SQL[] =
-    "WITH mine AS (SELECT p FROM @claims AS c CROSS JOIN generate_series(0, 63) AS p"
-    " WHERE c.processor_id = $1 AND c.by_hand AND c.deadline >= $2"
-    " AND " HAS_CLASS("c.classes", "p") ")"
-    " SELECT * FROM (SELECT e.* FROM mine CROSS JOIN LATERAL"
-    " (SELECT seq AS place, " ENTRY_COLUMNS STATE("0::bigint", "0") "partition::bigint"
-    " FROM @entries AS e WHERE partition = p AND NOT " IS_HELD("e", "e.seq")
-    " AND NOT " IS_PAUSED("e.namespace") " ORDER BY seq LIMIT $3) AS e"
-    " UNION ALL SELECT position, " ENTRY_COLUMNS STATE("due_at", "1") "partition::bigint"
-    " FROM @delayed AS d WHERE due_at <= $2 AND position IS NOT NULL"
-    " AND partition IN (SELECT p FROM mine) AND NOT " IS_HELD("d", "d.position")
-    " AND NOT " IS_PAUSED("d.namespace") ") AS a ORDER BY place LIMIT $3";
+/*
+** $1 the processor, $2 now, $3 how many. A small batch has the oldest of all partitions, a large
+** one all that it can have of the first ones, beginning with the one that begins first.
+*/
+#define READ(first, enough)                                                                        \
+  "WITH mine AS MATERIALIZED (SELECT p FROM @claims AS c CROSS JOIN generate_series(0, 63) AS p"   \
+  first " WHERE c.processor_id = $1 AND c.by_hand AND c.deadline >= $2"                            \
+  " AND " HAS_CLASS("c.classes", "p") " ORDER BY seq)"                                             \
+  " SELECT * FROM ((SELECT e.* FROM mine CROSS JOIN LATERAL"                                       \
+  " (SELECT seq AS place, " ENTRY_COLUMNS STATE("0::bigint", "0") "partition::bigint"              \
+  " FROM @entries AS e WHERE partition = p AND NOT " IS_HELD("e", "e.seq")                         \
+  " AND NOT " IS_PAUSED("e.namespace") " ORDER BY seq LIMIT $3) AS e" enough ")"                   \
+  " UNION ALL SELECT position, " ENTRY_COLUMNS STATE("due_at", "1") "partition::bigint"            \
+  " FROM @delayed AS d WHERE due_at <= $2 AND position IS NOT NULL"                                \
+  " AND partition IN (SELECT p FROM mine) AND NOT " IS_HELD("d", "d.position")                     \
+  " AND NOT " IS_PAUSED("d.namespace") ") AS a ORDER BY place LIMIT $3"
+
+#define LARGE 32 /* a batch */
+static const char READ_SQL[] = READ(" CROSS JOIN (SELECT 0 AS seq) AS f", "");
+static const char READ_LARGE_SQL[] = READ(" LEFT JOIN LATERAL (SELECT seq FROM @entries"
+                                          " WHERE partition = p ORDER BY seq LIMIT 1) AS f ON true",
+                                          " LIMIT $3");
 
 /* A claim in the making. */
 typedef struct claim {
@@ -189,9 +198,10 @@ static int make_room(outbox_store *store, int rows) {
 int outbox_get_claimed_entries(outbox_store *store, outbox_bytes processor_id, int64_t batch_size,
                                int64_t batch_bytes) {
   int64_t now;
+  const char *sql = batch_size < LARGE ? READ_SQL : READ_LARGE_SQL;
   int code = transaction_ready(store);
   if (code == OUTBOX_OK) code = store_now(store, &now);
-  if (code == OUTBOX_OK) code = sql_run(store, READ_SQL, "tii", processor_id, now, batch_size);
+  if (code == OUTBOX_OK) code = sql_run(store, sql, "tii", processor_id, now, batch_size);
   if (code == OUTBOX_OK) code = make_room(store, PQntuples(sql_result(store, 0)));
   if (code != OUTBOX_OK) return code;
   reading_start(store);

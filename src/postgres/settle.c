@@ -90,7 +90,8 @@ static const char DELETE_SCHEDULED_SQL[] =
     "DELETE FROM @delayed WHERE id = ANY ($1) AND position IS NULL";
 
 static const char IS_WAITING_SQL[] =
-    "SELECT EXISTS (SELECT FROM @entries WHERE partition BETWEEN 0 AND 63 AND seq = $1)"
+    "SELECT EXISTS (SELECT FROM generate_series(0, 63) AS p CROSS JOIN LATERAL"
+    " (SELECT 1 FROM @entries WHERE partition = p AND seq = $1 LIMIT 1) AS e)"
     " OR EXISTS (SELECT FROM @delayed WHERE position = $1)";
 
 /* --- Many at once ---------------------------------------------------------------------------- */
