@@ -23,13 +23,15 @@ static const struct {
     {"55P03", OUTBOX_BUSY},    /* lock_timeout */
     {"57014", OUTBOX_BUSY},    /* statement_timeout */
     {"40", OUTBOX_BUSY},       /* deadlock, serialization */
-    {"25006", OUTBOX_READONLY}, {"42501", OUTBOX_READONLY},     {"22021", OUTBOX_ENCODING},
-    {"22P05", OUTBOX_ENCODING}, {"53100", OUTBOX_FULL},         {"53200", OUTBOX_NOMEM},
-    {"53", OUTBOX_BUSY},        {"54", OUTBOX_TOOBIG},
+    {"25006", OUTBOX_READONLY},  {"42501", OUTBOX_READONLY},
+    {"22021", OUTBOX_ENCODING},  {"22P05", OUTBOX_ENCODING},
+    {"53100", OUTBOX_FULL},      {"53200", OUTBOX_NOMEM},
+    {"53", OUTBOX_BUSY},         {"54", OUTBOX_TOOBIG},
     {"08P01", OUTBOX_ERROR}, /* another number of parameters */
-    {"08", OUTBOX_DISCONNECTED},
-    {"57P", OUTBOX_DISCONNECTED}, {"58030", OUTBOX_IO},         {"XX001", OUTBOX_CORRUPT},
-    {"XX002", OUTBOX_CORRUPT},  {"25P02", OUTBOX_MISUSE},       {"OB001", OUTBOX_DUPLICATE},
+    {"08", OUTBOX_DISCONNECTED}, {"57P", OUTBOX_DISCONNECTED},
+    {"58030", OUTBOX_IO},        {"XX001", OUTBOX_CORRUPT},
+    {"XX002", OUTBOX_CORRUPT},   {"25P02", OUTBOX_MISUSE},
+    {"OB001", OUTBOX_DUPLICATE},
 };
 
 static int code_of(const char *state, bool own) {

@@ -53,6 +53,5 @@ void cursor_looked(lane *lane, int64_t started) {
 void cursor_set(lane *lane, int partition, int64_t place, bool back) {
   lane->last[partition] = place;
   int64_t low = lines_lower(place, lane->final);
-  if (back ? low > lane->low[partition] : place < lane->low[partition])
-    lane->low[partition] = low;
+  if (back ? low > lane->low[partition] : place < lane->low[partition]) lane->low[partition] = low;
 }

@@ -10,8 +10,9 @@
 /* Two processes at once: the second finds nothing to do. */
 static const char LOCK_SQL[] = "SELECT pg_advisory_xact_lock(1869967992, hashtext('@schema'))";
 
-/* Reads a table, too. Without that the session would not learn what another has created meanwhile. */
-static const char IS_THERE_SQL[] = "SELECT to_regclass('@schema') IS NOT NULL FROM pg_class LIMIT 1";
+/* Reads a table: only so the session learns of what another has created meanwhile. */
+static const char IS_THERE_SQL[] =
+    "SELECT to_regclass('@schema') IS NOT NULL FROM pg_class LIMIT 1";
 
 static const char VERSION_SQL[] = "SELECT version, space FROM @schema";
 

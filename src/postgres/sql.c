@@ -94,8 +94,7 @@ static int set_all(outbox_store *store, parameters *p, const outbox_value *value
 
 /* --- Running --------------------------------------------------------------------------------- */
 
-static const char *const CONTROLS[] = {"abort",   "begin",    "commit", "end",
-                                       "prepare", "start"};
+static const char *const CONTROLS[] = {"abort", "begin", "commit", "end", "prepare", "start"};
 
 /* Skips blanks and comments. */
 static const char *skip(const char *sql) {

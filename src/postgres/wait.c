@@ -239,8 +239,8 @@ static void wait(outbox_store *store, bell *bell, int64_t timeout, bool *rung,
     int64_t until = clock_later(clock_monotonic(), timeout), left = timeout;
     do
       *rung = take(store, bell);
-    while (!*rung && PQstatus(bell->db) == CONNECTION_OK && left > 0 &&
-           sleep_until(bell, left) && (left = until - clock_monotonic()) > 0);
+    while (!*rung && PQstatus(bell->db) == CONNECTION_OK && left > 0 && sleep_until(bell, left) &&
+           (left = until - clock_monotonic()) > 0);
   }
   if (!good || PQstatus(bell->db) != CONNECTION_OK) {
     hang_up(bell);
