@@ -145,6 +145,53 @@ static const char REFUSE[] =
     " END $$;";
 
 /*
+** For an application that publishes with one INSERT. Refuses what must not be published, takes the
+** locks of the keys' classes, sorted, and returns the place of each message, or of each copy of it;
+** `late_until` where it is not due yet. So the trigger need not look at each row, and the
+** application needs no right but to insert. `known` says which ids may be there already, NULL that
+** none can; `made_at` is the time, NULL the server's.
+*/
+static const char ADMIT[] =
+    "CREATE FUNCTION @admit(ids text[], known boolean[], namespaces text[], keys text[],"
+    " due bigint[], made_at bigint, durable boolean) RETURNS TABLE (message bigint, new_id text,"
+    " new_namespace text, new_key text, of_id text, new_seq bigint, new_partition smallint,"
+    " late_until bigint, new_created_at bigint)" FUNCTION
+    " DECLARE mode text; xid xid8; encoding text := current_setting('client_encoding');"
+    " BEGIN"
+    "  IF durable AND current_setting('synchronous_commit') = 'off' THEN"
+    "   RAISE 'synchronous_commit is off' USING ERRCODE = 'OB002';"
+    "  END IF;"
+    "  IF encoding NOT IN ('UTF8', 'SQL_ASCII') THEN"
+    "   RAISE 'client_encoding is %', encoding USING ERRCODE = 'OB003';"
+    "  END IF;"
+    "  made_at := coalesce(made_at, @now());"
+    "  IF known IS NOT NULL THEN"
+    "   PERFORM @refuse(array_agg(m.id), array_agg(m.namespace))"
+    "    FROM unnest(ids, known, namespaces) AS m (id, known, namespace) WHERE m.known;"
+    "  END IF;"
+    "  SELECT ordering, pg_current_xact_id() INTO mode, xid FROM @schema;"
+    "  IF mode = 'strict' THEN PERFORM pg_advisory_xact_lock(#, 1024);"
+    "  ELSIF mode = 'key' THEN"
+    "   PERFORM pg_advisory_xact_lock(#, c.class) FROM (SELECT DISTINCT"
+    "    (@hash(coalesce(s.copy, m.namespace), m.key) & 1023)::int AS class"
+    "    FROM unnest(namespaces, keys, due) AS m (namespace, key, due_at)"
+    "    LEFT JOIN @subscriptions AS s ON s.namespace = m.namespace"
+    "    WHERE m.key IS NOT NULL AND (m.due_at > made_at) IS NOT TRUE ORDER BY class) AS c;"
+    "  END IF;"
+    "  RETURN QUERY SELECT p.o, p.id, p.namespace, p.key, p.source_id, p.seq,"
+    "    (coalesce(@hash(p.namespace, p.key), p.seq) & 63)::smallint, p.late, made_at"
+    "   FROM (SELECT nextval('@seq') AS seq, c.* FROM (SELECT m.o, m.key,"
+    "     CASE WHEN s.copy IS NULL THEN m.id ELSE m.id || ':' || s.copy END AS id,"
+    "     coalesce(s.copy, m.namespace) AS namespace,"
+    "     CASE WHEN s.copy IS NOT NULL THEN m.id END AS source_id,"
+    "     CASE WHEN m.due_at > made_at THEN m.due_at END AS late"
+    "     FROM unnest(ids, namespaces, keys, due) WITH ORDINALITY"
+    "     AS m (id, namespace, key, due_at, o)"
+    "     LEFT JOIN @subscriptions AS s ON s.namespace = m.namespace"
+    "     ORDER BY m.o, s.copy) AS c OFFSET 0) AS p;"
+    " END $$;";
+
+/*
 ** Makes scheduled entries ready that are due, at the end. Where a publisher holds the lock of a key,
 ** they wait for another time. Returns how many were due.
 */
@@ -200,7 +247,7 @@ static const char REQUEUE[] =
     "  RETURN count;"
     " END $$;";
 
-static const char *const VERSION_1[] = {TABLES, PLACE, SCHEDULE, RING, REFUSE, PROMOTE, REQUEUE,
-                                        NULL};
+static const char *const VERSION_1[] = {TABLES, PLACE,   SCHEDULE, RING, REFUSE,
+                                        ADMIT,  PROMOTE, REQUEUE,  NULL};
 
 const char *const *const schema_steps[SCHEMA_VERSION] = {VERSION_1};
