@@ -78,6 +78,11 @@
 ---@field clock? outbox.clock|fun(): number default outbox.clock
 ---@field id_generator? outbox.id_generator|{ generate_id: outbox.id_generator } default UUIDv7
 
+---@class outbox.attach_postgres_options also those of outbox.attach_options
+---@field dialect? "sqlite"|"postgres" of a function, default "sqlite"
+---@field schema? string of the tables, default: found by the search_path
+---@field synchronous? "off" the session's synchronous_commit = off is meant
+
 ---@class outbox.blob made by outbox.blob
 
 ---@class outbox.transaction
@@ -266,7 +271,7 @@
 ---@field inbox fun(options: outbox.inbox_options): outbox.inbox
 ---@field signals fun(...: "SIGHUP"|"SIGINT"|"SIGTERM"): outbox.signals
 ---@field install fun()
----@field attach fun(connection: userdata|function, options?: outbox.attach_options): outbox.store
+---@field attach fun(connection: userdata|table|function, o?: outbox.attach_options): outbox.store
 ---@field open fun(path: string, options?: outbox.options): outbox.store
 ---@field clock outbox.clock the system's clock
 ---@field uuid_v7 fun(clock?: outbox.clock): string

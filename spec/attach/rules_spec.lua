@@ -52,15 +52,17 @@ local function wrong_arguments()
 end
 
 describe("a store on a function", function()
-  local own, attached, ran
+  local own, attached, on_postgres, ran
 
   before_each(function()
     own = outbox.open(":memory:")
     own:migrate()
     ran = 0
-    attached = outbox.attach(function()
+    local function run()
       ran = ran + 1
-    end)
+    end
+    attached = outbox.attach(run)
+    on_postgres = outbox.attach(run, { dialect = "postgres" })
   end)
 
   after_each(function()
@@ -81,6 +83,7 @@ describe("a store on a function", function()
       local reason = refusal(own, arguments)
       assert.equal("string", type(reason))
       assert.equal(reason, refusal(attached, arguments))
+      assert.equal(reason, refusal(on_postgres, arguments))
       reasons[reason:gsub("^[%w_./]+:%d+: ", "")] = true
     end
     assert.equal(0, own:stats().ready)
@@ -124,6 +127,7 @@ describe("a store on a function", function()
     for _, time in ipairs({ 0, -1, 0.5, 1e11, -1e11, 100000000000 }) do
       assert.equal("string", type(own:publish({ deliver_at = time })))
       assert.equal("string", type(attached:publish({ deliver_at = time })))
+      assert.equal("string", type(on_postgres:publish({ deliver_at = time })))
     end
   end)
 
@@ -140,6 +144,10 @@ describe("a store on a function", function()
     local function attach(options)
       outbox.attach(print, options)
     end
+    local function attach_postgres(options)
+      options.dialect = "postgres"
+      outbox.attach(print, options)
+    end
     for prefix, reason in pairs({
       [""] = "the prefix is not a plain identifier",
       ["a b"] = "the prefix is not a plain identifier",
@@ -154,10 +162,12 @@ describe("a store on a function", function()
     }) do
       assert.equal(reason, refused(open, prefix))
       assert.equal(reason, refused(attach, prefix))
+      assert.equal(reason, refused(attach_postgres, prefix))
     end
     for _, prefix in ipairs({ "a", "_", "A1_", ("a"):rep(64) }) do
       assert.is_false(refused(open, prefix))
       assert.is_false(refused(attach, prefix))
+      assert.is_false(refused(attach_postgres, prefix))
     end
   end)
 end)

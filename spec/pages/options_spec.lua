@@ -148,6 +148,18 @@ describe("docs/options.md", function()
     connection:close()
   end)
 
+  it("lists the options of an attached store on PostgreSQL", function()
+    local options = agree("`outbox.attach` on PostgreSQL, also:", "attach_postgres_options")
+    local given = { dialect = "postgres", schema = "other", synchronous = "off" }
+    assert.same(names(given), names(options))
+    assert.equal(36, #outbox.attach(function() end, given):publish({}))
+    local marks
+    outbox.attach(function(_, ...)
+      marks = marks or select("#", ...) > 0
+    end, { dialect = options.dialect.default }):publish({})
+    assert.is_true(marks)
+  end)
+
   it("lists the options of a processor and their defaults", function()
     local known = require("outbox.processor.options")
     local options = agree("`outbox.processor(options)`", "processor_options")
