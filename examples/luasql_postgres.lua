@@ -1,0 +1,35 @@
+-- An order and its message in one transaction on a connection of LuaSQL to PostgreSQL.
+--
+--   lua5.4 examples/luasql_postgres.lua 'postgresql://localhost/shop'
+
+local luasql = require("luasql.postgres")
+local outbox = require("outbox")
+
+local url = assert(arg[1], "usage: luasql_postgres.lua URL")
+
+-- The store of a processor, usually in another process. It creates the outbox's tables, too.
+local own <close> = outbox.open(url)
+own:migrate()
+
+local environment = luasql.postgres()
+local connection = assert(environment:connect(url))
+local store = outbox.attach(connection)
+assert(connection:execute("CREATE TABLE orders (number integer PRIMARY KEY, total numeric)"))
+connection:setautocommit(false)
+
+assert(connection:execute("INSERT INTO orders VALUES (1, 99.5)"))
+store:publish({ namespace = "orders", key = "1", payload = "order 1 was placed" })
+connection:commit() -- the order and its message are there now
+
+assert(connection:execute("INSERT INTO orders VALUES (2, 12)"))
+store:publish({ namespace = "orders", key = "2", payload = "order 2 was placed" })
+connection:rollback() -- neither of these is
+
+connection:close()
+environment:close()
+
+outbox.processor({ store = own, publisher = function(messages, namespace)
+  for _, message in ipairs(messages) do
+    print(namespace, message.key, message.payload)
+  end
+end }):pump()
