@@ -290,7 +290,7 @@ int outbox_park(outbox_store *store, outbox_bytes namespace) {
   space *space = lane_add_space(lane, namespace);
   if (space == NULL) return store_fail_nomem(store);
   space->parked = true;
-  space->lagging = false;
+  space->lagging = space->joined = false;
   return OUTBOX_OK;
 }
 

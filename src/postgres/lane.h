@@ -39,7 +39,7 @@ typedef struct space {
   uint64_t hash;
   bool parked, paused; /* by the processor; by an operator */
   bool lagging;        /* neither any more: the lap is to serve it, until it meets main */
-  bool joined;         /* this lap serves it */
+  bool joined;         /* it lags, and this lap serves it */
   uint64_t met;        /* partitions in which something of it was left behind: */
   int64_t from[PARTITIONS]; /* above these places */
   heads *heads;             /* as far as they are known, or NULL */

@@ -13,7 +13,7 @@ static int note(outbox_store *store, outbox_bytes name, const int64_t *before) {
   if (space == NULL) return store_fail_nomem(store);
   bool known = space->parked || space->paused || space->lagging;
   space->paused = true;
-  space->lagging = false;
+  space->lagging = space->joined = false;
   for (int p = 0; p < PARTITIONS && !known; p++)
     lane_rewind(lane, p, before[p]);
   return OUTBOX_OK;

@@ -8,7 +8,7 @@
 #include "lane.h"
 
 #define LARGE 8        /* a batch, in which the partitions take turns */
-#define LEAST_LOOK 200 /* rows of a careful reading */
+#define LEAST_LOOK 64  /* rows of a careful reading */
 #define MOST_LOOK 10000
 #define SPREAD 16 /* from so many partitions a batch is, so that it has many keys */
 
@@ -159,14 +159,20 @@ static void start_lap(lane *lane) {
   lane->has_lap = any;
 }
 
+/* A lap that has nobody to serve any more has ended. */
+static bool serves_lap(const lane *lane) {
+  bool any = false;
+  for (size_t i = 0; i < lane->space_count; i++)
+    any |= lane->spaces[i].joined;
+  return lane->has_lap && any;
+}
+
 /* The namespaces that the lap has served are main's again. */
 static void end_lap(lane *lane) {
   lane->has_lap = false;
   for (size_t i = lane->space_count; i > 0; i--) {
     space *space = &lane->spaces[i - 1];
-    bool done = space->joined && space->lagging;
-    space->joined = false;
-    if (done) lane_drop_space(lane, space);
+    if (space->joined) lane_drop_space(lane, space);
   }
 }
 
@@ -205,7 +211,7 @@ int read_choose(outbox_store *store, reading *r, bool *more) {
     return OUTBOX_OK;
   }
   lane->had_due = false;
-  if (!lane->has_lap) start_lap(lane);
+  if (!serves_lap(lane)) start_lap(lane);
   lane->main_had_turn = lane->has_lap && !lane->main_had_turn;
   r->what = lane->has_lap && !lane->main_had_turn ? READ_LAP : READ_MAIN;
   return OUTBOX_OK;
@@ -216,8 +222,7 @@ int read_choose(outbox_store *store, reading *r, bool *more) {
 static void add_names(array *array, const lane *lane, bool joined, bool others) {
   for (size_t i = 0; i < lane->space_count; i++) {
     const space *space = &lane->spaces[i];
-    bool joins = space->joined && space->lagging;
-    if ((joins && joined) || (!joins && others))
+    if ((space->joined && joined) || (!space->joined && others))
       array_add_bytes(array, (outbox_bytes){space->name, space->size});
   }
 }
@@ -261,7 +266,7 @@ static void send_walk(outbox_store *store, reading *r) {
     array_add_bytes(&r->names, (outbox_bytes){space->name, space->size});
   if (main) add_names(&r->left, lane, true, true);
   int64_t look = lane->look > 2 * r->limit ? lane->look : 2 * r->limit;
-  r->cap = r->oldest ? look : look / SPREAD + 1;
+  r->cap = r->oldest ? look : look / PARTITIONS + 1;
   sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiiTbTii", &r->partitions, &r->lows,
           lane->lease, r->limit, r->want->batch_bytes, look,
           main ? &lane->names : &r->names, main && lane->except, &r->left,
@@ -374,8 +379,12 @@ static void follow(outbox_store *store, reading *r, const items *found, const PG
     if (here && !r->oldest) break;
   }
   bool whole = !early && !capped, full = (int64_t)found->count >= r->limit;
-  if (!r->careful && !r->oldest) /* as few of each partition as fill the batch */
+  if (r->careful) /* as few rows as fill the batch */
+    lane->look = full ? lane->look / 2 : whole ? lane->look : 4 * lane->look;
+  else if (!r->oldest) /* as few of each partition */
     lane->cap = full ? r->cap / 2 : capped ? 2 * r->cap : lane->cap;
+  if (lane->look < LEAST_LOOK) lane->look = LEAST_LOOK;
+  if (lane->look > MOST_LOOK) lane->look = MOST_LOOK;
   if (!whole) *more = true;
   if (whole && r->what == READ_MAIN && lane->ahead) { /* it has come by */
     lane->ahead = false;
@@ -405,12 +414,6 @@ int read_receive(outbox_store *store, reading *r, int64_t last_value, items *fou
   }
   bool walks = r->what == READ_MAIN || r->what == READ_LAP || r->what == READ_SPACE;
   if (walks) follow(store, r, found, rows, last_value, more);
-  if (walks && r->careful) { /* as many rows as a batch takes, or more and more */
-    bool full = (int64_t)found->count >= r->limit;
-    lane->look = full ? lane->look / 2 : 4 * lane->look;
-    if (lane->look < LEAST_LOOK) lane->look = LEAST_LOOK;
-    if (lane->look > MOST_LOOK) lane->look = MOST_LOOK;
-  }
   if (r->what == READ_LAP || (r->what == READ_MAIN && lane->has_lap)) *more = true;
   if (r->what == READ_DUE) {
     note_suspects(lane, rows);
