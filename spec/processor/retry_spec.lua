@@ -4,6 +4,8 @@ local shared = require("spec.processor.support")
 local support = require("spec.support")
 local testing = require("outbox.testing")
 
+local sqlite_it = support.only("sqlite", it)
+
 describe("a failed delivery", function()
   local store, clock, publisher, errors
 
@@ -166,7 +168,7 @@ describe("a failed delivery", function()
     assert.same({}, errors)
   end)
 
-  it("may concern an id that plain SQL has used twice", function()
+  sqlite_it("may concern an id that plain SQL has used twice", function()
     for _, answer in ipairs({ { permanent = true }, { retry_after = 1000 } }) do
       for _ = 1, 2 do
         store:transaction(function(txn)

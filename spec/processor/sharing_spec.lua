@@ -93,7 +93,7 @@ describe("a processor", function()
     end)
 
     it("may have names of any bytes", function()
-      local names = { "", "a:b", "1:x", "nul\0nul", ("n"):rep(300), "ünï" }
+      local names = { "", "a:b", "1:x", support.ODD, ("n"):rep(300), "ünï" }
       for i, name in ipairs(names) do
         store:publish({ id = tostring(i), namespace = name },
           { id = "-" .. i, namespace = name .. "x" })
@@ -137,6 +137,9 @@ describe("a processor", function()
       assert.equal(30, #first.ids + #second.ids)
       assert.same({ "overlapped" }, second.errors)
       local all = in_order(first, second)
+      if support.engine == "postgres" then -- the order of each key alone
+        table.sort(all)
+      end
       for i = 1, 30 do
         assert.equal(i, all[i])
       end
