@@ -37,6 +37,7 @@ build = {
     ["outbox.command.common.entries"] = "lua/outbox/command/common/entries.lua",
     ["outbox.command.common.format"] = "lua/outbox/command/common/format.lua",
     ["outbox.command.common.namespaces"] = "lua/outbox/command/common/namespaces.lua",
+    ["outbox.command.common.url"] = "lua/outbox/command/common/url.lua",
     ["outbox.command.dead"] = "lua/outbox/command/dead.lua",
     ["outbox.command.leases"] = "lua/outbox/command/leases.lua",
     ["outbox.command.list"] = "lua/outbox/command/list.lua",

@@ -1,12 +1,22 @@
 -- PostgreSQL for the specs. The server is that of OUTBOX_TEST_URL, which tools/test starts; each
 -- test has a schema of its own there. A spec that stops or kills its server starts one for itself.
 
+local busted = require("busted")
+
 local M = {}
 
 --- The URL of the server, or nil without one.
 function M.url()
   local url = os.getenv("OUTBOX_TEST_URL")
   return url ~= "" and url or nil
+end
+
+--- Returns `block` (`describe` or `it`) where there is a server, and the build under test has the
+-- engine. Otherwise returns busted's `pending`. For specs that need a server, whichever engine the
+-- others are run on.
+function M.where_there_is(block)
+  local engine = package.searchpath("outbox.postgres", package.cpath)
+  return M.url() and engine and block or busted.pending
 end
 
 -- tools/postgres and psql must not be run under AddressSanitizer: they have leaks of their own.

@@ -6,13 +6,12 @@ local errors = require("outbox.error")
 local format = require("outbox.command.common.format")
 local list = require("outbox.command.list")
 local option = require("outbox.options")
-local outbox = require("outbox")
 
 -- Whether a dead letter is so old that receivers may have forgotten its id.
 local function is_forgotten(store, id)
   for _, entry in ipairs(store:find_entries(id)) do
     if entry.died_at then
-      return entry.created_at < outbox.clock.now() - option.RETENTION
+      return entry.created_at < store:clock().now() - option.RETENTION
     end
   end
 end
@@ -32,7 +31,7 @@ end
 
 -- Moves all dead letters, but not the ones that die after this has started.
 local function move_all(store, method, options, result)
-  local ids, now = {}, outbox.clock.now()
+  local ids, now = {}, store:clock().now()
   for entry in entries.each(store, { state = "dead", namespace = options.namespace }) do
     if entry.died_at <= now then
       ids[#ids + 1] = entry.id

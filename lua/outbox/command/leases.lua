@@ -2,7 +2,6 @@
 
 local database = require("outbox.command.common.database")
 local format = require("outbox.command.common.format")
-local outbox = require("outbox")
 
 local M = {
   summary = "List the leases of the processors.",
@@ -17,7 +16,7 @@ end
 
 function M.run(options)
   local store <close> = database.look(options)
-  local now = outbox.clock.now()
+  local now = store:clock().now()
   local rows = { { "PROCESSOR", "CLAIMED", "DEADLINE", "NAMESPACES", "SHARE", "IN HAND" } }
   for _, lease in ipairs(store:stats().leases) do
     if options.json then

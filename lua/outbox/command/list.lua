@@ -4,7 +4,6 @@ local convert = require("outbox.command.common.convert")
 local database = require("outbox.command.common.database")
 local entries = require("outbox.command.common.entries")
 local format = require("outbox.command.common.format")
-local outbox = require("outbox")
 
 local M = {
   summary = "List entries.",
@@ -58,7 +57,7 @@ end
 function M.run(options)
   options.state = options.state or "ready"
   local store <close> = database.look(options)
-  local shown, last, more, now = 0, nil, false, outbox.clock.now()
+  local shown, last, more, now = 0, nil, false, store:clock().now()
   local rows = { header(options.state) }
   for entry in entries.each(store, options) do
     more = shown == options.limit

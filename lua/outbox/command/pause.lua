@@ -2,7 +2,6 @@
 
 local database = require("outbox.command.common.database")
 local format = require("outbox.command.common.format")
-local outbox = require("outbox")
 
 local M = {
   summary = "Hand out nothing of a namespace, until it is resumed.",
@@ -20,7 +19,7 @@ end
 
 local function list(options)
   local store <close> = database.look(options)
-  local now, rows = outbox.clock.now(), { { "NAMESPACE", "PAUSED" } }
+  local now, rows = store:clock().now(), { { "NAMESPACE", "PAUSED" } }
   for _, paused in ipairs(store:paused()) do
     if options.json then
       paused.paused_at = format.time(paused.paused_at)

@@ -4,7 +4,6 @@ local convert = require("outbox.command.common.convert")
 local database = require("outbox.command.common.database")
 local errors = require("outbox.error")
 local format = require("outbox.command.common.format")
-local outbox = require("outbox")
 
 local M = {
   summary = "Publish a message.",
@@ -51,7 +50,7 @@ function M.run(options)
     key = options.key,
     payload = payload,
     headers = next(headers) and headers,
-    deliver_at = options.deliver_at or options.delay and outbox.clock.now() + options.delay,
+    deliver_at = options.deliver_at or options.delay and store:clock().now() + options.delay,
   })
   format.write(id, "\n")
 end

@@ -4,7 +4,6 @@ local database = require("outbox.command.common.database")
 local entries = require("outbox.command.common.entries")
 local errors = require("outbox.error")
 local format = require("outbox.command.common.format")
-local outbox = require("outbox")
 
 local M = {
   summary = "Show everything about an entry.",
@@ -58,7 +57,7 @@ local function add_headers(add, headers)
 end
 
 local function show_text(store, entry)
-  local now, state, rows = outbox.clock.now(), entries.state_of(entry), {}
+  local now, state, rows = store:clock().now(), entries.state_of(entry), {}
   local function add(name, text)
     rows[#rows + 1] = { name, text }
   end

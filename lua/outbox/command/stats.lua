@@ -3,7 +3,6 @@
 local database = require("outbox.command.common.database")
 local format = require("outbox.command.common.format")
 local namespaces = require("outbox.command.common.namespaces")
-local outbox = require("outbox")
 
 local M = {
   summary = "Count the entries.",
@@ -81,7 +80,8 @@ local OF_NAMESPACES = {
 }
 
 local function prometheus(stats, now, options)
-  local common = label("database", options.database) .. "," .. label("prefix", options.prefix)
+  local common = label("database", database.shown(options.database)) .. ","
+    .. label("prefix", options.prefix)
   for _, metric in ipairs({
     { "ready_entries", "gauge", stats.ready, "Entries to be delivered now, claimed or not." },
     { "delayed_entries", "gauge", stats.delayed, "Entries that wait for their time." },
@@ -112,7 +112,7 @@ end
 function M.run(options)
   local store <close> = database.look(options)
   local show = options.json and json or options.prometheus and prometheus or text
-  local stats, now = store:stats({ by_namespace = true }), outbox.clock.now()
+  local stats, now = store:stats({ by_namespace = true }), store:clock().now()
   namespaces.judge(stats, now)
   show(stats, now, options)
 end

@@ -5,7 +5,6 @@ local core = require("outbox.core")
 local database = require("outbox.command.common.database")
 local format = require("outbox.command.common.format")
 local namespaces = require("outbox.command.common.namespaces")
-local outbox = require("outbox")
 
 local M = {
   summary = "Watch an outbox.",
@@ -29,7 +28,7 @@ end
 -- Reads the counts. Adds how many entries arrived and departed per second since the sample before.
 local function take(store, before)
   local sample = store:stats()
-  sample.time = outbox.clock.now()
+  sample.time = store:clock().now()
   if before and sample.time > before.time then
     local arrived = sample.last_seq - before.last_seq
     local grew = sample.ready + sample.retries - before.ready - before.retries
@@ -50,7 +49,7 @@ local function take_namespaces(store, sample, before)
   local counted = store:stats({ by_namespace = true })
   namespaces.judge(counted, sample.time)
   sample.namespaces, sample.counted_at = counted.namespaces, sample.time
-  sample.counting = outbox.clock.now() - sample.time
+  sample.counting = store:clock().now() - sample.time
 end
 
 local function rate(value)
@@ -87,7 +86,8 @@ end
 
 local function screen(store, options, sample)
   local now = sample.time
-  local lines = { ("outbox %s   %s"):format(format.line(options.database), format.time(now)), "" }
+  local name = format.line(database.shown(options.database))
+  local lines = { ("outbox %s   %s"):format(name, format.time(now)), "" }
   local function add(rows)
     if rows[1] then
       table.move(format.columns(rows), 1, #rows, #lines + 1, lines)

@@ -3,19 +3,63 @@
 local errors = require("outbox.error")
 local format = require("outbox.command.common.format")
 local outbox = require("outbox")
+local url = require("outbox.command.common.url")
 
 local M = {}
 
+local VISIBLE = "outbox: every user of this machine can see the password in the URL, for instance "
+  .. "with ps: put it into PGPASSWORD or ~/.pgpass, or name a file with ?passfile=FILE\n"
+
+local warned = false
+
+-- The converter of the argument.
+local function read(name)
+  local _, secrets = url.hide(name)
+  if secrets[1] and not warned then
+    warned = true
+    io.stderr:write(VISIBLE)
+  end
+  return name
+end
+
+--- Adds an argument that is a database.
+function M.argument(command, name, target, description)
+  return command:argument(name, description):target(target):argname(name):convert(read)
+end
+
 --- Gives a subcommand the argument DB and the options that go with it.
 function M.define(command)
-  command:argument("DB", "The database: a file, or a URI as SQLite reads it, file:PATH?NAME=VALUE.")
-    :target("database"):argname("DB")
+  M.argument(command, "DB", "database", "The database: a file, a URI as SQLite reads it, "
+    .. "file:PATH?NAME=VALUE, or the URL of a PostgreSQL database, postgresql://HOST/NAME.")
+  M.define_prefix(command)
+end
+
+--- Adds the option --prefix.
+function M.define_prefix(command)
   command:option("--prefix", "The prefix of the names of the outbox's tables.", "outbox_")
     :argname("PREFIX")
 end
 
+--- Returns a database's name as it may be shown or logged: a URL without its password.
+function M.shown(name)
+  return (url.hide(name))
+end
+
+--- Opens a database by its name.
+function M.open_by_name(name, options)
+  local ok, result = pcall(outbox.open, name, options)
+  if ok then
+    return result
+  elseif type(result) == "table" and type(result.message) == "string" then
+    result.message = url.clean(result.message, name)
+  elseif type(result) == "string" then
+    result = url.clean(result, name)
+  end
+  error(result, 0)
+end
+
 local function open(options, mode, synchronous)
-  return outbox.open(options.database,
+  return M.open_by_name(options.database,
     { prefix = options.prefix, mode = mode, synchronous = synchronous })
 end
 
@@ -34,10 +78,13 @@ end
 local ABOUT = "SELECT file, (SELECT count(*) FROM main.sqlite_master) AS count "
   .. "FROM pragma_database_list WHERE name = 'main'"
 
---- Opens the database. If there is none, creates it, with the outbox's tables. A database that has
--- no table yet is none.
+--- Opens the database. If there is no file, creates it, with the outbox's tables. A file that has
+-- no table yet is none. On a server, the database is there, and may be another's.
 function M.create(options)
   local store, file, count = open(options, "create"), nil, nil
+  if url.is_url(options.database) then
+    return store
+  end
   store:transaction(function(txn)
     for about in txn:rows(ABOUT) do
       file, count = about.file, about.count

@@ -123,7 +123,7 @@ function Log:add_hooks(options, verbose)
   if verbose then
     function options.on_delivered(entry)
       self:write("delivered", "id", entry.id, "namespace", entry.namespace, "key", entry.key,
-        "latency", core.clock.now() - entry.created_at)
+        "latency", options.store:clock().now() - entry.created_at)
     end
   end
 end

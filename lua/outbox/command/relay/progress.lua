@@ -1,14 +1,14 @@
 -- The progress of a worker: on a terminal a status line, else an event in the log. Also says when a
 -- destination goes down and comes back, and which namespaces nobody serves.
 
-local core = require("outbox.core")
 local format = require("outbox.command.common.format")
 local namespaces = require("outbox.command.common.namespaces")
 
 -- Seconds between two reports.
 local ON_TERMINAL, IN_LOG = 1, 10
 -- The share of the time that counting may take. Meanwhile nothing is delivered, and beside a large
--- backlog that is long. It is CPU time: on a busy machine a short count would seem to be long.
+-- backlog that is long. It is CPU time, unless a server counts: on a busy machine a short count
+-- would seem to be long.
 local COUNTING = 1 / 1000
 -- Seconds after which a destination counts as down, or a namespace as not served: an outage may be
 -- over at once, and processors may be about to start.
@@ -39,7 +39,7 @@ local function status(self, stats, done, rate)
   if ready then
     line = ("%s; %d ready, %d delayed"):format(line, ready, delayed)
   end
-  local first, now = done.down[1], core.clock.now()
+  local first, now = done.down[1], self.now()
   if first then
     line = ("%s; %s down for %s, next try %s"):format(line, format.cell(first.namespace),
       format.span(now - first.down_since), format.from_now(math.max(now, first.probe_at), now))
@@ -89,9 +89,9 @@ local function report(self, now)
   end
   local stats
   if now >= self.count_at then
-    local before = os.clock()
+    local before = self.spent()
     stats = self.store:stats({ by_namespace = true })
-    self.count_at = now + (os.clock() - before) / COUNTING
+    self.count_at = now + (self.spent() - before) / COUNTING
   end
   local rate = (done.delivered - self.delivered) / (now - self.since)
   if self.log.terminal then
@@ -109,7 +109,7 @@ end
 
 --- Reports the progress, if it is time for that.
 function Progress:tick()
-  local now = core.clock.now()
+  local now = self.now()
   if now < self.since then -- the clock was set back
     self.since, self.looked, self.count_at = now, now, now
   end
@@ -125,9 +125,10 @@ end
 
 --- Makes a progress; its field `every` is the number of seconds between two reports.
 return function(store, processor, log, share)
-  local now = core.clock.now()
-  return setmetatable({ store = store, processor = processor, log = log, share = share,
-    every = log.terminal and ON_TERMINAL or IN_LOG, since = now, looked = now, count_at = now,
-    delivered = 0, batches = 0,
-    down = {}, unserved = {} }, Progress)
+  local clock = store:clock()
+  local now = clock.now()
+  local spent = store:dialect() == "sqlite" and os.clock or clock.now
+  return setmetatable({ now = clock.now, spent = spent, store = store, processor = processor,
+    log = log, share = share, every = log.terminal and ON_TERMINAL or IN_LOG, since = now,
+    looked = now, count_at = now, delivered = 0, batches = 0, down = {}, unserved = {} }, Progress)
 end

@@ -2,6 +2,7 @@
 -- logs, and starts one again that has died. It has no store open itself while it forks.
 
 local core = require("outbox.core")
+local database = require("outbox.command.common.database")
 local format = require("outbox.command.common.format")
 local errors = require("outbox.error")
 local worker = require("outbox.command.relay.worker")
@@ -173,7 +174,7 @@ return function(arguments, shares, log)
     one.label = one.label .. (" "):rep(width - #one.label + 2)
   end
   core.catch_signals()
-  log:write("started", "database", arguments.database, "workers", #shares)
+  log:write("started", "database", database.shown(arguments.database), "workers", #shares)
   while true do
     local share, worker_log = start_due(self)
     if worker_log then

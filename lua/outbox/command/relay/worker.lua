@@ -90,8 +90,9 @@ function M.run(arguments, share, log)
   processor = outbox.processor(options)
   progress = new_progress(store, processor, log, share)
   core.catch_signals()
-  log:write("started", "database", arguments.database, "processor", processor.options.processor_id,
-    "ready", before.ready, "delayed", before.delayed, "dead", before.dead)
+  log:write("started", "database", database.shown(arguments.database), "processor",
+    processor.options.processor_id, "ready", before.ready, "delayed", before.delayed, "dead",
+    before.dead)
   if arguments.once then
     local _, seconds
     repeat
