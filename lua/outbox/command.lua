@@ -16,7 +16,7 @@ local outbox = require("outbox")
 
 -- The subcommands, in the order of --help.
 local SUBCOMMANDS = { "migrate", "publish", "relay", "stats", "leases", "top", "list", "show",
-  "bury", "dead", "subscribe", "pause", "resume" }
+  "bury", "dead", "subscribe", "pause", "resume", "move" }
 
 -- The exit status of an error with this code. 0 is success and 1 any other error; `relay --once`
 -- returns another one itself.
