@@ -1,4 +1,5 @@
 # make demo   shows orders that are committed, rolled back and delivered
+# make demo-postgres  the same on a PostgreSQL server, which it starts and stops
 # make test   runs every test; ends with `N passed, N failed`
 # make torture  runs longer forms of the tests; ends with a table of losses, crashes and leaks
 # make coverage  shows which lines of src/ and lua/ the tests run
@@ -47,6 +48,13 @@ demo:
 	@tools/setup run
 	@$(MAKE) --silent build
 	@$(LUA_PATHS) $(LUA) examples/orders.lua
+
+# The name of the folder is short, because a socket is in it.
+demo-postgres:
+	@tools/setup demo-postgres
+	@$(MAKE) --silent postgres
+	@folder=$$(mktemp -d /tmp/outbox.XXXXXX) && trap "tools/postgres stop $$folder" EXIT && \
+	  url=$$(tools/postgres start $$folder) && $(LUA_PATHS) $(LUA) examples/orders.lua $$url
 
 test:
 	@tools/setup test
@@ -237,5 +245,5 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/*/*.o
 
-.PHONY: build postgres rock extension support fuzz libfuzzer docs demo test torture coverage bench bench-bindings \
+.PHONY: build postgres rock extension support fuzz libfuzzer docs demo demo-postgres test torture coverage bench bench-bindings \
   bench-copies bench-lanes bench-processor bench-publishers bench-relay bench-wake lint-lua lint-floors lint-format lint-c format clean

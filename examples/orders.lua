@@ -2,7 +2,9 @@
 -- was rolled back is not. This process imports the orders. A second process delivers their messages
 -- at the same time.
 --
---   lua5.4 examples/orders.lua
+--   lua5.4 examples/orders.lua [postgresql://...]
+--
+-- Without a URL it uses an SQLite file, which it removes.
 
 local outbox = require("outbox")
 
@@ -43,7 +45,8 @@ local function import(store, csv)
       local ok, problem = pcall(store.transaction, store, function(txn)
         id = txn:publish({ namespace = "orders", key = number, payload = line })
         txn:execute(
-          "INSERT INTO orders (number, customer, product, quantity, price) VALUES (?, ?, ?, ?, ?)",
+          "INSERT INTO orders (number, customer, product, quantity, price)"
+            .. " VALUES ($1, $2, $3, $4, $5)",
           tonumber(number), customer, product, tonumber(quantity), tonumber(price)
         )
       end)
@@ -75,7 +78,7 @@ end
 local function main()
   local directory = os.tmpname()
   os.remove(directory)
-  local database, destination = directory .. ".db", directory .. ".delivered"
+  local database, destination = arg[1] or directory .. ".db", directory .. ".delivered"
   local store <close> = outbox.open(database)
   store:migrate()
   store:transaction(function(txn)
