@@ -355,14 +355,26 @@ static int resolve(step *s) {
   return OUTBOX_OK;
 }
 
+/*
+** The server may have crashed in between. Then it has undone what was settled last, which is not
+** synced at once, and may draw numbers again that were seen. So nothing is known any more of what
+** is there: the claim's partitions are gained anew, and read from the beginning.
+*/
+static void forget(lane *lane) {
+  cursor_forget(lane);
+  lane->final = 0;
+  lane->mask = 0;
+  lane->changed = true;
+}
+
 static int set_up_session(outbox_store *store) {
   lane *lane = store->lane;
   if (store->serves && lane->session == store->sessions) return OUTBOX_OK;
   int code = sql_script(store, SESSION_SQL);
   if (code != OUTBOX_OK) return code;
   store->serves = true;
+  if (lane->session != 0) forget(lane);
   lane->session = store->sessions;
-  cursor_forget(lane);
   return OUTBOX_OK;
 }
 

@@ -150,6 +150,7 @@ int share_claim(outbox_store *store, bool join, bool drop, bool *lost, bool *mor
   *lost = kept.lost;
   if (kept.lost) return OUTBOX_OK;
   uint64_t gained = kept.mask & ~lane->mask;
+  if (lane->mask == 0) lines_clear(&lane->holders); /* all of them are read below */
   lane->survey = kept.survey;
   lane->fingerprint = kept.fingerprint;
   lane->lease = kept.lease;
