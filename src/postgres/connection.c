@@ -101,7 +101,7 @@ static const char *const SYNCHRONOUS[] = {[OUTBOX_SYNCHRONOUS_OFF] = "off",
                                           [OUTBOX_SYNCHRONOUS_FULL] = "on",
                                           [OUTBOX_SYNCHRONOUS_EXTRA] = "remote_apply"};
 
-/* A TEMP table of the same name is never meant. The last column is the clock. */
+/* A TEMP table of the same name is never meant. The last columns are the clock, and the start. */
 #define SETUP                                                                                      \
   "SET client_encoding = 'UTF8'; SET standard_conforming_strings = on; SET lock_timeout = %d;"     \
   " SET synchronous_commit = %s; SET default_transaction_read_only = %s;"                          \
@@ -109,7 +109,8 @@ static const char *const SYNCHRONOUS[] = {[OUTBOX_SYNCHRONOUS_OFF] = "off",
   " quote_ident(coalesce((SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n"              \
   " ON n.oid = c.relnamespace WHERE c.relname = '%sschema' AND pg_table_is_visible(c.oid)"         \
   " AND c.relpersistence <> 't' LIMIT 1), current_schema())),"                                     \
-  " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+  " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,"                                    \
+  " (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
 
 /* Judges what the server says of itself. */
 static int judge(outbox_store *store, const PGresult *result) {
@@ -144,6 +145,7 @@ static int set_up(outbox_store *store) {
                                                        : connection_fail(store, result, false);
   if (code == OUTBOX_OK) {
     store->skew = strtoll(PQgetvalue(result, 0, 4), NULL, 10) - (before + (after - before) / 2);
+    store->server_started = strtoll(PQgetvalue(result, 0, 5), NULL, 10);
     free(store->schema);
     store->schema = strdup(PQgetvalue(result, 0, 3));
     if (store->schema == NULL) code = store_fail_nomem(store);

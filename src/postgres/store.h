@@ -58,6 +58,7 @@ struct outbox_store {
   int depth;          /* how many begins are open */
   int64_t xid;        /* of the transaction that is open, where it has published; else 0 */
   unsigned sessions;  /* how many connections there have been */
+  int64_t server_started; /* that of the last one */
   bool working;       /* a callback is running: every call on the store fails */
   bool serves;        /* the session is set up for a processor */
   PGresult *reading;  /* what outbox_next and its kin read, else NULL */

@@ -97,24 +97,29 @@ static void undo(outbox_store *store) {
   memcpy(store->message, message, sizeof message);
 }
 
-/* Whether the transaction was committed whose COMMIT got no answer. */
-static bool was_committed(outbox_store *store) {
+enum fate { UNKNOWN, COMMITTED, ROLLED_BACK };
+
+/*
+** What became of the transaction whose COMMIT got no answer. A server that was started anew, or is
+** another one, may have given its number to another transaction.
+*/
+static enum fate find_fate(outbox_store *store) {
   char text[24];
-  int64_t xid = store->xid;
-  if (xid == 0 || connection_open(store) != OUTBOX_OK) return false;
+  int64_t xid = store->xid, started = store->server_started;
+  if (xid == 0 || connection_open(store) != OUTBOX_OK) return UNKNOWN;
   size_t size = 0;
   for (int64_t rest = xid; rest > 0; rest /= 10)
     size++;
   for (size_t i = size; i > 0; i--, xid /= 10)
     text[i - 1] = (char)('0' + xid % 10);
-  for (int i = 0; i < PATIENCE; i++) {
-    if (sql_run(store, STATUS_SQL, "t", (outbox_bytes){text, size}) != OUTBOX_OK) return false;
+  for (int i = 0; i < PATIENCE && store->server_started == started; i++) {
+    if (sql_run(store, STATUS_SQL, "t", (outbox_bytes){text, size}) != OUTBOX_OK) return UNKNOWN;
     outbox_bytes fate = sql_bytes(sql_result(store, 0), 0, 0);
-    if (bytes_equal(fate, (outbox_bytes){"committed", 9})) return true;
-    if (!bytes_equal(fate, (outbox_bytes){"in progress", 11})) return false;
+    if (bytes_equal(fate, (outbox_bytes){"committed", 9})) return COMMITTED;
+    if (bytes_equal(fate, (outbox_bytes){"aborted", 7})) return ROLLED_BACK;
     nanosleep(&(struct timespec){.tv_nsec = PAUSE}, NULL);
   }
-  return false;
+  return UNKNOWN;
 }
 
 int transaction_end(outbox_store *store, int code) {
@@ -124,9 +129,10 @@ int transaction_end(outbox_store *store, int code) {
     code = control(store, outermost ? "COMMIT" : RELEASE_SQL);
     if (code == OUTBOX_DISCONNECTED && outermost) {
       store->depth = 0;
-      if (was_committed(store)) return OUTBOX_OK;
+      enum fate fate = find_fate(store);
+      if (fate == COMMITTED) return OUTBOX_OK;
       return store_fail(store, OUTBOX_DISCONNECTED, "%s",
-                        store->xid != 0
+                        fate == ROLLED_BACK
                             ? "the connection was lost, and the transaction is rolled back"
                             : "the connection was lost; nobody knows whether it was committed");
     }
