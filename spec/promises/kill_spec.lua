@@ -137,14 +137,6 @@ describe("killed at any moment, an outbox", function()
     torture.tally("kill", total.kills, total.lost, total.phantom)
   end)
 
-  -- Waits until some more bytes have been written to the log, or for a while.
-  local function wait_for_a_moment(log)
-    local size, time = log:seek("end") + random(0, 5000), outbox.clock.now() + 0.3 * random()
-    repeat
-      outbox.clock.sleep(0.001)
-    until log:seek("end") >= size or outbox.clock.now() >= time
-  end
-
   local function start(slot, incarnation, ordering)
     return torture.fork(function()
       local log <close> = torture.log(log_path)
@@ -182,7 +174,7 @@ describe("killed at any moment, an outbox", function()
           pids[slot] = start(slot, incarnation, ordering)
         end
       end
-      wait_for_a_moment(log)
+      torture.wait_for_a_moment(log)
       local enough = publishers + processors + #pids >= KILLS
       local everybody, victim = enough or random(30) == 1, random(#pids)
       for slot = 1, #pids do

@@ -84,11 +84,12 @@ describe("the order of commits on PostgreSQL", function()
     -- Returns how many entries the log has, and how many of them have a lower seq than one of
     -- their key that was committed before.
     local function read_log()
-      local data = postgres.sql(server.url, "SELECT data FROM pg_logical_slot_get_changes('commits',"
-        .. " NULL, NULL) WHERE data LIKE 'table public.outbox_entries: INSERT:%'")
+      local data = postgres.sql(server.url, "SELECT data FROM"
+        .. " pg_logical_slot_get_changes('commits', NULL, NULL)"
+        .. " WHERE data LIKE 'table public.outbox_entries: INSERT:%'")
       local last, count, late = {}, 0, 0
-      for seq, key in data:gmatch("seq%[bigint%]:(%d+).-key%[text%]:'([^']*)'") do
-        seq = tonumber(seq)
+      for number, key in data:gmatch("seq%[bigint%]:(%d+).-key%[text%]:'([^']*)'") do
+        local seq = tonumber(number)
         count = count + 1
         if seq < (last[key] or 0) then
           late = late + 1
@@ -102,7 +103,7 @@ describe("the order of commits on PostgreSQL", function()
     it("is the order of seq, through the library and through plain SQL", function()
       publish_at_once()
       local count, late = read_log()
-      torture.tally("PostgreSQL: commit", count, 0, 0)
+      torture.tally("PostgreSQL: order", count, 0, 0)
       assert.is_true(count >= PUBLISHERS * TRANSACTIONS)
       assert.equal(0, late)
     end)

@@ -1,5 +1,6 @@
 -- Helpers of the specs that run for minutes if OUTBOX_LONG is set, and for seconds otherwise.
 
+local outbox = require("outbox")
 local process = require("process")
 
 local M = {
@@ -43,6 +44,15 @@ end
 -- mix. A kill may cut a record short. Only a complete record counts.
 function M.note(log, ...)
   assert(log:write("\n" .. table.concat({ ... }, " "):gsub("[\n;]", ",") .. ";"))
+end
+
+--- Waits until some more bytes have been written to the log, or for a while.
+function M.wait_for_a_moment(log)
+  local now = outbox.clock.now
+  local size, time = log:seek("end") + math.random(0, 5000), now() + 0.3 * math.random()
+  repeat
+    outbox.clock.sleep(0.001)
+  until log:seek("end") >= size or now() >= time
 end
 
 --- Iterates over the complete records of a log, each a list of words.
