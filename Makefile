@@ -5,7 +5,7 @@
 # make coverage  shows which lines of src/ and lua/ the tests run
 # make docs   builds the reference and the pages: build/docs/index.html
 # make bench  runs the benchmarks, each figure beside its baseline; also bench-bindings,
-#             bench-copies, bench-lanes, bench-processor, bench-publishers, bench-relay, bench-wake
+#             bench-copies, bench-lanes, bench-postgres, bench-processor, bench-publishers, bench-relay, bench-wake
 # make rock   writes the source rock of the release: build/outbox-*.src.rock
 # make        builds the rock into lua_modules; make extension builds the loadable extension alone
 # make postgres  builds the rock outbox-postgres into lua_modules, too
@@ -92,6 +92,9 @@ bench: build build/baseline
 bench-bindings bench-copies bench-lanes bench-processor bench-relay bench-wake: bench-%: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/$*.lua
 
+bench-postgres: postgres build/baseline_postgres build/delay
+	@$(LUA_PATHS) $(LUA) bench/postgres.lua
+
 bench-publishers: build build/process.so
 	@$(OTHER_PATHS) $(LUA) bench/publishers.lua
 
@@ -128,6 +131,14 @@ build/sanitized/.built: $(TREE)/.built
 build/baseline: bench/baseline.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O2 bench/baseline.c -o $@ -lsqlite3
+
+build/baseline_postgres: bench/postgres.c
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O2 $(addprefix -I,$(PQ_INCDIR)) bench/postgres.c -o $@ -lpq
+
+build/delay: bench/delay.c
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O2 bench/delay.c -o $@
 
 build/core_test: $(CORE) $(HEADERS) $(CORE_SPECS) $(wildcard spec/core/*.h)
 	@mkdir -p $(@D)
@@ -246,4 +257,4 @@ clean:
 	rm -rf build lua_modules outbox src/*.o src/*/*.o
 
 .PHONY: build postgres rock extension support fuzz libfuzzer docs demo demo-postgres test torture coverage bench bench-bindings \
-  bench-copies bench-lanes bench-processor bench-publishers bench-relay bench-wake lint-lua lint-floors lint-format lint-c format clean
+  bench-copies bench-lanes bench-postgres bench-processor bench-publishers bench-relay bench-wake lint-lua lint-floors lint-format lint-c format clean
