@@ -318,7 +318,7 @@ static int serve(step *s, outbox_progress *progress) {
   if (s->want->leave || lane->changed || lane->mask == 0) {
     code = settle_alone(s);
     if (code != OUTBOX_OK || s->lost) return code;
-    if (s->want->leave || lane->changed) code = share(s, s->want->leave);
+    if (s->want->leave || lane->changed || lane->forgotten) code = share(s, s->want->leave);
     progress->refused = !s->want->leave && lane->mask == 0;
     if (s->lost || s->want->leave) return code;
   }
@@ -362,9 +362,9 @@ static int resolve(step *s) {
 */
 static void forget(lane *lane) {
   cursor_forget(lane);
-  lane->final = 0;
+  lane->final = INT64_MIN;
   lane->mask = 0;
-  lane->changed = true;
+  lane->forgotten = true;
 }
 
 static int set_up_session(outbox_store *store) {

@@ -8,16 +8,13 @@
 ** younger ones may be active.)
 **
 ** Without it each reading would walk past all that was deleted since the last vacuum. While a
-** transaction that writes stays open nothing becomes final. Then readings begin where the last one
-** has ended, and look back only from time to time. An entry that appears behind is handed out a
-** little later; the order of its key is not at risk, because the lock of the class keeps that.
+** transaction that writes stays open nothing becomes final, and readings do that. They must not
+** begin where the last one has ended: what is committed late behind that place is only found by
+** looking there, and until it is, all that follows in its key must wait.
 */
 #include <string.h>
 
 #include "lane.h"
-
-#define NEAR 2000          /* seqs: to look back so far costs next to nothing */
-#define LEAST_PAUSE 50000  /* microseconds between two looks back */
 
 void cursor_forget(lane *lane) {
   lane->mark_count = 0;
@@ -32,26 +29,8 @@ void cursor_mark(lane *lane, int64_t seq, int64_t xid, int64_t xmin) {
   if (xid != 0 && lane->mark_count < MARKS) lane->marks[lane->mark_count++] = (mark){seq, xid};
 }
 
-int64_t cursor_start(const lane *lane, int partition, bool back) {
-  return back ? lane->low[partition] : lane->last[partition];
-}
-
-bool cursor_looks_back(const lane *lane) {
-  int64_t far = 0;
-  for (int i = 0; i < PARTITIONS; i++)
-    if (lane->low[i] != INT64_MIN && lane->last[i] - lane->low[i] > far)
-      far = lane->last[i] - lane->low[i];
-  return far <= NEAR || clock_monotonic() >= lane->look_back_at;
-}
-
-void cursor_looked(lane *lane, int64_t started) {
-  int64_t now = clock_monotonic(), pause = 10 * (now - started);
-  lane->look_back_at = now + (pause > LEAST_PAUSE ? pause : LEAST_PAUSE);
-}
-
-/* What has become final was seen only by a reading that looked back, and began after it had. */
-void cursor_set(lane *lane, int partition, int64_t place, bool back) {
-  lane->last[partition] = place;
+void cursor_set(lane *lane, int partition, int64_t before, int64_t place) {
   int64_t low = lines_lower(place, lane->final);
-  if (back ? low > lane->low[partition] : place < lane->low[partition]) lane->low[partition] = low;
+  lane->last[partition] = place;
+  if (before <= lane->low[partition] && low > lane->low[partition]) lane->low[partition] = low;
 }

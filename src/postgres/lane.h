@@ -76,12 +76,12 @@ typedef struct lane {
   int64_t fingerprint; /* of the claims, when they were surveyed */
   unsigned session;    /* the connection for which the marks hold */
   bool uncertain;      /* nobody knows whether the last settlement was committed */
+  bool forgotten;      /* the mask, with what was known of it: it is to be gained anew */
   bool changed;        /* the claims have, or there is something to promote */
   int64_t low[PARTITIONS], last[PARTITIONS];
   int64_t final; /* no entry up to this seq can appear any more */
   mark marks[MARKS];
   int mark_count;
-  int64_t look_back_at; /* from `low`, not before this moment, where that is far */
   int turn;             /* the partition that is read first */
   int64_t look;         /* how many rows a careful reading looks at */
   int64_t cap;          /* how many entries of a partition any other takes */
@@ -152,15 +152,11 @@ void lane_drop_holder(lane *lane, int64_t place);
 void cursor_mark(lane *lane, int64_t seq, int64_t xid, int64_t xmin);
 void cursor_forget(lane *lane);
 
-/* The place after which a partition is to be read. `back`: where something may still appear. */
-int64_t cursor_start(const lane *lane, int partition, bool back);
-
-/* Whether to look back now; how long that took. */
-bool cursor_looks_back(const lane *lane);
-void cursor_looked(lane *lane, int64_t started);
-
-/* A partition was looked through up to a place, `back`: from where something could still appear. */
-void cursor_set(lane *lane, int partition, int64_t place, bool back);
+/*
+** A partition was looked through from after the place `before` up to `place`. What has become final
+** was seen if that began at `low`.
+*/
+void cursor_set(lane *lane, int partition, int64_t before, int64_t place);
 
 /* --- share.c --------------------------------------------------------------------------------- */
 
@@ -187,7 +183,7 @@ typedef struct reading {
   int64_t now, started; /* the time; a moment, by the monotonic clock */
   int64_t limit, cap;   /* entries in all; of a partition, or rows that are looked at */
   bool other;   /* if nothing is found, read again: there is another kind */
-  bool careful, back;
+  bool careful;
   bool oldest; /* of all partitions, in the order of seq */
   array partitions, lows, bounds, names, left;
   int order[PARTITIONS], count; /* the partitions as they are read */

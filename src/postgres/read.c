@@ -231,14 +231,14 @@ static void add_names(array *array, const lane *lane, bool joined, bool others) 
 static void add_partitions(outbox_store *store, reading *r) {
   lane *lane = store->lane;
   const space *space = lane_find_space(lane, r->space);
-  r->back = r->what == READ_MAIN && cursor_looks_back(lane);
   lane->turn = (lane->turn + 1) % PARTITIONS;
   for (int i = 0; i < PARTITIONS; i++) {
     int p = (lane->turn + i) % PARTITIONS;
     if (!(lane->mask >> p & 1)) continue;
-    int64_t from = r->what == READ_LAP               ? lane->lap[p]
-                   : r->what == READ_SPACE && space != NULL ? lane_from(lane, space, p)
-                                                     : cursor_start(lane, p, r->back);
+    int64_t from = lane->low[p]; /* or below, because something may still appear above it */
+    if (r->what == READ_LAP) from = lines_lower(from, lane->lap[p]);
+    if (r->what == READ_SPACE && space != NULL)
+      from = lines_lower(from, lane_from(lane, space, p));
     r->order[r->count++] = p;
     r->before[p] = from;
     array_add_int(&r->partitions, p);
@@ -328,7 +328,7 @@ void read_send(outbox_store *store, reading *r) {
 static void set_place(lane *lane, reading *r, int partition, int64_t place) {
   space *space = lane_find_space(lane, r->space);
   if (r->what == READ_MAIN) {
-    cursor_set(lane, partition, place, r->back);
+    cursor_set(lane, partition, r->before[partition], place);
   } else if (r->what == READ_LAP) {
     lane->lap[partition] = place;
   } else if (space != NULL && place >= lane->last[partition]) {
@@ -391,7 +391,6 @@ static void follow(outbox_store *store, reading *r, const items *found, const PG
     lane->due = *more = true;
   }
   if (whole && r->what == READ_LAP) end_lap(lane);
-  if (r->back) cursor_looked(lane, r->started);
 }
 
 static void note_suspects(lane *lane, PGresult *rows) {
@@ -410,7 +409,11 @@ int read_receive(outbox_store *store, reading *r, int64_t last_value, items *fou
   for (int i = 0; i < count; i++) {
     if (!PQgetisnull(rows, i, 0) || sql_int(rows, i, 14) != KIND_LEFT) continue;
     space *space = lane_find_space(lane, box_space(sql_bytes(rows, i, 2)));
-    if (space != NULL) lane_leave(space, (int)sql_int(rows, i, 11), sql_int(rows, i, 15));
+    int p = (int)sql_int(rows, i, 11);
+    int64_t place = sql_int(rows, i, 15);
+    if (space == NULL) continue;
+    lane_leave(space, p, place);
+    if (space->joined) lane->lap[p] = lines_lower(lane->lap[p], place - 1);
   }
   bool walks = r->what == READ_MAIN || r->what == READ_LAP || r->what == READ_SPACE;
   if (walks) follow(store, r, found, rows, last_value, more);

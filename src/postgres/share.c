@@ -155,6 +155,7 @@ int share_claim(outbox_store *store, bool join, bool drop, bool *lost, bool *mor
   lane->fingerprint = kept.fingerprint;
   lane->lease = kept.lease;
   lane->mask = kept.mask;
+  lane->forgotten = false;
   lane->renewed_at = kept.now;
   lane->deadline = clock_later(kept.now, lane->duration);
   lane_begin_anew(lane, gained);
