@@ -55,7 +55,7 @@ local function make_tables()
   sql("CREATE INDEX ON jobs (number) WHERE status = 0")
 end
 
-local VALUES = " gen_random_uuid()::text, 'bench', 'key-' || lpad(i::text, 7, '0'),"
+local VALUES = " outbox_uuid7(), 'bench', 'key-' || lpad(i::text, 7, '0'),"
   .. " repeat('x', 200), 0 FROM generate_series(1, %d) AS i"
 
 local function fill_jobs(count)

@@ -20,15 +20,18 @@
   " + coalesce(octet_length(payload), octet_length(payload_bytes), 0)"                             \
   " + coalesce(octet_length(headers), 0)"
 
+#define INSERT_HAND                                                                                \
+  "INSERT INTO @batches (lease, partitions, places)"                                               \
+  " SELECT $3, array_agg(partition), array_agg(place)"
+#define HAND_IS_MINE                                                                               \
+  " HAVING count(*) > 0 AND EXISTS (SELECT FROM @claims WHERE lease = $3) RETURNING number"
 /* Of the rows `b`, those that fit into the batch, `f`, which are in hand from now on. */
 #define HOLD                                                                                       \
   ", c AS (SELECT b.*, row_number() OVER w AS n, sum(" SIZE ") OVER w AS bytes,"                   \
   " count(*) FILTER (WHERE last_error = " LAPSED ") OVER w AS lapses"                              \
   " FROM b WINDOW w AS (ROWS UNBOUNDED PRECEDING)),"                                               \
   " f AS (SELECT * FROM c WHERE n = 1 OR (lapses = 0 AND ($5 = 0 OR bytes <= $5))),"               \
-  " h AS (INSERT INTO @batches (lease, partitions, places)"                                        \
-  " SELECT $3, array_agg(partition), array_agg(place) FROM f"                                      \
-  " HAVING count(*) > 0 AND EXISTS (SELECT FROM @claims WHERE lease = $3) RETURNING number)"
+  " h AS (" INSERT_HAND " FROM f" HAND_IS_MINE ")"
 
 /* The columns after those of an entry: partition, delayed, number, kind, seq. */
 enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT, KIND_REACHED };
@@ -57,15 +60,23 @@ enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT, KIND_REACHED };
 
 /*
 ** The usual one: all namespaces, order by key. $1 partitions, $2 where each begins. A small batch
-** has the oldest of all partitions, a large one up to $6 of each of the first ones.
+** has the oldest of all partitions, a large one up to $6 of each of the first ones. Its rows are
+** kept once only, because to copy them is much of the work. The last entry is the end.
 */
+#define FITS "(n = 1 OR (lapses = 0 AND ($5 = 0 OR bytes <= $5)))"
 #define FAST(order)                                                                                \
-  "WITH b AS MATERIALIZED (SELECT e.* FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"       \
+  "WITH c AS MATERIALIZED (SELECT b.*, row_number() OVER w AS n, sum(" SIZE ") OVER w AS bytes,"   \
+  " count(*) FILTER (WHERE last_error = " LAPSED ") OVER w AS lapses FROM (SELECT e.*"             \
+  " FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"                                         \
   " CROSS JOIN LATERAL (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"       \
   " FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > t.low"                        \
   " AND NOT " EARLIER("e", "e.seq") " AND NOT " IS_PAUSED("e.namespace")                           \
-  " ORDER BY e.seq LIMIT $6) AS e" order " LIMIT $4)" HOLD FOUND                                   \
-  END(LAST_FOUND("partition"), CUT " OR (SELECT count(*) FROM b) = $4", LAST_FOUND("place"))
+  " ORDER BY e.seq LIMIT $6) AS e" order ") AS b"                                                  \
+  " WINDOW w AS (ROWS UNBOUNDED PRECEDING) LIMIT $4),"                                             \
+  " h AS (" INSERT_HAND " FROM c WHERE " FITS HAND_IS_MINE ")"                                     \
+  " SELECT place, " ENTRY_COLUMNS ", partition::bigint, delayed, (SELECT number FROM h),"          \
+  " 0::bigint, NULL::bigint FROM c WHERE " FITS                                                    \
+  END("NULL", "(SELECT count(*) = $4 OR NOT coalesce(bool_and" FITS ", true) FROM c)", "NULL")
 
 static const char FAST_SQL[] = FAST("");
 static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
@@ -365,9 +376,12 @@ static void measure(const reading *r, const items *found, const PGresult *rows, 
 static void follow(outbox_store *store, reading *r, const items *found, const PGresult *rows,
                    int64_t last_value, bool *more) {
   lane *lane = store->lane;
-  int end = PQntuples(rows) - 1, partition = (int)sql_int(rows, end, 11);
-  bool early = sql_bool(rows, end, 12), none = PQgetisnull(rows, end, 15), capped = false;
-  int64_t place = sql_int(rows, end, 15);
+  const item *last = !r->careful && found->count > 0 ? &found->items[found->count - 1] : NULL;
+  int end = PQntuples(rows) - 1;
+  int partition = last != NULL ? last->partition : (int)sql_int(rows, end, 11);
+  int64_t place = last != NULL ? last->entry.seq : sql_int(rows, end, 15);
+  bool early = sql_bool(rows, end, 12), capped = false;
+  bool none = last == NULL && PQgetisnull(rows, end, 15);
   reach reach;
   measure(r, found, rows, &reach);
   for (int i = 0; i < r->count && !(early && none); i++) {

@@ -7,11 +7,11 @@
 
 #include "operations.h"
 
-/* $1 partitions, $2 seqs, $3 ids. */
+/* $1 partitions, $2 seqs, $3 ids. IS TRUE: the index on ids, which is larger, is not to be used. */
 static const char DELETE_READY_SQL[] =
     "DELETE FROM @entries AS e USING unnest($1::bigint[], $2::bigint[], $3::text[])"
     " AS t (partition, seq, id) WHERE e.partition = t.partition::smallint AND e.seq = t.seq"
-    " AND e.id = t.id";
+    " AND (e.id = t.id) IS TRUE";
 
 /*
 ** $1 seqs, $2 ids, $3 outcomes, $4 attempts to add, $5 times, $6 errors; $7 the claim that must be
