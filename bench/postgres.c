@@ -132,7 +132,7 @@ static char *ids_of(const PGresult *rows) {
   return text;
 }
 
-/* The limit is a literal, because with a parameter PostgreSQL may plan to sort the whole backlog. */
+/* The limit is a literal: with a parameter PostgreSQL may plan to sort the whole backlog. */
 static void drain(PGconn *db, bool held, long count, long size, double *start) {
   char sql[600];
 #define WAITING " FROM jobs WHERE status = 0 ORDER BY number LIMIT %ld FOR UPDATE SKIP LOCKED"

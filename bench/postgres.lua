@@ -233,7 +233,8 @@ function parts.processes()
 end
 
 function parts.distance()
-  local name, port = os.tmpname()
+  local name = os.tmpname()
+  local port
   local proxy = assert(io.popen(("build/delay %s/.s.PGSQL.5432 %d >%s"):format(folder,
     ROUND_TRIP // 2, name), "w"))
   repeat

@@ -393,8 +393,8 @@ struct sqlite3 *outbox_connection(outbox_store *store);
 bool outbox_in_transaction(outbox_store *store);
 
 /*
-** The time by the store's clock, which by default is the system's; on PostgreSQL, the server's. Fails
-** with CALLBACK.
+** The time by the store's clock, which by default is the system's; on PostgreSQL, the server's.
+** Fails with CALLBACK.
 */
 int outbox_now(outbox_store *store, int64_t *now);
 

@@ -245,7 +245,8 @@ describe("ordering", function()
   end)
 
   for _, ordering in ipairs({ "key", "strict" }) do
-    sqlite_it(('by "%s" is kept if plain SQL uses the id of a waiting entry again'):format(ordering),
+    local name = 'by "%s" is kept if plain SQL uses the id of a waiting entry again'
+    sqlite_it(name:format(ordering),
       function()
         local function insert(id)
           support.sql(store, "INSERT INTO outbox_entries (id, key) VALUES (?, 'a')", id)

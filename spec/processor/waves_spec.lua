@@ -66,7 +66,8 @@ describe("the messages of a key", function()
 
   it("may be long, and hold any bytes", function()
     local long, odd = ("x"):rep(10000), support.ODD
-    for i, key in ipairs({ long .. odd .. "a", long .. odd .. "b", long .. odd .. "a", odd, "", odd }) do
+    local a, b = long .. odd .. "a", long .. odd .. "b"
+    for i, key in ipairs({ a, b, a, odd, "", odd }) do
       store:publish({ id = tostring(i), key = key })
     end
     processor({}):pump()

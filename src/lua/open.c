@@ -169,7 +169,8 @@ writable. `synchronous`: when a commit waits for the disk,
 "off", "normal" (enough for a processor), "full" (the default, right for publishing) or "extra".
 `busy_timeout` (a number): how many seconds to wait for another connection's lock, default 5.
 `clock`: a function that returns the time in seconds since the Unix epoch, or a table with that
-function as `now`; default: the system's clock, or the clock of the PostgreSQL server. `id_generator`: a function `(clock, message)` that returns an id, or a table with
+function as `now`; default: the system's clock, or the clock of the PostgreSQL server.
+`id_generator`: a function `(clock, message)` that returns an id, or a table with
 that function as `generate_id`; default: a UUIDv7 that is made of the entry's place, which needs no
 room in the database
 @treturn outbox.store

@@ -135,7 +135,8 @@ static void read_status(step *s, reading *r, const PGresult *row) {
   lane->any_due = sql_bool(row, 0, ANY_DUE) || s->due;
   if (lane->due_at != 0 && lane->due_at <= s->now) lane->due = true; /* it has come */
   lane->due_at = sql_int(row, 0, DUE_AT);
-  lane->changed = sql_bool(row, 0, TO_PROMOTE) || share_has_changed(lane, sql_int(row, 0, CLAIMS), s->now);
+  lane->changed =
+      sql_bool(row, 0, TO_PROMOTE) || share_has_changed(lane, sql_int(row, 0, CLAIMS), s->now);
 }
 
 /* Whether the deadline has come nearer. It is not moved for each batch: a row that is gets slow. */
@@ -147,8 +148,7 @@ static int receive(step *s, reading *r, settlement *settlement, bool renews) {
   outbox_store *store = s->store;
   lane *lane = s->lane;
   const PGresult *status = sql_result(store, 1);
-  int64_t last_value = sql_int(sql_result(store, 0), 0, 0),
-          pauses = sql_int(status, 0, PAUSES);
+  int64_t last_value = sql_int(sql_result(store, 0), 0, 0), pauses = sql_int(status, 0, PAUSES);
   settle_results(store, settlement, s->verdicts, s->entries, s->count);
   s->count = 0;
   if (PQgetisnull(status, 0, CLASSES)) {
@@ -165,7 +165,8 @@ static int receive(step *s, reading *r, settlement *settlement, bool renews) {
   int code = OUTBOX_OK;
   if (r->what != READ_NOTHING) code = read_receive(store, r, last_value, &s->found, &s->more);
   if (code == OUTBOX_OK && pauses != lane->pauses) {
-    pause_see(store, r->before, pauses); /* all is committed; if this fails, the next call does it */
+    pause_see(store, r->before,
+              pauses); /* all is committed; if this fails, the next call does it */
     s->more = true;
   }
   return code;
@@ -395,9 +396,9 @@ static int identify(step *s) {
   s->entries = malloc((s->count + 1) * sizeof *s->entries);
   if (s->entries == NULL) return store_fail_nomem(s->store);
   for (size_t i = 0; i < s->count; i++)
-    s->entries[i] = i < hand->count ? (outbox_identity){hand->items[i].entry.id,
-                                                        hand->items[i].entry.seq}
-                                    : s->verdicts[i].entry;
+    s->entries[i] = i < hand->count
+                        ? (outbox_identity){hand->items[i].entry.id, hand->items[i].entry.seq}
+                        : s->verdicts[i].entry;
   return OUTBOX_OK;
 }
 

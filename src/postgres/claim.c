@@ -10,9 +10,10 @@
 /* Whether a mask of partitions, $1, has anything to be had at the time $2. */
 static const char ANY_SQL[] =
     "SELECT EXISTS (SELECT FROM generate_series(0, 63) AS p CROSS JOIN LATERAL"
-    " (SELECT 1 FROM @entries WHERE partition = p AND " HAS_CLASS("$1", "p") " LIMIT 1) AS e)"
-    " OR EXISTS (SELECT FROM @delayed WHERE due_at <= $2 AND position IS NOT NULL"
-    " AND " HAS_CLASS("$1", "partition") ")";
+    " (SELECT 1 FROM @entries WHERE partition = p AND " HAS_CLASS(
+        "$1", "p") " LIMIT 1) AS e)"
+                   " OR EXISTS (SELECT FROM @delayed WHERE due_at <= $2 AND position IS NOT NULL"
+                   " AND " HAS_CLASS("$1", "partition") ")";
 
 /* How much lies in each partition, at most $2, and where it begins. */
 static const char MEASURE_SQL[] =
@@ -47,6 +48,9 @@ static const char HOLD_SQL[] =
     " INSERT INTO @batches (lease, partitions, places) SELECT lease, $2::smallint[], $3 FROM c"
     " WHERE cardinality($3) > 0";
 
+/* It tears the SQL apart. */
+/* clang-format off */
+
 /* An entry waits for an earlier retry of its key, unless that one is due, and read before it. */
 #define IS_HELD(table, place)                                                                      \
   "EXISTS (SELECT FROM @delayed AS r WHERE r.namespace = " table ".namespace"                      \
@@ -75,6 +79,8 @@ static const char READ_SQL[] = READ(" CROSS JOIN (SELECT 0 AS seq) AS f", "");
 static const char READ_LARGE_SQL[] = READ(" LEFT JOIN LATERAL (SELECT seq FROM @entries"
                                           " WHERE partition = p ORDER BY seq LIMIT 1) AS f ON true",
                                           " LIMIT $3");
+
+/* clang-format on */
 
 /* A claim in the making. */
 typedef struct claim {
@@ -174,8 +180,8 @@ int outbox_claim_entries(outbox_store *store, outbox_bytes processor_id, int64_t
   if (code == OUTBOX_OK) code = outbox_begin(store);
   if (code == OUTBOX_OK) code = transaction_end(store, claim_inside(&c));
   if (code == OUTBOX_OK) bell_see(store, c.any && c.grown);
-  *claimed = (outbox_claimed){.any = c.any,
-                              .again_at = time_earlier(c.due_at, c.work ? c.lapses_at : 0)};
+  *claimed =
+      (outbox_claimed){.any = c.any, .again_at = time_earlier(c.due_at, c.work ? c.lapses_at : 0)};
   if (c.more) claimed->again_at = c.now;
   return code;
 }

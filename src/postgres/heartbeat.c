@@ -46,10 +46,10 @@ static bool write_claim(void *context, outbox_bytes processor_id, int64_t passed
   for (int i = 0; i < 8; i++)
     number[i] = (char)(passed >> (56 - 8 * i) & 0xff);
   if (!connect(writer)) return false;
-  PGresult *result = PQexecParams(
-      writer->db, overtime ? writer->mark_sql : writer->beat_sql, 2, (const Oid[]){25, 20},
-      (const char *const[]){processor_id.data, number},
-      (const int[]){(int)processor_id.size, sizeof number}, (const int[]){1, 1}, 1);
+  PGresult *result =
+      PQexecParams(writer->db, overtime ? writer->mark_sql : writer->beat_sql, 2,
+                   (const Oid[]){25, 20}, (const char *const[]){processor_id.data, number},
+                   (const int[]){(int)processor_id.size, sizeof number}, (const int[]){1, 1}, 1);
   bool good = PQresultStatus(result) == PGRES_COMMAND_OK;
   PQclear(result);
   return good;
@@ -78,10 +78,12 @@ static int make(outbox_store *store) {
   }
   int code =
       heartbeat_make(&store->heartbeat, (heartbeat_writer){write_claim, free_writer, writer});
+  /* The heartbeat frees the writer. */
+  /* cppcheck-suppress memleak */
   if (code == OUTBOX_NOMEM) return store_fail_nomem(store);
-  return code == OUTBOX_OK
-             ? OUTBOX_OK
-             : store_fail(store, code, "no thread can be started for the heartbeat");
+  /* cppcheck-suppress memleak */
+  return code == OUTBOX_OK ? OUTBOX_OK
+                           : store_fail(store, code, "no thread can be started for the heartbeat");
 }
 
 int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64_t interval,

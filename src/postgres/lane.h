@@ -37,10 +37,10 @@ typedef struct space {
   char *name; /* `size` bytes */
   size_t size;
   uint64_t hash;
-  bool parked, paused; /* by the processor; by an operator */
-  bool lagging;        /* neither any more: the lap is to serve it, until it meets main */
-  bool joined;         /* it lags, and this lap serves it */
-  uint64_t met;        /* partitions in which something of it was left behind: */
+  bool parked, paused;      /* by the processor; by an operator */
+  bool lagging;             /* neither any more: the lap is to serve it, until it meets main */
+  bool joined;              /* it lags, and this lap serves it */
+  uint64_t met;             /* partitions in which something of it was left behind: */
   int64_t from[PARTITIONS]; /* above these places */
   heads *heads;             /* as far as they are known, or NULL */
   int64_t at[PARTITIONS];   /* how far they were looked for */
@@ -82,14 +82,14 @@ typedef struct lane {
   int64_t final; /* no entry up to this seq can appear any more */
   mark marks[MARKS];
   int mark_count;
-  int turn;             /* the partition that is read first */
-  int64_t look;         /* how many rows a careful reading looks at */
-  int64_t cap;          /* how many entries of a partition any other takes */
+  int turn;     /* the partition that is read first */
+  int64_t look; /* how many rows a careful reading looks at */
+  int64_t cap;  /* how many entries of a partition any other takes */
   int64_t lap[PARTITIONS];
   bool has_lap, main_had_turn;
   space *spaces;
   size_t space_count;
-  int64_t pauses; /* what tells whether the pauses have changed */
+  int64_t pauses;     /* what tells whether the pauses have changed */
   lines holders;      /* retries that may hold back others: `first` is the place, `next` the */
   bool holders_lost;  /* partition; there was no room for all of them */
   int64_t checked_at; /* when holders, and what is due, were looked for last */
@@ -98,8 +98,8 @@ typedef struct lane {
   bool had_due;       /* they had the last turn */
   bool ahead;         /* one is due to which main has not come yet */
   int64_t due_at;     /* when the next delayed entry falls due; 0: none */
-  int64_t busy_at;  /* when there was something to do last */
-  int64_t swept_at; /* heads are not looked for before this moment */
+  int64_t busy_at;    /* when there was something to do last */
+  int64_t swept_at;   /* heads are not looked for before this moment */
   uint64_t random;
   items hand;
   PGresult *suspect_rows;
@@ -162,15 +162,15 @@ void cursor_set(lane *lane, int partition, int64_t before, int64_t place);
 
 /*
 ** Looks at the claims, in a transaction that locks them: removes those that have lapsed, and writes
-** the processor's share; with `drop`, removes it. Promotes what is scheduled and due. *lost: another
-** has taken over. *more: there may be more to promote.
+** the processor's share; with `drop`, removes it. Promotes what is scheduled and due. *lost:
+** another has taken over. *more: there may be more to promote.
 */
 int share_claim(outbox_store *store, bool join, bool drop, bool *lost, bool *more);
 
 /* Whether the processor should have another share, or may reap something. */
 bool share_has_changed(const lane *lane, int64_t fingerprint, int64_t now);
 
-/* --- read.c ---------------------------------------------------------------------------------- */
+/* --- choose.c, read.c, follow.c -------------------------------------------------------------- */
 
 /* What a round trip reads. */
 enum what { READ_NOTHING, READ_MAIN, READ_LAP, READ_DUE, READ_SPACE, READ_PLACE };
@@ -182,13 +182,16 @@ typedef struct reading {
   int64_t place;        /* PLACE */
   int64_t now, started; /* the time; a moment, by the monotonic clock */
   int64_t limit, cap;   /* entries in all; of a partition, or rows that are looked at */
-  bool other;   /* if nothing is found, read again: there is another kind */
+  bool other;           /* if nothing is found, read again: there is another kind */
   bool careful;
   bool oldest; /* of all partitions, in the order of seq */
   array partitions, lows, bounds, names, left;
   int order[PARTITIONS], count; /* the partitions as they are read */
   int64_t before[PARTITIONS];   /* after which place each is read */
 } reading;
+
+/* The columns of a result after those of an entry: partition, delayed, number, kind, seq. */
+enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT, KIND_REACHED };
 
 /* Chooses what to read. *more: there may be something else. */
 int read_choose(outbox_store *store, reading *reading, bool *more);
@@ -202,13 +205,16 @@ int read_receive(outbox_store *store, reading *reading, int64_t last_value, item
                  bool *more);
 void read_free(reading *reading);
 
+/* The namespaces that the lap has served are main's again. */
+void read_end_lap(lane *lane);
+
 /* --- sweep.c, pause.c ------------------------------------------------------------------------ */
 
 /* A known head of a namespace, to be read by its place; NEVER: none is known. *more: look again. */
 int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64_t now,
                int64_t *place, bool *more);
 
-/* Reads which namespaces are paused. `before`: where the reading began that has met none of them. */
+/* Reads which namespaces are paused. `before`: where the reading began that has met none. */
 int pause_see(outbox_store *store, const int64_t *before, int64_t fingerprint);
 
 #pragma GCC visibility pop

@@ -12,8 +12,7 @@
 
 static const char LOCK_SQL[] = "SELECT pg_advisory_xact_lock(#, 1025)::text";
 
-#define COLUMNS                                                                                    \
-  "lease, processor_id, namespaces, classes, by_hand, deadline, claimed_at, overtime"
+#define COLUMNS "lease, processor_id, namespaces, classes, by_hand, deadline, claimed_at, overtime"
 
 static const char SELECT_SQL[] = "SELECT " COLUMNS " FROM @claims ORDER BY lease";
 
@@ -117,13 +116,13 @@ int outbox_leases(outbox_store *store) {
 
 /* The places, each relative to the one before. */
 static int name_places(outbox_store *store, outbox_bytes list, bool overtime, outbox_bytes *held) {
-  const char *at = list.data, *end = at + list.size;
   size_t used = 0, size = 2 * list.size + 64;
   int64_t last = 0;
   *held = (outbox_bytes){NULL, 0};
   free(store->held);
   store->held = NULL;
   if (list.data == NULL) return OUTBOX_OK;
+  const char *at = list.data, *end = at + list.size;
   char *text = store->held = malloc(size);
   if (text == NULL) return store_fail_nomem(store);
   if (overtime) text[used++] = '!';
@@ -132,8 +131,9 @@ static int name_places(outbox_store *store, outbox_bytes list, bool overtime, ou
     int64_t place = strtoll(at, &next, 10), first = place;
     while (*next == ',' && strtoll(next + 1, NULL, 10) == place + 1)
       place = strtoll(next + 1, &next, 10);
-    used += (size_t)snprintf(text + used, size - used, at > (const char *)list.data ? ",%lld" : "%lld",
-                             (long long)(first - last));
+    used +=
+        (size_t)snprintf(text + used, size - used, at > (const char *)list.data ? ",%lld" : "%lld",
+                         (long long)(first - last));
     if (place > first)
       used += (size_t)snprintf(text + used, size - used, "+%lld", (long long)(place - first));
     last = place;

@@ -24,9 +24,9 @@ static const char *const DELAYED_SQL[] = {OF_DELAYED " WHERE seq > $1" PAGE(""),
 static const char *const DEAD_SQL[] = {OF_DEAD " WHERE seq > $1" PAGE(""),
                                        OF_DEAD " WHERE seq < $1" PAGE(" DESC")};
 
-static const char FIND_SQL[] = OF_READY " WHERE id = $1 UNION ALL " OF_DELAYED
-                                        " WHERE id = $1 UNION ALL " OF_DEAD
-                                        " WHERE id = $1 ORDER BY state";
+static const char FIND_SQL[] =
+    OF_READY " WHERE id = $1 UNION ALL " OF_DELAYED " WHERE id = $1 UNION ALL " OF_DEAD
+             " WHERE id = $1 ORDER BY state";
 
 static const char REQUEUE_SQL[] = "SELECT @requeue($1)";
 

@@ -43,7 +43,7 @@ static int choose_space(outbox_store *store) {
 }
 
 static int climb(outbox_store *store) {
-  int64_t version;
+  int64_t version = 0;
   int code = sql_run(store, LOCK_SQL, "");
   if (code == OUTBOX_OK) code = find_version(store, &version);
   if (code != OUTBOX_OK || version == SCHEMA_VERSION) return code;
@@ -57,7 +57,7 @@ static int climb(outbox_store *store) {
 
 /* Who may not create tables may run it all the same where there is nothing to do. */
 int outbox_migrate(outbox_store *store) {
-  int64_t version;
+  int64_t version = 0;
   int code = transaction_enter(store);
   if (code == OUTBOX_OK) code = find_version(store, &version);
   if (code != OUTBOX_OK || version == SCHEMA_VERSION) return code;

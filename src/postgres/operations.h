@@ -12,7 +12,8 @@
 
 /* The columns of an entry as every reading gives them; its place comes first. */
 #define ENTRY_COLUMNS                                                                              \
-  "id, namespace, key, payload, payload_bytes, headers, created_at, attempts, last_error, source_id"
+  "id, namespace, key, payload, payload_bytes, headers, created_at, attempts, last_error, "        \
+  "source_id"
 
 /*
 ** How far in the future a claim may have been made and still be alive: lock_timeout and this, in
@@ -36,7 +37,7 @@ static inline int64_t time_earlier(int64_t a, int64_t b) {
 #define CLAIMS_FINGERPRINT                                                                         \
   "(SELECT coalesce(sum(hashint8extended(lease, classes) >> 8), 0)::bigint FROM @claims)"
 
-/* In SQL: whether nothing of a namespace may be handed out. Asks once whether there is any pause. */
+/* In SQL: whether nothing of a namespace may be handed out. Asks once if there is any pause. */
 #define IS_PAUSED(namespace)                                                                       \
   "((SELECT EXISTS (SELECT FROM @pauses))"                                                         \
   " AND EXISTS (SELECT FROM @pauses AS u WHERE u.namespace = " namespace "))"
@@ -59,7 +60,7 @@ typedef struct settlement {
   array delivered_partitions, delivered_seqs, delivered_ids; /* ready ones, of known partitions */
   array seqs, ids, outcomes, charges, times, errors;         /* the others */
   bool delays, deletes, buries;                              /* there are such, among the others */
-  char **copies; /* of errors that were no text */
+  char **copies;                                             /* of errors that were no text */
   size_t copy_count;
 } settlement;
 

@@ -183,7 +183,7 @@ static int publish(outbox_store *store, const outbox_message *messages, size_t c
 }
 
 int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) {
-  int64_t now;
+  int64_t now = 0;
   int code = outbox_check_transaction(store);
   if (code == OUTBOX_OK) code = sql_check_schema(store);
   if (code == OUTBOX_OK) code = store_now(store, &now);

@@ -7,12 +7,13 @@
 */
 #include "lane.h"
 
-#define LARGE 8        /* a batch, in which the partitions take turns */
-#define LEAST_LOOK 64  /* rows of a careful reading */
-#define MOST_LOOK 10000
+#define LARGE 8   /* a batch, in which the partitions take turns */
 #define SPREAD 16 /* from so many partitions a batch is, so that it has many keys */
 
 /* --- SQL ------------------------------------------------------------------------------------- */
+
+/* It tears the SQL apart. */
+/* clang-format off */
 
 #define LAPSED "'" OUTBOX_LAPSED "'"
 #define SIZE                                                                                       \
@@ -33,8 +34,6 @@
   " f AS (SELECT * FROM c WHERE n = 1 OR (lapses = 0 AND ($5 = 0 OR bytes <= $5))),"               \
   " h AS (" INSERT_HAND " FROM f" HAND_IS_MINE ")"
 
-/* The columns after those of an entry: partition, delayed, number, kind, seq. */
-enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT, KIND_REACHED };
 #define FOUND                                                                                      \
   " SELECT place, " ENTRY_COLUMNS                                                                  \
   ", partition::bigint, delayed, (SELECT number FROM h), 0::bigint, NULL::bigint FROM f"
@@ -82,8 +81,8 @@ static const char FAST_SQL[] = FAST("");
 static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
 
 /*
-** Any other: looks at $6 rows, at most $11 of a partition. $7 namespaces, or $8 all but these; $9 those that are left
-** behind; $10 the ordering.
+** Any other: looks at $6 rows, at most $11 of a partition. $7 namespaces, or $8 all but these; $9
+** those that are left behind; $10 the ordering.
 */
 #define IS_SERVED(names, except) "(namespace = ANY (" names ")) <> " except
 #define WALK(numbered)                                                                             \
@@ -91,7 +90,7 @@ static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
   " FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"                     \
   " CROSS JOIN LATERAL (SELECT partition, seq, namespace, key FROM @entries AS e"                  \
   " WHERE e.partition = t.p::smallint AND e.seq > t.low"                       \
-  " ORDER BY e.seq LIMIT $11) AS e LIMIT $6),"                                                      \
+  " ORDER BY e.seq LIMIT $11) AS e LIMIT $6),"                                                     \
   " g AS MATERIALIZED (SELECT * FROM w WHERE " IS_SERVED("$7", "$8")                               \
   " AND NOT (namespace = ANY ($9)) AND NOT " IS_PAUSED("w.namespace")                             \
   " AND NOT CASE $10 WHEN 1 THEN " EARLIER("w", "w.seq")                                           \
@@ -132,7 +131,8 @@ static const char DUE_SQL[] =
     "[partition + 1] AND NOT (namespace = ANY ($9)) AND NOT CASE $10 WHEN 1 THEN "
     EARLIER("e", "e.position") " WHEN 2 THEN EXISTS (SELECT FROM @delayed AS d"
     " WHERE d.position < e.position AND " IS_SERVED("$7", "$8") ") ELSE false END"
-    " AND NOT (cardinality($11) > 0 AND $10 = 1 AND " READY_BEFORE("e.position", "$11::bigint[]") ")"
+    " AND NOT (cardinality($11) > 0 AND $10 = 1 AND "
+    READY_BEFORE("e.position", "$11::bigint[]") ")"
     " ORDER BY due_at, seq LIMIT $4)," " s AS (SELECT id, namespace, partition, position" IS_DUE
     " AND " IS_SUSPECT " ORDER BY due_at, seq LIMIT 256)" HOLD FOUND
     " UNION ALL SELECT NULL, id, namespace, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
@@ -154,79 +154,7 @@ static const char PLACE_SQL[] =
     " AND NOT " IS_PAUSED("e.namespace") " AND NOT ($4 = 1 AND (" EARLIER("e", "e.position") " OR "
     READY_BEFORE("e.position", "$6::bigint[]") "))" ")" HOLD FOUND END("NULL", "false", "NULL");
 
-/* --- Choosing -------------------------------------------------------------------------------- */
-
-static void start_lap(lane *lane) {
-  bool any = false;
-  for (int i = 0; i < PARTITIONS; i++)
-    lane->lap[i] = NEVER;
-  for (size_t i = 0; i < lane->space_count; i++) {
-    space *space = &lane->spaces[i];
-    space->joined = space->lagging;
-    for (int p = 0; p < PARTITIONS && space->joined; p++)
-      lane->lap[p] = lines_lower(lane->lap[p], lane_from(lane, space, p));
-    any |= space->joined;
-  }
-  lane->has_lap = any;
-}
-
-/* A lap that has nobody to serve any more has ended. */
-static bool serves_lap(const lane *lane) {
-  bool any = false;
-  for (size_t i = 0; i < lane->space_count; i++)
-    any |= lane->spaces[i].joined;
-  return lane->has_lap && any;
-}
-
-/* The namespaces that the lap has served are main's again. */
-static void end_lap(lane *lane) {
-  lane->has_lap = false;
-  for (size_t i = lane->space_count; i > 0; i--) {
-    space *space = &lane->spaces[i - 1];
-    if (space->joined) lane_drop_space(lane, space);
-  }
-}
-
-/* A namespace that is asked for by name. */
-static int choose_space(outbox_store *store, reading *r, bool *more) {
-  lane *lane = store->lane;
-  space *space = lane_find_space(lane, box_space(r->want->namespace));
-  if (space == NULL || !space->parked || space->paused) return OUTBOX_OK;
-  r->space = space->hash;
-  if (r->want->where != OUTBOX_OLDEST) {
-    int code = sweep_head(store, space, r->want, r->now, &r->place, more);
-    if (code == OUTBOX_OK && r->place != NEVER) r->what = READ_PLACE;
-    return code;
-  }
-  space->retries = !space->retries && lane->any_due;
-  r->what = space->retries ? READ_DUE : READ_SPACE;
-  r->other = lane->any_due; /* retries and the rest take turns */
-  return OUTBOX_OK;
-}
-
-int read_choose(outbox_store *store, reading *r, bool *more) {
-  lane *lane = store->lane;
-  r->what = READ_NOTHING;
-  r->limit = r->want->batch_size;
-  if (r->limit <= 0 || lane->mask == 0) return OUTBOX_OK;
-  if (r->want->where == OUTBOX_PLACE) {
-    r->what = READ_PLACE;
-    r->place = r->want->place;
-    return OUTBOX_OK;
-  }
-  if (r->want->where != OUTBOX_ANYWHERE) return choose_space(store, r, more);
-  if (lane->due && lane->any_due && !lane->had_due) {
-    lane->had_due = r->other = true;
-    r->what = READ_DUE;
-    r->limit = (r->limit + 1) / 2;
-    return OUTBOX_OK;
-  }
-  lane->had_due = false;
-  if (!serves_lap(lane)) start_lap(lane);
-  lane->main_had_turn = lane->has_lap && !lane->main_had_turn;
-  r->what = lane->has_lap && !lane->main_had_turn ? READ_LAP : READ_MAIN;
-  return OUTBOX_OK;
-}
+/* clang-format on */
 
 /* --- Sending --------------------------------------------------------------------------------- */
 
@@ -248,8 +176,7 @@ static void add_partitions(outbox_store *store, reading *r) {
     if (!(lane->mask >> p & 1)) continue;
     int64_t from = lane->low[p]; /* or below, because something may still appear above it */
     if (r->what == READ_LAP) from = lines_lower(from, lane->lap[p]);
-    if (r->what == READ_SPACE && space != NULL)
-      from = lines_lower(from, lane_from(lane, space, p));
+    if (r->what == READ_SPACE && space != NULL) from = lines_lower(from, lane_from(lane, space, p));
     r->order[r->count++] = p;
     r->before[p] = from;
     array_add_int(&r->partitions, p);
@@ -279,9 +206,8 @@ static void send_walk(outbox_store *store, reading *r) {
   int64_t look = lane->look > 2 * r->limit ? lane->look : 2 * r->limit;
   r->cap = r->oldest ? look : look / PARTITIONS + 1;
   sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiiTbTii", &r->partitions, &r->lows,
-          lane->lease, r->limit, r->want->batch_bytes, look,
-          main ? &lane->names : &r->names, main && lane->except, &r->left,
-          (int64_t)lane->ordering, r->cap);
+          lane->lease, r->limit, r->want->batch_bytes, look, main ? &lane->names : &r->names,
+          main && lane->except, &r->left, (int64_t)lane->ordering, r->cap);
 }
 
 /* Up to where nothing of a namespace, or of any, is ready. */
@@ -332,116 +258,6 @@ void read_send(outbox_store *store, reading *r) {
   case READ_DUE: send_due(store, r); break;
   case READ_PLACE: send_place(store, r); break;
   }
-}
-
-/* --- Receiving ------------------------------------------------------------------------------- */
-
-static void set_place(lane *lane, reading *r, int partition, int64_t place) {
-  space *space = lane_find_space(lane, r->space);
-  if (r->what == READ_MAIN) {
-    cursor_set(lane, partition, r->before[partition], place);
-  } else if (r->what == READ_LAP) {
-    lane->lap[partition] = place;
-  } else if (space != NULL && place >= lane->last[partition]) {
-    space->met &= ~((uint64_t)1 << partition); /* from there on it is where main is */
-  } else if (space != NULL && (space->met >> partition & 1)) {
-    space->from[partition] = place;
-  }
-}
-
-/* How far a walk has come in each partition; where it was `capped`, there may be more. */
-typedef struct reach {
-  int64_t place[PARTITIONS];
-  int64_t count[PARTITIONS];
-  bool capped[PARTITIONS];
-} reach;
-
-static void measure(const reading *r, const items *found, const PGresult *rows, reach *reach) {
-  *reach = (struct reach){{0}, {0}, {false}};
-  for (size_t i = 0; i < found->count && !r->careful; i++) {
-    int p = found->items[i].partition;
-    if (++reach->count[p] == r->cap) reach->capped[p] = true;
-    if (reach->count[p] == 1 || found->items[i].entry.seq > reach->place[p])
-      reach->place[p] = found->items[i].entry.seq;
-  }
-  for (int i = 0; i < PQntuples(rows) && r->careful; i++) {
-    if (!PQgetisnull(rows, i, 0) || sql_int(rows, i, 14) != KIND_REACHED) continue;
-    int p = (int)sql_int(rows, i, 11);
-    reach->place[p] = sql_int(rows, i, 15);
-    reach->capped[p] = sql_bool(rows, i, 12);
-  }
-}
-
-/* The partitions before the one where the walk has stopped are done, but for those with a cap. */
-static void follow(outbox_store *store, reading *r, const items *found, const PGresult *rows,
-                   int64_t last_value, bool *more) {
-  lane *lane = store->lane;
-  const item *last = !r->careful && found->count > 0 ? &found->items[found->count - 1] : NULL;
-  int end = PQntuples(rows) - 1;
-  int partition = last != NULL ? last->partition : (int)sql_int(rows, end, 11);
-  int64_t place = last != NULL ? last->entry.seq : sql_int(rows, end, 15);
-  bool early = sql_bool(rows, end, 12), capped = false;
-  bool none = last == NULL && PQgetisnull(rows, end, 15);
-  reach reach;
-  measure(r, found, rows, &reach);
-  for (int i = 0; i < r->count && !(early && none); i++) {
-    int p = r->order[i];
-    bool here = early && (r->oldest || p == partition), cut = !r->oldest && reach.capped[p];
-    int64_t to = here ? place : cut ? reach.place[p] : last_value;
-    capped |= cut;
-    set_place(lane, r, p, to < r->before[p] ? r->before[p] : to);
-    if (here && !r->oldest) break;
-  }
-  bool whole = !early && !capped, full = (int64_t)found->count >= r->limit;
-  if (r->careful) /* as few rows as fill the batch */
-    lane->look = full ? lane->look / 2 : whole ? lane->look : 4 * lane->look;
-  else if (!r->oldest) /* as few of each partition */
-    lane->cap = full ? r->cap / 2 : capped ? 2 * r->cap : lane->cap;
-  if (lane->look < LEAST_LOOK) lane->look = LEAST_LOOK;
-  if (lane->look > MOST_LOOK) lane->look = MOST_LOOK;
-  if (!whole) *more = true;
-  if (whole && r->what == READ_MAIN && lane->ahead) { /* it has come by */
-    lane->ahead = false;
-    lane->due = *more = true;
-  }
-  if (whole && r->what == READ_LAP) end_lap(lane);
-}
-
-static void note_suspects(lane *lane, PGresult *rows) {
-  for (int i = 0; i < PQntuples(rows) && lane->suspect_count < MOST_SUSPECTS; i++)
-    if (PQgetisnull(rows, i, 0) && sql_int(rows, i, 14) == KIND_SUSPECT)
-      lane->suspects[lane->suspect_count++] = (outbox_suspect){
-          sql_bytes(rows, i, 1), sql_bytes(rows, i, 2), sql_int(rows, i, 15)};
-}
-
-int read_receive(outbox_store *store, reading *r, int64_t last_value, items *found, bool *more) {
-  lane *lane = store->lane;
-  PGresult *rows = sql_take(store);
-  int count = PQntuples(rows), end = count - 1;
-  int code = lane_read(store, rows, found); /* `rows` live in it */
-  if (code != OUTBOX_OK) return code;
-  for (int i = 0; i < count; i++) {
-    if (!PQgetisnull(rows, i, 0) || sql_int(rows, i, 14) != KIND_LEFT) continue;
-    space *space = lane_find_space(lane, box_space(sql_bytes(rows, i, 2)));
-    int p = (int)sql_int(rows, i, 11);
-    int64_t place = sql_int(rows, i, 15);
-    if (space == NULL) continue;
-    lane_leave(space, p, place);
-    if (space->joined) lane->lap[p] = lines_lower(lane->lap[p], place - 1);
-  }
-  bool walks = r->what == READ_MAIN || r->what == READ_LAP || r->what == READ_SPACE;
-  if (walks) follow(store, r, found, rows, last_value, more);
-  if (r->what == READ_LAP || (r->what == READ_MAIN && lane->has_lap)) *more = true;
-  if (r->what == READ_DUE) {
-    note_suspects(lane, rows);
-    if (!sql_bool(rows, end, 12) && r->space == 0) lane->due = false;
-    if (r->space == 0) lane->ahead = sql_int(rows, end, 11) != 0;
-  }
-  if (r->what == READ_DUE && lane->suspect_count > 0) { /* their bytes are in the rows */
-    lane->suspect_rows = found->count > 0 ? NULL : found->result;
-    if (found->count == 0) found->result = NULL;
-  }
-  return OUTBOX_OK;
 }
 
 void read_free(reading *r) {

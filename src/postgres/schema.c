@@ -15,7 +15,8 @@
 /* The columns of an entry in all three tables. A payload that is no UTF-8 is in payload_bytes. */
 #define COLUMNS                                                                                    \
   " id text NOT NULL DEFAULT @uuid7(), namespace text NOT NULL DEFAULT '', key text,"              \
-  " payload text, payload_bytes bytea, headers text CHECK (headers IS NULL OR headers LIKE '{%}')," \
+  " payload text, payload_bytes bytea, headers text CHECK (headers IS NULL OR headers LIKE "       \
+  "'{%}'),"                                                                                        \
   " created_at bigint NOT NULL DEFAULT @now(), attempts bigint NOT NULL DEFAULT 0,"                \
   " last_error text, source_id text"
 
@@ -114,19 +115,18 @@ static const char SCHEDULE[] =
     " WHEN (NEW.position IS NULL AND NEW.source_id IS NULL) EXECUTE FUNCTION @schedule();";
 
 /* Tells processors that wait, if there are any: a NOTIFY keeps all commits in line. */
-static const char RING[] =
-    "CREATE FUNCTION @ring() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-    "  IF pg_catalog.pg_try_advisory_lock(#, 1026) THEN"
-    "   PERFORM pg_catalog.pg_advisory_unlock(#, 1026);"
-    "  ELSE PERFORM pg_catalog.pg_notify('outbox_#', ''); END IF;"
-    "  RETURN NULL;"
-    " END $$;"
-    "CREATE TRIGGER @@ring AFTER INSERT ON @entries FOR EACH STATEMENT"
-    " EXECUTE FUNCTION @ring();"
-    "CREATE TRIGGER @@ring AFTER INSERT ON @delayed FOR EACH STATEMENT"
-    " EXECUTE FUNCTION @ring();"
-    "CREATE TRIGGER @@ring AFTER DELETE ON @pauses FOR EACH STATEMENT"
-    " EXECUTE FUNCTION @ring();";
+static const char RING[] = "CREATE FUNCTION @ring() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                           "  IF pg_catalog.pg_try_advisory_lock(#, 1026) THEN"
+                           "   PERFORM pg_catalog.pg_advisory_unlock(#, 1026);"
+                           "  ELSE PERFORM pg_catalog.pg_notify('outbox_#', ''); END IF;"
+                           "  RETURN NULL;"
+                           " END $$;"
+                           "CREATE TRIGGER @@ring AFTER INSERT ON @entries FOR EACH STATEMENT"
+                           " EXECUTE FUNCTION @ring();"
+                           "CREATE TRIGGER @@ring AFTER INSERT ON @delayed FOR EACH STATEMENT"
+                           " EXECUTE FUNCTION @ring();"
+                           "CREATE TRIGGER @@ring AFTER DELETE ON @pauses FOR EACH STATEMENT"
+                           " EXECUTE FUNCTION @ring();";
 
 /* Refuses ids, and those of their copies, that any table has, or two messages of the call. */
 static const char REFUSE[] =
@@ -192,8 +192,8 @@ static const char ADMIT[] =
     " END $$;";
 
 /*
-** Makes scheduled entries ready that are due, at the end. Where a publisher holds the lock of a key,
-** they wait for another time. Returns how many were due.
+** Makes scheduled entries ready that are due, at the end. Where a publisher holds the lock of a
+** key, they wait for another time. Returns how many were due.
 */
 static const char PROMOTE[] =
     "CREATE FUNCTION @promote(due bigint, most bigint) RETURNS bigint LANGUAGE plpgsql AS $$"

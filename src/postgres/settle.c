@@ -29,20 +29,19 @@ static const char DELETE_READY_SQL[] =
 
 #define RETURNED " RETURNING t.seq, t.id"
 
-static const char DELETE_SQL[] =
-    "WITH a AS (DELETE FROM @entries AS e USING" VERDICTS " WHERE e.id = t.id" IS_IT("e.seq")
-        DELIVERED RETURNED "),"
+static const char DELETE_SQL[] = "WITH a AS (DELETE FROM @entries AS e USING" VERDICTS
+                                 " WHERE e.id = t.id" IS_IT("e.seq") DELIVERED RETURNED
+    "),"
     " b AS (DELETE FROM @delayed AS e USING" VERDICTS " WHERE e.id = t.id" IS_IT("e.position")
         DELIVERED RETURNED ")"
-    " SELECT * FROM a UNION ALL SELECT * FROM b";
+                           " SELECT * FROM a UNION ALL SELECT * FROM b";
 
 /* What an entry becomes: its columns, with the charge. */
 #define COPIED "e.namespace, e.key, e.payload, e.payload_bytes, e.headers, e.created_at,"
 #define CHARGED " e.attempts + t.charge, coalesce(t.error, e.last_error), e.source_id"
 #define TAKEN(table, place)                                                                        \
   "DELETE FROM @" table " AS e USING" VERDICTS " WHERE e.id = t.id" IS_IT(place)
-#define GIVEN                                                                                      \
-  " RETURNING t.seq AS asked, t.id AS asked_id, e.id, " COPIED CHARGED ", e.seq, t.at, "
+#define GIVEN " RETURNING t.seq AS asked, t.id AS asked_id, e.id, " COPIED CHARGED ", e.seq, t.at, "
 
 /* The id; changed where plain SQL has published it twice and the table holds the other one. */
 #define FREE_ID(table, place)                                                                      \
@@ -56,31 +55,37 @@ static const char DELETE_SQL[] =
   ", namespace, key, payload, payload_bytes, headers, created_at, attempts, last_error, source_id"
 
 /* $8 is now. */
-static const char DELAY_SQL[] =
-    "WITH d " MOVED " AS (" TAKEN("entries", "e.seq") DELAYS GIVEN "e.partition),"
+static const char DELAY_SQL[] = "WITH d " MOVED " AS (" TAKEN("entries", "e.seq") DELAYS GIVEN
+    "e.partition),"
     " i AS (INSERT INTO @delayed (id" REST ", seq, due_at, position, partition, delayed_at)"
-    " SELECT " FREE_ID("delayed", "d.seq") REST ", seq, at, seq, partition, $8 FROM d),"
+    " SELECT " FREE_ID("delayed", "d.seq") REST
+    ", seq, at, seq, partition, $8 FROM d),"
     " u AS (UPDATE @delayed AS e SET attempts = e.attempts + t.charge,"
     " last_error = coalesce(t.error, e.last_error), due_at = t.at,"
     " delayed_at = CASE WHEN e.position IS NOT NULL THEN $8 END FROM" VERDICTS
-    " WHERE e.id = t.id" IS_IT("e.position") DELAYS " AND NOT EXISTS (SELECT FROM d"
+    " WHERE e.id = t.id" IS_IT("e.position") DELAYS
+    " AND NOT EXISTS (SELECT FROM d"
     " WHERE d.asked = t.seq AND d.asked_id = t.id)" RETURNED ")"
     " SELECT asked, asked_id FROM d UNION ALL SELECT * FROM u";
 
-static const char BURY_SQL[] =
-    "WITH d " MOVED " AS (" TAKEN("entries", "e.seq") BURIED GIVEN "e.partition),"
-    " f " MOVED " AS (" TAKEN("delayed", "e.position") BURIED GIVEN "e.partition),"
+static const char BURY_SQL[] = "WITH d " MOVED " AS (" TAKEN("entries", "e.seq") BURIED GIVEN
+    "e.partition),"
+    " f " MOVED " AS (" TAKEN("delayed", "e.position") BURIED GIVEN
+    "e.partition),"
     " i AS (INSERT INTO @dead (id" REST ", seq, died_at)"
-    " SELECT " FREE_ID("dead", "d.seq") REST ", seq, $8 FROM"
+    " SELECT " FREE_ID("dead", "d.seq") REST
+    ", seq, $8 FROM"
     " (SELECT * FROM d UNION ALL SELECT * FROM f) AS d)"
     " SELECT asked, asked_id FROM d UNION ALL SELECT asked, asked_id FROM f";
 
 /* A scheduled entry is known by its id alone; dead letters have places. */
 static const char BURY_SCHEDULED_SQL[] =
     "WITH d AS (DELETE FROM @delayed WHERE id = $1 AND position IS NULL RETURNING *)"
-    " INSERT INTO @dead (id" REST ", seq, died_at) SELECT " FREE_ID("dead", "d.seq") ", namespace,"
-    " key, payload, payload_bytes, headers, created_at, attempts + $2, coalesce($3, last_error),"
-    " source_id, nextval('@seq'), $4 FROM d";
+    " INSERT INTO @dead (id" REST ", seq, died_at) SELECT " FREE_ID(
+        "dead", "d.seq") ", namespace,"
+                         " key, payload, payload_bytes, headers, created_at, attempts + $2, "
+                         "coalesce($3, last_error),"
+                         " source_id, nextval('@seq'), $4 FROM d";
 
 static const char DELAY_SCHEDULED_SQL[] =
     "UPDATE @delayed SET attempts = attempts + $2, last_error = coalesce($3, last_error),"

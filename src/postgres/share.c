@@ -93,7 +93,8 @@ static int write_row(outbox_store *store, kept *kept, bool join, bool drop) {
     code = lease_remove(store, lane->lease);
     given = lane->mask;
   } else if (lane->lease != 0) {
-    code = sql_run(store, UPDATE_SQL, "iiii", lane->lease, (int64_t)kept->mask, deadline, kept->now);
+    code =
+        sql_run(store, UPDATE_SQL, "iiii", lane->lease, (int64_t)kept->mask, deadline, kept->now);
     kept->lease = lane->lease;
   } else {
     code = sql_run(store, INSERT_SQL, "ttiii", lane->processor_id, lane->namespaces,
@@ -106,7 +107,7 @@ static int write_row(outbox_store *store, kept *kept, bool join, bool drop) {
 /* What is scheduled and due becomes ready; what was delayed in the future is due. */
 static int follow_the_clock(outbox_store *store, kept *kept) {
   int64_t due_at;
-  bool ahead;
+  bool ahead = false;
   int code = due_promote(store, kept->now, &kept->more);
   if (code == OUTBOX_OK) code = due_look(store, kept->now, &due_at, &ahead);
   return code == OUTBOX_OK && ahead ? due_correct(store, kept->now) : code;

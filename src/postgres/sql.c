@@ -49,8 +49,8 @@ static char *print(const outbox_value *value) {
     snprintf(number, sizeof number, "%lld", (long long)value->integer);
     return strdup(number);
   case OUTBOX_REAL:
-    snprintf(number, sizeof number, isinf(value->real) ? value->real > 0 ? "Infinity" : "-Infinity"
-                                                       : "%.17g",
+    snprintf(number, sizeof number,
+             isinf(value->real) ? value->real > 0 ? "Infinity" : "-Infinity" : "%.17g",
              value->real);
     return strdup(number);
   default: return strndup(value->bytes.size > 0 ? value->bytes.data : "", value->bytes.size);
@@ -235,15 +235,13 @@ outbox_value outbox_column(const outbox_rows *rows, int column) {
   case OID_INT2:
   case OID_INT4:
   case OID_INT8:
-  case OID_OID:
-    return (outbox_value){.type = OUTBOX_INTEGER, .integer = strtoll(text, NULL, 10)};
+  case OID_OID: return (outbox_value){.type = OUTBOX_INTEGER, .integer = strtoll(text, NULL, 10)};
   case OID_FLOAT4:
   case OID_FLOAT8: return (outbox_value){.type = OUTBOX_REAL, .real = strtod(text, NULL)};
   case OID_BYTEA: return blob(rows, text);
   default:
-    return (outbox_value){
-        .type = OUTBOX_TEXT,
-        .bytes = {text, (size_t)PQgetlength(result, rows->row, column)}};
+    return (outbox_value){.type = OUTBOX_TEXT,
+                          .bytes = {text, (size_t)PQgetlength(result, rows->row, column)}};
   }
 }
 

@@ -126,7 +126,8 @@ static bool set_array(parameters *p, Oid type, Oid element, array *array) {
 static bool read_parameters(parameters *p, const char *types, va_list list) {
   bool good = true;
   outbox_bytes bytes;
-  for (; *types != '\0' && good; types++) switch (*types) {
+  for (; *types != '\0' && good; types++)
+    switch (*types) {
     case 'i': set_number(p, OID_INT8, (uint64_t)va_arg(list, int64_t), 8); break;
     case 'b': set_number(p, OID_BOOL, (uint64_t)va_arg(list, int), 1); break;
     case 't':
@@ -324,8 +325,7 @@ bool sql_bool(const PGresult *result, int row, int column) {
 
 outbox_bytes sql_bytes(const PGresult *result, int row, int column) {
   if (PQgetisnull(result, row, column)) return (outbox_bytes){NULL, 0};
-  return (outbox_bytes){PQgetvalue(result, row, column),
-                        (size_t)PQgetlength(result, row, column)};
+  return (outbox_bytes){PQgetvalue(result, row, column), (size_t)PQgetlength(result, row, column)};
 }
 
 outbox_bytes sql_payload(const PGresult *result, int row, int column) {

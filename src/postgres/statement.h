@@ -23,7 +23,7 @@ void array_free(array *array);
 
 /*
 ** The SQL with its names in full. `@name` is the table <prefix>name in the store's schema, `@@` the
-** prefix alone, `#` the number of the outbox's advisory locks. Free it with free(). NULL: no memory.
+** prefix alone, `#` the number of the outbox's advisory locks. free() frees it. NULL: no memory.
 */
 char *sql_expand(const outbox_store *store, const char *sql);
 

@@ -11,8 +11,8 @@ static const char SUBSCRIBE_SQL[] =
 static const char UNSUBSCRIBE_SQL[] =
     "DELETE FROM @subscriptions WHERE namespace = $1 AND copy = $2";
 
-static const char SUBSCRIPTIONS_SQL[] =
-    "SELECT namespace, copy FROM @subscriptions ORDER BY namespace COLLATE \"C\", copy COLLATE \"C\"";
+static const char SUBSCRIPTIONS_SQL[] = "SELECT namespace, copy FROM @subscriptions ORDER BY "
+                                        "namespace COLLATE \"C\", copy COLLATE \"C\"";
 
 static const char PAUSE_SQL[] =
     "INSERT INTO @pauses (namespace, paused_at) VALUES ($1, $2) ON CONFLICT DO NOTHING";

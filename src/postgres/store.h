@@ -44,28 +44,28 @@ struct outbox_store {
   char *schema; /* where the tables are, or would be: an identifier in quotes */
   enum outbox_mode mode;
   enum outbox_synchronous synchronous;
-  int busy_timeout; /* milliseconds */
+  int busy_timeout;    /* milliseconds */
   outbox_clock *clock; /* NULL: the server's */
   void *clock_context;
-  int64_t skew; /* the server's clock, less ours */
+  int64_t skew;                      /* the server's clock, less ours */
   outbox_id_generator *id_generator; /* NULL: UUIDv7 */
   void *id_generator_context;
   outbox_uuid_state uuid_state;
-  bool migrated;      /* the schema's version was found to be ours */
-  bool ordered;       /* publishers queue for the class of a key; */
-  bool strict;        /* or all for one lock */
-  int space;          /* the first number of the outbox's advisory locks */
-  int depth;          /* how many begins are open */
-  int64_t xid;        /* of the transaction that is open, where it has published; else 0 */
-  unsigned sessions;  /* how many connections there have been */
+  bool migrated;          /* the schema's version was found to be ours */
+  bool ordered;           /* publishers queue for the class of a key; */
+  bool strict;            /* or all for one lock */
+  int space;              /* the first number of the outbox's advisory locks */
+  int depth;              /* how many begins are open */
+  int64_t xid;            /* of the transaction that is open, where it has published; else 0 */
+  unsigned sessions;      /* how many connections there have been */
   int64_t server_started; /* that of the last one */
-  bool working;       /* a callback is running: every call on the store fails */
-  bool serves;        /* the session is set up for a processor */
-  PGresult *reading;  /* what outbox_next and its kin read, else NULL */
-  int row;            /* the next one of it */
+  bool working;           /* a callback is running: every call on the store fails */
+  bool serves;            /* the session is set up for a processor */
+  PGresult *reading;      /* what outbox_next and its kin read, else NULL */
+  int row;                /* the next one of it */
   int64_t *hand_places, *hand_partitions; /* that a claim by hand has read last */
   size_t hand_count, hand_room;
-  char *held; /* a text that outbox_next_lease has given */
+  char *held;         /* a text that outbox_next_lease has given */
   int64_t bytes_left; /* of a reading; below 0: it has no bound */
   bell *bell;         /* NULL until it is first waited for */
   heartbeat *heartbeat;

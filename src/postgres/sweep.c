@@ -108,8 +108,7 @@ static bool is_avoided(const outbox_want *want, int64_t place) {
 
 static void take(lane *lane, space *space, const outbox_want *want, int64_t *place) {
   do
-    *place =
-        heads_take(space->heads, want->where == OUTBOX_NEWEST, lane_random(lane));
+    *place = heads_take(space->heads, want->where == OUTBOX_NEWEST, lane_random(lane));
   while (*place != NEVER && is_avoided(want, *place));
 }
 

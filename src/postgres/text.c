@@ -24,8 +24,8 @@ static bool is_ascii(const unsigned char *at) {
 }
 
 bool text_is_good(outbox_bytes bytes) {
-  const unsigned char *at = bytes.data, *end = at + bytes.size;
   if (bytes.data == NULL) return true;
+  const unsigned char *at = bytes.data, *end = at + bytes.size;
   while (at < end) {
     while (end - at >= 8 && is_ascii(at))
       at += 8;
@@ -40,9 +40,10 @@ bool text_is_good(outbox_bytes bytes) {
 outbox_bytes text_clean(outbox_bytes bytes, char **copy) {
   *copy = NULL;
   if (text_is_good(bytes)) return bytes;
-  unsigned char *at = malloc(bytes.size), *end = at + bytes.size;
+  unsigned char *at = malloc(bytes.size);
   *copy = (char *)at;
   if (at == NULL) return (outbox_bytes){NULL, 0};
+  const unsigned char *end = at + bytes.size;
   memcpy(at, bytes.data, bytes.size);
   while (at < end) {
     size_t size = character(at, (size_t)(end - at));

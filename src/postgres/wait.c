@@ -26,11 +26,11 @@
 
 #include "lane.h"
 
-#define FIRST_PAUSE 500       /* microseconds between looks until all is calm; doubled each time */
+#define FIRST_PAUSE 500 /* microseconds between looks until all is calm; doubled each time */
 #define LAST_PAUSE 100000
-#define POLL 100000           /* between looks where nobody would tell */
-#define TEST 200              /* milliseconds for a NOTIFY to itself */
-#define RETRY 1000000         /* between attempts to connect */
+#define POLL 100000   /* between looks where nobody would tell */
+#define TEST 200      /* milliseconds for a NOTIFY to itself */
+#define RETRY 1000000 /* between attempts to connect */
 
 struct bell {
   PGconn *db;
@@ -160,8 +160,7 @@ void bell_see(outbox_store *store, bool found) {
   if (!found || !bell->waits) return;
   bell->waits = bell->calm = false;
   if (!settle(bell)) return;
-  snprintf(sql, sizeof sql, "SELECT pg_advisory_unlock_shared(%d, %d)", store->space,
-           LOCK_WAITING);
+  snprintf(sql, sizeof sql, "SELECT pg_advisory_unlock_shared(%d, %d)", store->space, LOCK_WAITING);
   bell->asked = PQsendQuery(bell->db, sql);
 }
 

@@ -85,9 +85,8 @@ static int make(outbox_store *store, const char *path) {
   int code =
       heartbeat_make(&store->heartbeat, (heartbeat_writer){write_claim, free_writer, writer});
   if (code == OUTBOX_NOMEM) return store_fail_nomem(store);
-  return code == OUTBOX_OK
-             ? OUTBOX_OK
-             : store_fail(store, code, "no thread can be started for the heartbeat");
+  return code == OUTBOX_OK ? OUTBOX_OK
+                           : store_fail(store, code, "no thread can be started for the heartbeat");
 }
 
 int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64_t interval,
