@@ -96,7 +96,7 @@ describe("the command", function()
     fail(1, "^outbox: /nowhere/at/all: No such file or directory %(cantopen%)\n$",
       "stats /nowhere/at/all")
     fail(1, "not a database %(notadb%)", "stats README.md")
-    fail(1, "are missing; call migrate first %(schema%)", "stats " .. path .. " --prefix other_")
+    fail(1, "call migrate first[^\n]* %(schema%)", "stats " .. path .. " --prefix other_")
     publish("a")
     fail(1, "already in the outbox %(duplicate%)", "publish " .. path .. " x --id a")
   end)

@@ -3,6 +3,8 @@ local command = require("spec.support.command")
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local sqlite_it = support.only("sqlite", it)
+
 local COMMAND, json_lines, read = command.COMMAND, command.json_lines, command.read
 local run, shell, succeed = command.run, command.shell, command.succeed
 
@@ -85,7 +87,7 @@ describe("outbox list", function()
     assert.equal("more: --after 108\n", err)
   end)
 
-  it("writes JSON that keeps every byte", function()
+  sqlite_it("writes JSON that keeps every byte", function()
     store:publish({ id = 'i"\\\1', namespace = "ö", key = "\255\0", payload = "pay\nload",
       headers = { h = "v" } })
     local entry = json_lines(succeed("list " .. path .. " --json"))[1]
@@ -117,7 +119,7 @@ describe("outbox list", function()
     assert.is_true(text:find(" " .. ("k"):rep(100000) .. " ", 1, true) ~= nil)
   end)
 
-  it("shows the beginning of a long error", function()
+  sqlite_it("shows the beginning of a long error", function()
     for id, reason in pairs({ a = ("é"):rep(100), b = ("é"):rep(101), c = ("e"):rep(1000000),
       d = ("\255"):rep(1000) }) do
       store:publish({ id = id })
@@ -161,7 +163,7 @@ describe("outbox list", function()
     for _, arguments in ipairs({ "list '/no/%s'", "stats '%s'", "show " .. path .. " '%s'",
       "relay " .. path .. " --to 'file:/no/%s' --once", "list '" .. path .. "' '%s'",
       "publish '/no/%s' x" }) do
-      local _, status, err = run(arguments:format(nasty))
+      local _, status, err = run((arguments:gsub("'([^']*)%%s'", "'%1" .. nasty .. "'")))
       assert.not_equal(0, status)
       assert.is_nil(err:find("[\27\127\r]"), err)
       assert.is_nil(err:find("\u{9b}") or err:find("\u{202e}") or err:find("\u{200f}"), err)

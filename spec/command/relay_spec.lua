@@ -267,7 +267,7 @@ describe("outbox relay", function()
       err)
   end)
 
-  it("logs in JSON as well", function()
+  sqlite_it("logs in JSON as well", function()
     store:publish({ id = "a", namespace = "n", key = "\255" }, { id = "b" })
     local _, _, err = run(("relay %s --to file:%s --once --verbose --log json"):format(path,
       destination))

@@ -2,6 +2,8 @@ local command = require("spec.support.command")
 local outbox = require("outbox")
 local support = require("spec.support")
 
+local sqlite_it = support.only("sqlite", it)
+
 local fail, json_lines, succeed = command.fail, command.json_lines, command.succeed
 
 describe("outbox show", function()
@@ -45,7 +47,7 @@ describe("outbox show", function()
       { entry.id, entry.state, entry.last_error, entry.attempts })
   end)
 
-  it("lets no bytes through that would control a terminal", function()
+  sqlite_it("lets no bytes through that would control a terminal", function()
     local evil = "\27]0;title\7\27[2J\r\127\xC2\x9B31m\xE2\x80\xAEtxt\xFF\xE2\x82\0tab\tok ö€\n"
     store:publish({ id = evil, namespace = evil, key = evil, payload = evil,
       headers = { [evil] = evil } })

@@ -3,6 +3,8 @@ local outbox = require("outbox")
 local process = require("process")
 local support = require("spec.support")
 
+local sqlite_it = support.only("sqlite", it)
+
 local COMMAND, finish = command.COMMAND, command.finish
 local start, succeed = command.start, command.succeed
 
@@ -36,7 +38,7 @@ describe("outbox top", function()
       .. "leases=0\n$", text)
   end)
 
-  it("shows how many entries arrive and depart, until it is told to end", function()
+  sqlite_it("shows how many entries arrive and depart, until it is told to end", function()
     publish("a", "b")
     local pid, pipe = start("top " .. path .. " --interval 0.01")
     assert.matches("arrived=%-", pipe:read("l"))
