@@ -19,7 +19,7 @@ static const char RING_SQL[] = "SELECT pg_notify('outbox_#', 'given')::text";
 
 static const char HOLDERS_SQL[] =
     "SELECT position, partition::bigint FROM @delayed WHERE position IS NOT NULL"
-    " AND key IS NOT NULL AND " HAS_CLASS("$1", "partition") " LIMIT 100000";
+    " AND (key IS NOT NULL OR $2) AND " HAS_CLASS("$1", "partition") " LIMIT 100000";
 
 /* --- Looking at the claims ------------------------------------------------------------------- */
 
@@ -133,7 +133,8 @@ static int claim_inside(outbox_store *store, kept *kept, bool join, bool drop) {
 static int load_holders(outbox_store *store, uint64_t gained) {
   lane *lane = store->lane;
   if (gained == 0 || lane->ordering == OUTBOX_ORDERING_NONE) return OUTBOX_OK;
-  int code = sql_run(store, HOLDERS_SQL, "i", (int64_t)gained);
+  int code = sql_run(store, HOLDERS_SQL, "ib", (int64_t)gained,
+                     lane->ordering == OUTBOX_ORDERING_STRICT);
   if (code != OUTBOX_OK) return code;
   const PGresult *rows = sql_result(store, 0);
   for (int i = 0; i < PQntuples(rows); i++)
