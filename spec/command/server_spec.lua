@@ -30,6 +30,7 @@ describe("the URL of a database", function()
     end
   end)
 
+  local it = pcall(require, "outbox.postgres") and it or pending -- not in each build of the rock
   it("is not repeated by an error, whatever is wrong with it", function()
     for _, name in ipairs({ "postgresql://app:secret@127.0.0.1:1/shop",
       "postgresql://app:secret%zz@127.0.0.1/shop", "postgresql://app:secret/x@127.0.0.1/shop",
