@@ -133,8 +133,8 @@ static int claim_inside(outbox_store *store, kept *kept, bool join, bool drop) {
 static int load_holders(outbox_store *store, uint64_t gained) {
   lane *lane = store->lane;
   if (gained == 0 || lane->ordering == OUTBOX_ORDERING_NONE) return OUTBOX_OK;
-  int code = sql_run(store, HOLDERS_SQL, "ib", (int64_t)gained,
-                     lane->ordering == OUTBOX_ORDERING_STRICT);
+  int code =
+      sql_run(store, HOLDERS_SQL, "ib", (int64_t)gained, lane->ordering == OUTBOX_ORDERING_STRICT);
   if (code != OUTBOX_OK) return code;
   const PGresult *rows = sql_result(store, 0);
   for (int i = 0; i < PQntuples(rows); i++)
