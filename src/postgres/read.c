@@ -148,7 +148,8 @@ static const char PLACE_SQL[] =
     "WITH b AS MATERIALIZED (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"
     " FROM @entries AS e WHERE partition IN (SELECT p FROM generate_series(0, 63) AS p"
     " WHERE " HAS_CLASS("$1", "p") ") AND seq = $2 AND NOT " IS_PAUSED("e.namespace")
-    " AND NOT ($4 = 1 AND " EARLIER("e", "e.seq") ")"
+    " AND NOT ($4 = 1 AND (" EARLIER("e", "e.seq") " OR "
+    READY_BEFORE("e.seq", "$6::bigint[]") "))"
     " UNION ALL SELECT partition, position, " ENTRY_COLUMNS ", true FROM @delayed AS e"
     " WHERE seq = $2 AND position = $2 AND " HAS_CLASS("$1", "partition")
     " AND NOT " IS_PAUSED("e.namespace") " AND NOT ($4 = 1 AND (" EARLIER("e", "e.position") " OR "
