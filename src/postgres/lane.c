@@ -80,7 +80,7 @@ bool lane_repeats(const items *items) {
   return found;
 }
 
-static void *reallocate(void *items, uint64_t size) {
+void *lane_reallocate(void *items, uint64_t size) {
   if (size > 0) return realloc(items, size);
   free(items);
   return NULL;
@@ -126,7 +126,7 @@ static lane *make_lane(const outbox_service *service, outbox_bytes *names, uint6
   lane->cap = INT64_MAX;
   lane->due = true;
   lane->final = INT64_MIN;
-  lane->holders.reallocate = reallocate;
+  lane->holders.reallocate = lane_reallocate;
   lane->random = random | 1;
   lane_begin_anew(lane, UINT64_MAX);
   return lane;

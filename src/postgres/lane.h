@@ -116,6 +116,9 @@ bool lane_is_uniform(const items *items);
 bool lane_repeats(const items *items);
 uint64_t lane_random(lane *lane);
 
+/* Works as realloc does; a size of 0 frees. For lines and heads. */
+void *lane_reallocate(void *items, uint64_t size);
+
 /* Reads these partitions from the beginning. */
 void lane_begin_anew(lane *lane, uint64_t partitions);
 

@@ -23,12 +23,6 @@ typedef struct met {
   int row;
 } met;
 
-static void *reallocate(void *items, uint64_t size) {
-  if (size > 0) return realloc(items, size);
-  free(items);
-  return NULL;
-}
-
 static void begin_round(const lane *lane, space *space) {
   heads_begin(space->heads, 0);
   for (int p = 0; p < PARTITIONS; p++)
@@ -128,7 +122,7 @@ int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64
   bool end = false;
   *place = NEVER;
   if (space->heads == NULL) {
-    space->heads = heads_make(reallocate);
+    space->heads = heads_make(lane_reallocate);
     if (space->heads == NULL) return store_fail_nomem(store);
     begin_round(lane, space);
   }
