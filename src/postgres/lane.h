@@ -3,9 +3,10 @@
 ** behind. Memory only, but for its row in the table of claims and what it has in hand.
 **
 ** Each partition has two places. Up to `last` the processor has looked at all that there was. Up to
-** `low`, which is not above it, nothing can appear any more: see cursor.c. A reading begins at one
-** of them. What is left behind is either a namespace, which has places of its own (space), or
-** entries that a retry holds back: once that retry is gone, its partition is read again from there.
+** `low`, which is not above it, nothing can appear any more: see cursor.c. A reading begins at
+** `low`, or below. What is left behind is either a namespace, which has places of its own (space),
+** or entries that a retry holds back: once that retry is gone, its partition is read again from
+** there.
 */
 #ifndef OUTBOX_PG_LANE_H
 #define OUTBOX_PG_LANE_H

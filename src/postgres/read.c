@@ -159,11 +159,11 @@ static const char PLACE_SQL[] =
 
 /* --- Sending --------------------------------------------------------------------------------- */
 
-static void add_names(array *array, const lane *lane, bool joined, bool others) {
+/* All namespaces that are left behind, or those alone that the lap serves. */
+static void add_names(array *array, const lane *lane, bool lap) {
   for (size_t i = 0; i < lane->space_count; i++) {
     const space *space = &lane->spaces[i];
-    if ((space->joined && joined) || (!space->joined && others))
-      array_add_bytes(array, (outbox_bytes){space->name, space->size});
+    if (space->joined || !lap) array_add_bytes(array, (outbox_bytes){space->name, space->size});
   }
 }
 
@@ -200,10 +200,10 @@ static void send_walk(outbox_store *store, reading *r) {
     return;
   }
   r->careful = true;
-  if (r->what == READ_LAP) add_names(&r->names, lane, true, false);
+  if (r->what == READ_LAP) add_names(&r->names, lane, true);
   if (r->what == READ_SPACE && space != NULL)
     array_add_bytes(&r->names, (outbox_bytes){space->name, space->size});
-  if (main) add_names(&r->left, lane, true, true);
+  if (main) add_names(&r->left, lane, false);
   int64_t look = lane->look > 2 * r->limit ? lane->look : 2 * r->limit;
   r->cap = r->oldest ? look : look / PARTITIONS + 1;
   sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiiTbTii", &r->partitions, &r->lows,

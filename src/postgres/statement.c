@@ -77,7 +77,7 @@ void array_free(array *array) {
 
 /* Completes the header. An array without elements has no dimension. */
 static void finish(array *array, Oid type) {
-  if (array->size == 0) { /* there is room for it in any case: see sql_add */
+  if (array->size == 0) { /* there is room for it in any case: see set_array */
     put(array->data, 0, 4);
     put(array->data + 4, 0, 4);
     put(array->data + 8, type, 4);

@@ -65,12 +65,10 @@ static int note_all(outbox_store *store, space *space, const PGresult *rows) {
   return OUTBOX_OK;
 }
 
-/* *end: all was looked at. */
-static int sweep(outbox_store *store, space *space, int64_t now, bool *end) {
+static int sweep(outbox_store *store, space *space, int64_t now) {
   lane *lane = store->lane;
   array partitions = {0}, lows = {0}, highs = {0};
   int64_t started = clock_monotonic();
-  *end = false;
   if (now < lane->swept_at && lane->swept_at - now < MOST_PAUSE) return OUTBOX_OK;
   for (int p = 0; p < PARTITIONS; p++) {
     if (!(lane->mask >> p & 1) || space->at[p] >= lane->last[p]) continue;
@@ -87,8 +85,8 @@ static int sweep(outbox_store *store, space *space, int64_t now, bool *end) {
   const PGresult *rows = sql_result(store, 0);
   code = note_all(store, space, rows);
   if (code != OUTBOX_OK) return code;
-  *end = PQntuples(rows) < LOOK;
-  for (int p = 0; p < PARTITIONS && *end; p++)
+  bool end = PQntuples(rows) < LOOK; /* all was looked at */
+  for (int p = 0; p < PARTITIONS && end; p++)
     if (space->at[p] < lane->last[p]) space->at[p] = lane->last[p];
   lane->swept_at = now + 10 * (clock_monotonic() - started);
   return code;
@@ -119,7 +117,6 @@ static bool is_done(const lane *lane, const space *space) {
 int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64_t now,
                int64_t *place, bool *more) {
   lane *lane = store->lane;
-  bool end = false;
   *place = NEVER;
   if (space->heads == NULL) {
     space->heads = heads_make(lane_reallocate);
@@ -130,7 +127,7 @@ int sweep_head(outbox_store *store, space *space, const outbox_want *want, int64
   take(lane, space, want, place);
   if (*place == NEVER && is_done(lane, space) && space->heads->fruitful) begin_round(lane, space);
   if (*place == NEVER && !is_done(lane, space)) {
-    int code = sweep(store, space, now, &end);
+    int code = sweep(store, space, now);
     if (code != OUTBOX_OK) return code;
     take(lane, space, want, place);
   }
