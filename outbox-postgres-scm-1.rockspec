@@ -49,6 +49,7 @@ build = {
         "src/postgres/publish.c",
         "src/postgres/read.c",
         "src/postgres/reading.c",
+        "src/postgres/round.c",
         "src/postgres/schema.c",
         "src/postgres/settle.c",
         "src/postgres/share.c",

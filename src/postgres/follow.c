@@ -46,11 +46,13 @@ static void measure(const reading *r, const items *found, const PGresult *rows, 
 static void follow(outbox_store *store, reading *r, const items *found, const PGresult *rows,
                    int64_t last_value, bool *more) {
   lane *lane = store->lane;
-  bool fast = !r->careful && found->count > 0; /* the last entry that was read tells */
-  int end = PQntuples(rows) - 1, last = fast ? (int)found->count - 1 : end;
-  int partition = (int)sql_int(rows, last, 11);
-  int64_t place = sql_int(rows, last, fast ? 0 : 15);
-  bool early = sql_bool(rows, end, 12), none = !fast && PQgetisnull(rows, end, 15), capped = false;
+  bool full = (int64_t)found->count >= r->limit, capped = false;
+  int end = PQntuples(rows) - 1; /* of a fast one the last entry, if there is any */
+  int partition = end < 0 ? 0 : (int)sql_int(rows, end, 11);
+  int64_t place = end < 0 ? 0 : sql_int(rows, end, r->careful ? 15 : 0);
+  bool has_seq = end >= 0 && !PQgetisnull(rows, end, 15);
+  bool early = r->careful ? sql_bool(rows, end, 12) : full || has_seq;
+  bool none = r->careful && !has_seq;
   reach reach;
   measure(r, found, rows, &reach);
   for (int i = 0; i < r->count && !(early && none); i++) {
@@ -61,7 +63,7 @@ static void follow(outbox_store *store, reading *r, const items *found, const PG
     set_place(lane, r, p, to < r->before[p] ? r->before[p] : to);
     if (here && !r->oldest) break;
   }
-  bool whole = !early && !capped, full = (int64_t)found->count >= r->limit;
+  bool whole = !early && !capped;
   if (r->careful) /* as few rows as fill the batch */
     lane->look = full ? lane->look / 2 : whole ? lane->look : 4 * lane->look;
   else if (!r->oldest) /* as few of each partition */

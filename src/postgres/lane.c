@@ -21,7 +21,7 @@ static int compare(const void *a, const void *b) {
 int lane_read(outbox_store *store, PGresult *result, items *items) {
   const lane *lane = store->lane;
   size_t rows = (size_t)PQntuples(result);
-  *items = (struct items){.result = result};
+  *items = (struct items){.result = result, .session = store->sessions};
   items->items = malloc((rows + 1) * sizeof *items->items);
   if (items->items == NULL) {
     lane_empty(items);
@@ -34,6 +34,7 @@ int lane_read(outbox_store *store, PGresult *result, items *items) {
     item->partition = (int)sql_int(result, row, 11);
     item->delayed = sql_bool(result, row, 12);
     items->number = sql_int(result, row, 13);
+    item->tid = sql_int(result, row, 16);
     item->entry.state = item->delayed ? OUTBOX_DELAYED : OUTBOX_READY;
     item->space = box_space(item->entry.namespace);
     item->line = item->entry.key.data != NULL ? box_line(item->space, item->entry.key) : 0;

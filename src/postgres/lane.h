@@ -24,13 +24,15 @@ typedef struct item {
   uint64_t space, line; /* hashes, see ../box.h; a line of 0: it holds nobody back */
   int partition;
   bool delayed;
+  int64_t tid; /* where its row lies, if it is ready */
 } item;
 
 typedef struct items {
   PGresult *result;
   item *items;
   size_t count;
-  int64_t number; /* of its row in the table of batches */
+  int64_t number;   /* of its row in the table of batches */
+  unsigned session; /* the connection through which it was read */
 } items;
 
 /* A namespace of which entries are left behind. */
@@ -194,7 +196,7 @@ typedef struct reading {
   int64_t before[PARTITIONS];   /* after which place each is read */
 } reading;
 
-/* The columns of a result after those of an entry: partition, delayed, number, kind, seq. */
+/* The columns of a result after those of an entry: partition, delayed, number, kind, seq, tid. */
 enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT, KIND_REACHED };
 
 /* Chooses what to read. *more: there may be something else. */

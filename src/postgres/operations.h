@@ -57,26 +57,32 @@ void reading_entry(const PGresult *result, int row, outbox_entry *entry);
 
 /* The entries that a round trip settles, by what becomes of them. */
 typedef struct settlement {
-  array delivered_partitions, delivered_seqs, delivered_ids; /* ready ones, of known partitions */
-  array seqs, ids, outcomes, charges, times, errors;         /* the others */
-  bool delays, deletes, buries;                              /* there are such, among the others */
-  char **copies;                                             /* of errors that were no text */
+  array partitions, tids, delivered_seqs, delivered_ids; /* ready ones, of known partitions */
+  array seqs, ids, outcomes, charges, times, errors;     /* the others */
+  int missed;                                            /* were not found where they were read */
+  bool delays, deletes, buries;                          /* there are such, among the others */
+  char **copies;                                         /* of errors that were no text */
   size_t copy_count;
 } settlement;
 
-/*
-** Adds a verdict of an entry. The partition is below 0 where it is not known, or it is delayed.
-** False: there is no memory.
-*/
-bool settle_add(settlement *s, outbox_identity entry, int partition, outbox_verdict *verdict);
+/* Where a ready entry lies; the partition is below 0 where that is not known, or it is delayed. */
+typedef struct spot {
+  int partition;
+  int64_t tid; /* its row, as it was read through this connection; or 0 */
+} spot;
+
+/* Adds a verdict of an entry. False: there is no memory. */
+bool settle_add(settlement *s, outbox_identity entry, spot spot, outbox_verdict *verdict);
 
 /*
 ** Adds the statements to the round trip. Failures count only while the claim `lease` is there; 0:
-** in any case. settle_results reads, after its end, which verdicts have found their entries.
+** in any case. settle_results reads, after its end, which verdicts have found their entries. Where
+** rows have moved since they were read, some are `missed`: settle_missed looks again.
 */
 void settle_send(outbox_store *store, settlement *s, int64_t lease, int64_t now);
-void settle_results(outbox_store *store, const settlement *s, outbox_verdict *verdicts,
+void settle_results(outbox_store *store, settlement *s, outbox_verdict *verdicts,
                     const outbox_identity *entries, size_t count);
+int settle_missed(outbox_store *store, settlement *s, outbox_verdict *verdicts, size_t count);
 void settle_free(settlement *s);
 
 /* --- lease.c --------------------------------------------------------------------------------- */

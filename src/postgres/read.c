@@ -21,29 +21,31 @@
   " + coalesce(octet_length(payload), octet_length(payload_bytes), 0)"                             \
   " + coalesce(octet_length(headers), 0)"
 
-#define INSERT_HAND                                                                                \
-  "INSERT INTO @batches (lease, partitions, places)"                                               \
-  " SELECT $3, array_agg(partition), array_agg(place)"
-#define HAND_IS_MINE                                                                               \
-  " HAVING count(*) > 0 AND EXISTS (SELECT FROM @claims WHERE lease = $3) RETURNING number"
-/* Of the rows `b`, those that fit into the batch, `f`, which are in hand from now on. */
+/*
+** Of the rows `b`, those that fit into the batch are in hand from now on: mostly all, so nothing is
+** copied to find out.
+*/
+#define IS_CHOSEN "((SELECT whole FROM a) OR place IN (SELECT place FROM k))"
 #define HOLD                                                                                       \
-  ", c AS (SELECT b.*, row_number() OVER w AS n, sum(" SIZE ") OVER w AS bytes,"                   \
-  " count(*) FILTER (WHERE last_error = " LAPSED ") OVER w AS lapses"                              \
-  " FROM b WINDOW w AS (ROWS UNBOUNDED PRECEDING)),"                                               \
-  " f AS (SELECT * FROM c WHERE n = 1 OR (lapses = 0 AND ($5 = 0 OR bytes <= $5))),"               \
-  " h AS (" INSERT_HAND " FROM f" HAND_IS_MINE ")"
+  ", a AS MATERIALIZED (SELECT count(*) FILTER (WHERE last_error = " LAPSED ") = 0 AND ($5 = 0"    \
+  " OR coalesce(sum(" SIZE ") FILTER (WHERE $5 <> 0), 0) <= $5) AS whole FROM b),"                 \
+  " k AS (SELECT place FROM (SELECT place, row_number() OVER w AS n, sum(" SIZE ") OVER w"         \
+  " AS bytes, count(*) FILTER (WHERE last_error = " LAPSED ") OVER w AS lapses FROM b"             \
+  " WINDOW w AS (ROWS UNBOUNDED PRECEDING)) AS c"                                                  \
+  " WHERE n = 1 OR (lapses = 0 AND ($5 = 0 OR bytes <= $5))),"                                     \
+  " h AS (INSERT INTO @batches (lease, partitions, places)"                                        \
+  " SELECT $3, array_agg(partition), array_agg(place) FROM b WHERE " IS_CHOSEN                     \
+  " HAVING count(*) > 0 AND EXISTS (SELECT FROM @claims WHERE lease = $3) RETURNING number)"
 
-#define FOUND                                                                                      \
-  " SELECT place, " ENTRY_COLUMNS                                                                  \
-  ", partition::bigint, delayed, (SELECT number FROM h), 0::bigint, NULL::bigint FROM f"
+#define FOUND(seq)                                                                                 \
+  " SELECT place, " ENTRY_COLUMNS ", partition, delayed, (SELECT number FROM h), 0::bigint, " seq  \
+  ", tid FROM b WHERE " IS_CHOSEN
+#define CUT "NOT (SELECT whole FROM a)"
+
 #define NO_ENTRY                                                                                   \
   " UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
 #define END(partition, early, seq)                                                                 \
-  NO_ENTRY ", " partition ", " early ", NULL, 1, " seq
-
-#define CUT "(SELECT count(*) FROM f) < (SELECT count(*) FROM b)"
-#define LAST_FOUND(column) "(SELECT " column " FROM f ORDER BY n DESC LIMIT 1)"
+  NO_ENTRY ", " partition ", " early ", NULL, 1, " seq ", NULL"
 
 /* Whether a retry holds an entry back. The first half is asked once, and mostly answers for all. */
 #define EARLIER(table, place)                                                                      \
@@ -59,23 +61,16 @@
 
 /*
 ** The usual one: all namespaces, order by key. $1 partitions, $2 where each begins. A small batch
-** has the oldest of all partitions, a large one up to $6 of each of the first ones. Its rows are
-** kept once only, because to copy them is much of the work. The last entry is the end.
+** has the oldest of all partitions, a large one up to $6 of each of the first ones. It has no row
+** for the end: the last entry is the end, and each tells in `seq` whether the batch was cut.
 */
-#define FITS "(n = 1 OR (lapses = 0 AND ($5 = 0 OR bytes <= $5)))"
 #define FAST(order)                                                                                \
-  "WITH c AS MATERIALIZED (SELECT b.*, row_number() OVER w AS n, sum(" SIZE ") OVER w AS bytes,"   \
-  " count(*) FILTER (WHERE last_error = " LAPSED ") OVER w AS lapses FROM (SELECT e.*"             \
-  " FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"                                         \
-  " CROSS JOIN LATERAL (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"       \
-  " FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > t.low"                        \
+  "WITH b AS MATERIALIZED (SELECT e.* FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"       \
+  " CROSS JOIN LATERAL (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed,"      \
+  " ctid AS tid FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > t.low"            \
   " AND NOT " EARLIER("e", "e.seq") " AND NOT " IS_PAUSED("e.namespace")                           \
-  " ORDER BY e.seq LIMIT $6) AS e" order ") AS b"                                                  \
-  " WINDOW w AS (ROWS UNBOUNDED PRECEDING) LIMIT $4),"                                             \
-  " h AS (" INSERT_HAND " FROM c WHERE " FITS HAND_IS_MINE ")"                                     \
-  " SELECT place, " ENTRY_COLUMNS ", partition::bigint, delayed, (SELECT number FROM h),"          \
-  " 0::bigint, NULL::bigint FROM c WHERE " FITS                                                    \
-  END("NULL", "(SELECT count(*) = $4 OR NOT coalesce(bool_and" FITS ", true) FROM c)", "NULL")
+  " ORDER BY e.seq LIMIT $6) AS e" order " LIMIT $4)" HOLD                                         \
+  FOUND("CASE WHEN " CUT " THEN 0::bigint END")
 
 static const char FAST_SQL[] = FAST("");
 static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
@@ -97,14 +92,15 @@ static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
   " WHEN 2 THEN EXISTS (SELECT FROM @delayed AS d WHERE d.position < w.seq AND "                   \
   IS_SERVED("$7", "$8") ") ELSE false END LIMIT $4),"                                              \
   " b AS MATERIALIZED (SELECT g.r, e.* FROM g CROSS JOIN LATERAL (SELECT partition,"               \
-  " seq AS place, " ENTRY_COLUMNS ", false AS delayed FROM @entries AS e"                          \
-  " WHERE e.partition = g.partition AND e.seq = g.seq) AS e)" HOLD ","                             \
-  " s AS (SELECT CASE WHEN " CUT " OR (SELECT count(*) FROM b) = $4 THEN " LAST_FOUND("r")         \
-  " ELSE (SELECT max(r) FROM w) END AS r)"                                                         \
-  FOUND NO_ENTRY_BUT("namespace") ", partition, false, NULL, 2, min(seq) FROM w"                   \
+  " seq AS place, " ENTRY_COLUMNS ", false AS delayed, ctid AS tid"                                \
+  " FROM @entries AS e WHERE e.partition = g.partition AND e.seq = g.seq) AS e)" HOLD ","          \
+  " s AS (SELECT CASE WHEN " CUT " OR (SELECT count(*) FROM b) = $4"                               \
+  " THEN (SELECT max(r) FROM b WHERE " IS_CHOSEN ") ELSE (SELECT max(r) FROM w) END AS r)"         \
+  FOUND("NULL::bigint") NO_ENTRY_BUT("namespace") ", partition, false, NULL, 2, min(seq), NULL"    \
+  " FROM w"                   \
   " WHERE namespace = ANY ($9) AND r <= (SELECT r FROM s) GROUP BY namespace, partition"           \
-  NO_ENTRY ", partition, count(*) = $11, NULL, 4, max(seq) FROM w"                                 \
-  " WHERE r <= (SELECT r FROM s) GROUP BY partition"                                               \
+  NO_ENTRY ", partition, count(*) = $11, NULL, 4, max(seq), NULL"                                  \
+  " FROM w WHERE r <= (SELECT r FROM s) GROUP BY partition"                                        \
   END("(SELECT partition FROM w WHERE r = (SELECT r FROM s))",                                     \
       CUT " OR (SELECT count(*) FROM b) = $4 OR (SELECT count(*) FROM w) = $6",                    \
       "(SELECT seq FROM w WHERE r = (SELECT r FROM s))")
@@ -127,16 +123,18 @@ static const char WALK_OLDEST_SQL[] = WALK("ORDER BY seq");
   " AND NOT " IS_PAUSED("e.namespace")
 static const char DUE_SQL[] =
     "WITH b AS MATERIALIZED (SELECT partition, position AS place, " ENTRY_COLUMNS
-    ", true AS delayed" IS_DUE " AND NOT " IS_SUSPECT " AND position <= ($2::bigint[])"
-    "[partition + 1] AND NOT (namespace = ANY ($9)) AND NOT CASE $10 WHEN 1 THEN "
+    ", true AS delayed, NULL::tid AS tid" IS_DUE " AND NOT " IS_SUSPECT
+    " AND position <= ($2::bigint[])[partition + 1] AND NOT (namespace = ANY ($9))"
+    " AND NOT CASE $10 WHEN 1 THEN "
     EARLIER("e", "e.position") " WHEN 2 THEN EXISTS (SELECT FROM @delayed AS d"
     " WHERE d.position < e.position AND " IS_SERVED("$7", "$8") ") ELSE false END"
     " AND NOT (cardinality($11) > 0 AND $10 = 1 AND "
     READY_BEFORE("e.position", "$11::bigint[]") ")"
     " ORDER BY due_at, seq LIMIT $4)," " s AS (SELECT id, namespace, partition, position" IS_DUE
-    " AND " IS_SUSPECT " ORDER BY due_at, seq LIMIT 256)" HOLD FOUND
+    " AND " IS_SUSPECT " ORDER BY due_at, seq LIMIT 256)" HOLD
+    FOUND("NULL::bigint")
     " UNION ALL SELECT NULL, id, namespace, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
-    " partition, true, NULL, 3, position FROM s"
+    " partition, true, NULL, 3, position, NULL FROM s"
     END("(SELECT count(*) FROM (SELECT" IS_DUE " AND position > ($2::bigint[])[partition + 1]"
         " LIMIT 1) AS a)", CUT " OR (SELECT count(*) FROM b) = $4", "NULL");
 
@@ -145,15 +143,17 @@ static const char DUE_SQL[] =
 ** $4 the ordering; $6 up to which place of each partition nothing of it is ready.
 */
 static const char PLACE_SQL[] =
-    "WITH b AS MATERIALIZED (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed"
-    " FROM @entries AS e WHERE partition IN (SELECT p FROM generate_series(0, 63) AS p"
+    "WITH b AS MATERIALIZED (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed,"
+    " ctid AS tid FROM @entries AS e WHERE partition IN (SELECT p FROM generate_series(0, 63) AS p"
     " WHERE " HAS_CLASS("$1", "p") ") AND seq = $2 AND NOT " IS_PAUSED("e.namespace")
     " AND NOT ($4 = 1 AND (" EARLIER("e", "e.seq") " OR "
     READY_BEFORE("e.seq", "$6::bigint[]") "))"
-    " UNION ALL SELECT partition, position, " ENTRY_COLUMNS ", true FROM @delayed AS e"
+    " UNION ALL SELECT partition, position, " ENTRY_COLUMNS ", true, NULL FROM @delayed"
+    " AS e"
     " WHERE seq = $2 AND position = $2 AND " HAS_CLASS("$1", "partition")
     " AND NOT " IS_PAUSED("e.namespace") " AND NOT ($4 = 1 AND (" EARLIER("e", "e.position") " OR "
-    READY_BEFORE("e.position", "$6::bigint[]") "))" ")" HOLD FOUND END("NULL", "false", "NULL");
+    READY_BEFORE("e.position", "$6::bigint[]") "))" ")" HOLD FOUND("NULL::bigint")
+    END("NULL", "false", "NULL");
 
 /* clang-format on */
 

@@ -1,11 +1,18 @@
 /*
 ** What becomes of an entry, ready or delayed: deleted once delivered, delayed for a retry, buried.
-** A round trip settles all entries of a batch. Those that were ready, and delivered, are found by
-** partition and seq; all others by their ids.
+** A round trip settles all entries of a batch. Those that were ready, and delivered, are found
+** where their rows lie, which costs a third, or by partition and seq; all others by their ids.
 */
 #include <stdlib.h>
 
 #include "operations.h"
+
+/*
+** $1 where the rows lie, $2 their seqs. Another row may be there by now, but not one of these seqs,
+** unless the server has crashed; and then this is another connection.
+*/
+static const char DELETE_HERE_SQL[] =
+    "DELETE FROM @entries WHERE ctid = ANY ($1::tid[]) AND seq = ANY ($2::bigint[])";
 
 /* $1 partitions, $2 seqs, $3 ids. IS TRUE: the index on ids, which is larger, is not to be used. */
 static const char DELETE_READY_SQL[] =
@@ -117,12 +124,13 @@ static bool add_error(settlement *s, outbox_bytes error) {
   return true;
 }
 
-bool settle_add(settlement *s, outbox_identity entry, int partition, outbox_verdict *verdict) {
+bool settle_add(settlement *s, outbox_identity entry, spot spot, outbox_verdict *verdict) {
   bool delivered = verdict->outcome == OUTBOX_DELIVERED;
-  verdict->found = verdict->outcome == OUTBOX_AGAIN || (delivered && partition >= 0);
+  verdict->found = verdict->outcome == OUTBOX_AGAIN || (delivered && spot.partition >= 0);
   if (verdict->outcome == OUTBOX_AGAIN) return true;
-  if (delivered && partition >= 0) {
-    array_add_int(&s->delivered_partitions, partition);
+  if (delivered && spot.partition >= 0) {
+    array_add_int(&s->partitions, spot.partition);
+    if (spot.tid != 0) array_add_tid(&s->tids, spot.tid);
     array_add_int(&s->delivered_seqs, entry.seq);
     array_add_bytes(&s->delivered_ids, entry.id);
     return true;
@@ -150,9 +158,10 @@ static void send(outbox_store *store, const char *sql, settlement *s, int64_t le
 }
 
 void settle_send(outbox_store *store, settlement *s, int64_t lease, int64_t now) {
-  if (s->delivered_seqs.count > 0)
-    sql_add(store, DELETE_READY_SQL, "IIT", &s->delivered_partitions, &s->delivered_seqs,
-            &s->delivered_ids);
+  if (s->delivered_seqs.count > 0 && s->tids.count == s->delivered_seqs.count)
+    sql_add(store, DELETE_HERE_SQL, "DI", &s->tids, &s->delivered_seqs);
+  else if (s->delivered_seqs.count > 0)
+    sql_add(store, DELETE_READY_SQL, "IIT", &s->partitions, &s->delivered_seqs, &s->delivered_ids);
   if (s->deletes) send(store, DELETE_SQL, s, lease, now);
   if (s->delays) send(store, DELAY_SQL, s, lease, now);
   if (s->buries) send(store, BURY_SQL, s, lease, now);
@@ -168,14 +177,19 @@ static void mark(const PGresult *rows, int row, outbox_verdict *verdicts,
 }
 
 /* Those that settle_add took for found were there unless the number differs. */
-void settle_results(outbox_store *store, const settlement *s, outbox_verdict *verdicts,
+static void check_delivered(const settlement *s, int64_t changes, outbox_verdict *verdicts,
+                            size_t count) {
+  for (size_t i = 0; i < count && changes != s->delivered_seqs.count; i++)
+    if (verdicts[i].outcome == OUTBOX_DELIVERED) verdicts[i].found = false;
+}
+
+void settle_results(outbox_store *store, settlement *s, outbox_verdict *verdicts,
                     const outbox_identity *entries, size_t count) {
   for (int c = 0; c < store->call_count; c++) {
     const char *sql = store->calls[c].statement->sql;
-    const PGresult *rows = store->calls[c].result;
-    if (sql == DELETE_READY_SQL && sql_changes(rows) != s->delivered_seqs.count)
-      for (size_t i = 0; i < count; i++)
-        if (verdicts[i].outcome == OUTBOX_DELIVERED) verdicts[i].found = false;
+    int64_t changes = sql_changes(store->calls[c].result);
+    if (sql == DELETE_HERE_SQL) s->missed = s->delivered_seqs.count - (int)changes;
+    if (sql == DELETE_READY_SQL) check_delivered(s, changes, verdicts, count);
   }
   for (int c = 0; c < store->call_count; c++) {
     const char *sql = store->calls[c].statement->sql;
@@ -186,8 +200,18 @@ void settle_results(outbox_store *store, const settlement *s, outbox_verdict *ve
   }
 }
 
+int settle_missed(outbox_store *store, settlement *s, outbox_verdict *verdicts, size_t count) {
+  int64_t changes = s->delivered_seqs.count - s->missed;
+  int code = sql_run(store, DELETE_READY_SQL, "IIT", &s->partitions, &s->delivered_seqs,
+                     &s->delivered_ids);
+  if (code == OUTBOX_OK) changes += sql_changes(sql_result(store, 0));
+  check_delivered(s, changes, verdicts, count);
+  return code;
+}
+
 void settle_free(settlement *s) {
-  array_free(&s->delivered_partitions);
+  array_free(&s->partitions);
+  array_free(&s->tids);
   array_free(&s->delivered_seqs);
   array_free(&s->delivered_ids);
   array_free(&s->seqs);
@@ -221,7 +245,7 @@ static int settle(outbox_store *store, outbox_identity entry, outbox_verdict ver
   if (code == OUTBOX_OK) code = sql_check_schema(store);
   if (code == OUTBOX_OK) code = store_now(store, &now);
   if (code != OUTBOX_OK) return code;
-  if (!settle_add(&s, entry, -1, &verdict)) {
+  if (!settle_add(&s, entry, (spot){-1, 0}, &verdict)) {
     settle_free(&s);
     return store_fail_nomem(store);
   }
@@ -267,7 +291,7 @@ int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, s
   if (code != OUTBOX_OK) return code;
   for (size_t i = 0; i < count; i++) {
     outbox_verdict verdict = {.outcome = OUTBOX_DELIVERED};
-    settle_add(&s, entries[i], -1, &verdict);
+    settle_add(&s, entries[i], (spot){-1, 0}, &verdict);
     if (entries[i].seq == OUTBOX_ANY_SEQ) array_add_bytes(&scheduled, entries[i].id);
   }
   transaction_start(store, &first);

@@ -14,7 +14,8 @@
 
 /* The types of parameters, as pg_type numbers them. */
 enum { OID_BOOL = 16, OID_BYTEA = 17, OID_INT8 = 20, OID_TEXT = 25 };
-enum { OID_BYTEA_ARRAY = 1001, OID_TEXT_ARRAY = 1009, OID_INT8_ARRAY = 1016 };
+enum { OID_TID = 27, OID_BYTEA_ARRAY = 1001, OID_TEXT_ARRAY = 1009, OID_TID_ARRAY = 1010 };
+enum { OID_INT8_ARRAY = 1016 };
 
 #define MAX_PARAMETERS 16
 
@@ -55,11 +56,19 @@ static char *grow(array *array, size_t size) {
   return element;
 }
 
-void array_add_int(array *array, int64_t value) {
-  char *element = grow(array, 8);
+static void add_number(array *array, int64_t value, int size) {
+  char *element = grow(array, (size_t)size);
   if (element == NULL) return;
-  put(element, 8, 4);
-  put(element + 4, (uint64_t)value, 8);
+  put(element, (uint64_t)size, 4);
+  put(element + 4, (uint64_t)value, size);
+}
+
+void array_add_int(array *array, int64_t value) {
+  add_number(array, value, 8);
+}
+
+void array_add_tid(array *array, int64_t tid) {
+  add_number(array, tid, 6);
 }
 
 void array_add_bytes(array *array, outbox_bytes bytes) {
@@ -136,6 +145,7 @@ static bool read_parameters(parameters *p, const char *types, va_list list) {
       set(p, *types == 't' ? OID_TEXT : OID_BYTEA, bytes.data, bytes.size);
       break;
     case 'I': good = set_array(p, OID_INT8_ARRAY, OID_INT8, va_arg(list, array *)); break;
+    case 'D': good = set_array(p, OID_TID_ARRAY, OID_TID, va_arg(list, array *)); break;
     case 'T': good = set_array(p, OID_TEXT_ARRAY, OID_TEXT, va_arg(list, array *)); break;
     default: good = set_array(p, OID_BYTEA_ARRAY, OID_BYTEA, va_arg(list, array *)); break;
     }

@@ -18,6 +18,7 @@ typedef struct array {
 } array;
 
 void array_add_int(array *array, int64_t value);
+void array_add_tid(array *array, int64_t tid);          /* where a row lies, as sql_int reads it */
 void array_add_bytes(array *array, outbox_bytes bytes); /* no value: NULL */
 void array_free(array *array);
 
@@ -31,8 +32,8 @@ char *sql_expand(const outbox_store *store, const char *sql);
 ** Begins a round trip; adds a statement to it; sends it all, and receives the results. Statements
 ** that are sent together are one transaction, unless one is open already. The statement is known by
 ** the address of its SQL, which must be a constant. `types` lists its parameters: i an int64_t; b a
-** bool; t an outbox_bytes as text, B one as bytea; I, T, Y an array * of bigint, text, bytea. The
-** parameters must live until the end. An error of sql_add is remembered until then.
+** bool; t an outbox_bytes as text, B one as bytea; I, D, T, Y an array * of bigint, tid, text,
+** bytea. The parameters must live until the end. An error of sql_add is remembered until then.
 **
 ** After a failure there are no results. They live until the next round trip begins.
 */
