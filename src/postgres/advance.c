@@ -117,7 +117,6 @@ static int serve(step *s, outbox_progress *progress) {
 */
 static void forget(lane *lane) {
   cursor_forget(lane);
-  lane->final = INT64_MIN;
   lane->mask = 0;
   lane->forgotten = true;
 }

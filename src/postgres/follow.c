@@ -78,6 +78,16 @@ static void follow(outbox_store *store, reading *r, const items *found, const PG
   if (whole && r->what == READ_LAP) read_end_lap(lane);
 }
 
+/* The reading began at the floors of the writers that have ended: all begins there again. */
+static void end_writers(lane *lane, const PGresult *rows) {
+  int64_t floor = INT64_MAX;
+  for (int i = 0; i < PQntuples(rows); i++)
+    if (PQgetisnull(rows, i, 0) && sql_int(rows, i, 14) == KIND_ENDED)
+      floor = lines_lower(floor, cursor_end_writer(lane, sql_int(rows, i, 15)));
+  for (int p = 0; p < PARTITIONS && floor < INT64_MAX; p++)
+    lane_rewind(lane, p, floor);
+}
+
 static void note_suspects(lane *lane, PGresult *rows) {
   for (int i = 0; i < PQntuples(rows) && lane->suspect_count < MOST_SUSPECTS; i++)
     if (PQgetisnull(rows, i, 0) && sql_int(rows, i, 14) == KIND_SUSPECT)
@@ -100,6 +110,7 @@ int read_receive(outbox_store *store, reading *r, int64_t last_value, items *fou
     lane_leave(space, p, place);
     if (space->joined) lane->lap[p] = lines_lower(lane->lap[p], place - 1);
   }
+  if (r->careful) end_writers(lane, rows);
   bool walks = r->what == READ_MAIN || r->what == READ_LAP || r->what == READ_SPACE;
   if (walks) follow(store, r, found, rows, last_value, more);
   if (r->what == READ_LAP || (r->what == READ_MAIN && lane->has_lap)) *more = true;

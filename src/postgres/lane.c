@@ -126,7 +126,7 @@ static lane *make_lane(const outbox_service *service, outbox_bytes *names, uint6
   lane->look = LOOK;
   lane->cap = INT64_MAX;
   lane->due = true;
-  lane->final = INT64_MIN;
+  cursor_forget(lane);
   lane->holders.reallocate = lane_reallocate;
   lane->random = random | 1;
   lane_begin_anew(lane, UINT64_MAX);

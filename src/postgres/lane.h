@@ -50,12 +50,18 @@ typedef struct space {
   bool retries;             /* its retries have the next turn */
 } space;
 
-/* What the sequence had given before the transaction `xid` began: see cursor.c. */
+/* What the sequence had given before the transaction `xid` began, at a moment: see cursor.c. */
 typedef struct mark {
-  int64_t seq, xid;
+  int64_t seq, xid, at;
 } mark;
 
+/* A transaction that stays open, and may have published above `floor`. */
+typedef struct writer {
+  int64_t xid, floor;
+} writer;
+
 #define MARKS 64
+#define WRITERS 64
 #define MOST_SUSPECTS 256
 
 /* What the claims in the table say. */
@@ -82,9 +88,10 @@ typedef struct lane {
   bool forgotten;      /* the mask, with what was known of it: it is to be gained anew */
   bool changed;        /* the claims have, or there is something to promote */
   int64_t low[PARTITIONS], last[PARTITIONS];
-  int64_t final; /* no entry up to this seq can appear any more */
+  int64_t final; /* no entry up to this seq can appear any more, but of the open writers */
   mark marks[MARKS];
-  int mark_count;
+  writer writers[WRITERS];
+  int mark_count, writer_count;
   int turn;     /* the partition that is read first */
   int64_t look; /* how many rows a careful reading looks at */
   int64_t cap;  /* how many entries of a partition any other takes */
@@ -154,9 +161,21 @@ void lane_drop_holder(lane *lane, int64_t place);
 
 /* --- cursor.c -------------------------------------------------------------------------------- */
 
-/* Notes what the sequence had given when the transaction `xid` began, and who is still active. */
-void cursor_mark(lane *lane, int64_t seq, int64_t xid, int64_t xmin);
+/*
+** Asks which transactions are active, if anything depends on it. The arrays, which must live until
+** the end of the round trip, get the open writers.
+*/
+bool cursor_send(outbox_store *store, array *xids, array *floors);
+
+/*
+** Notes what the sequence had given when the transaction `xid` began, and who is still active: from
+** the transaction `xmin` on, or, where that was asked, the `active` ones.
+*/
+void cursor_mark(lane *lane, int64_t seq, int64_t xid, int64_t xmin, const PGresult *active);
 void cursor_forget(lane *lane);
+
+/* An open writer has ended. Returns its floor. */
+int64_t cursor_end_writer(lane *lane, int64_t xid);
 
 /*
 ** A partition was looked through from after the place `before` up to `place`. What has become final
@@ -191,13 +210,13 @@ typedef struct reading {
   bool other;           /* if nothing is found, read again: there is another kind */
   bool careful;
   bool oldest; /* of all partitions, in the order of seq */
-  array partitions, lows, bounds, names, left;
+  array partitions, lows, bounds, names, left, xids, floors;
   int order[PARTITIONS], count; /* the partitions as they are read */
   int64_t before[PARTITIONS];   /* after which place each is read */
 } reading;
 
 /* The columns of a result after those of an entry: partition, delayed, number, kind, seq, tid. */
-enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT, KIND_REACHED };
+enum { KIND_ENTRY, KIND_END, KIND_LEFT, KIND_SUSPECT, KIND_REACHED, KIND_ENDED };
 
 /* Chooses what to read. *more: there may be something else. */
 int read_choose(outbox_store *store, reading *reading, bool *more);

@@ -77,17 +77,19 @@ static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
 
 /*
 ** Any other: looks at $6 rows, at most $11 of a partition. $7 namespaces, or $8 all but these; $9
-** those that are left behind; $10 the ordering.
+** those that are left behind; $10 the ordering; $12 open writers, $13 their floors.
 */
 #define IS_SERVED(names, except) "(namespace = ANY (" names ")) <> " except
 #define WALK(numbered)                                                                             \
-  "WITH w AS MATERIALIZED (SELECT row_number() OVER (" numbered ") AS r, e.*"                      \
-  " FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"                     \
+  "WITH o AS MATERIALIZED (SELECT xid, floor FROM unnest($12::bigint[], $13::bigint[])"            \
+  " AS o (xid, floor) WHERE pg_visible_in_snapshot(xid::text::xid8, pg_current_snapshot())),"      \
+  " w AS MATERIALIZED (SELECT row_number() OVER (" numbered ") AS r, e.*"                          \
+  " FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"                                         \
   " CROSS JOIN LATERAL (SELECT partition, seq, namespace, key FROM @entries AS e"                  \
-  " WHERE e.partition = t.p::smallint AND e.seq > t.low"                       \
+  " WHERE e.partition = t.p::smallint AND e.seq > least(t.low, (SELECT min(floor) FROM o))"        \
   " ORDER BY e.seq LIMIT $11) AS e LIMIT $6),"                                                     \
   " g AS MATERIALIZED (SELECT * FROM w WHERE " IS_SERVED("$7", "$8")                               \
-  " AND NOT (namespace = ANY ($9)) AND NOT " IS_PAUSED("w.namespace")                             \
+  " AND NOT (namespace = ANY ($9)) AND NOT " IS_PAUSED("w.namespace")                              \
   " AND NOT CASE $10 WHEN 1 THEN " EARLIER("w", "w.seq")                                           \
   " WHEN 2 THEN EXISTS (SELECT FROM @delayed AS d WHERE d.position < w.seq AND "                   \
   IS_SERVED("$7", "$8") ") ELSE false END LIMIT $4),"                                              \
@@ -97,8 +99,9 @@ static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
   " s AS (SELECT CASE WHEN " CUT " OR (SELECT count(*) FROM b) = $4"                               \
   " THEN (SELECT max(r) FROM b WHERE " IS_CHOSEN ") ELSE (SELECT max(r) FROM w) END AS r)"         \
   FOUND("NULL::bigint") NO_ENTRY_BUT("namespace") ", partition, false, NULL, 2, min(seq), NULL"    \
-  " FROM w"                   \
-  " WHERE namespace = ANY ($9) AND r <= (SELECT r FROM s) GROUP BY namespace, partition"           \
+  " FROM w WHERE namespace = ANY ($9) AND r <= (SELECT r FROM s)"                                  \
+  " GROUP BY namespace, partition"                                                                 \
+  NO_ENTRY ", NULL, false, NULL, 5, xid, NULL FROM o"                                              \
   NO_ENTRY ", partition, count(*) = $11, NULL, 4, max(seq), NULL"                                  \
   " FROM w WHERE r <= (SELECT r FROM s) GROUP BY partition"                                        \
   END("(SELECT partition FROM w WHERE r = (SELECT r FROM s))",                                     \
@@ -191,7 +194,7 @@ static void send_walk(outbox_store *store, reading *r) {
   const space *space = lane_find_space(lane, r->space);
   add_partitions(store, r);
   r->oldest = lane->ordering == OUTBOX_ORDERING_STRICT || r->limit < LARGE;
-  if (main && lane->space_count == 0 && lane->namespaces.size == 0 &&
+  if (main && lane->space_count == 0 && lane->writer_count == 0 && lane->namespaces.size == 0 &&
       lane->ordering == OUTBOX_ORDERING_KEY) {
     if (lane->cap < r->limit / SPREAD + 1) lane->cap = r->limit / SPREAD + 1;
     r->cap = r->oldest || lane->cap > r->limit ? r->limit : lane->cap;
@@ -206,9 +209,9 @@ static void send_walk(outbox_store *store, reading *r) {
   if (main) add_names(&r->left, lane, false);
   int64_t look = lane->look > 2 * r->limit ? lane->look : 2 * r->limit;
   r->cap = r->oldest ? look : look / PARTITIONS + 1;
-  sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiiTbTii", &r->partitions, &r->lows,
+  sql_add(store, r->oldest ? WALK_OLDEST_SQL : WALK_SQL, "IIiiiiTbTiiII", &r->partitions, &r->lows,
           lane->lease, r->limit, r->want->batch_bytes, look, main ? &lane->names : &r->names,
-          main && lane->except, &r->left, (int64_t)lane->ordering, r->cap);
+          main && lane->except, &r->left, (int64_t)lane->ordering, r->cap, &r->xids, &r->floors);
 }
 
 /* Up to where nothing of a namespace, or of any, is ready. */
@@ -267,4 +270,6 @@ void read_free(reading *r) {
   array_free(&r->bounds);
   array_free(&r->names);
   array_free(&r->left);
+  array_free(&r->xids);
+  array_free(&r->floors);
 }

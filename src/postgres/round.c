@@ -9,8 +9,8 @@
 
 /* No row is locked for the fence. It comes before anything else. */
 static const char FENCE_SQL[] =
-    "SELECT (SELECT last_value FROM @seq), pg_advisory_xact_lock(#, $1::int)::text,"
-    " set_config('synchronous_commit', 'off', true)";
+    "SELECT (SELECT last_value - (NOT is_called)::int FROM @seq),"
+    " pg_advisory_xact_lock(#, $1::int)::text, set_config('synchronous_commit', 'off', true)";
 
 /* $1 the claim, $2 now, $3 the future. It takes a number for its transaction: see cursor.c. */
 static const char STATUS_SQL[] =
@@ -119,7 +119,7 @@ static void rewind_hand(lane *lane) {
     lane_rewind_item(lane, &lane->hand.items[i]);
 }
 
-static int receive(step *s, reading *r, settlement *settlement, bool renews) {
+static int receive(step *s, reading *r, settlement *settlement, bool renews, bool asked) {
   outbox_store *store = s->store;
   lane *lane = s->lane;
   const PGresult *status = sql_result(store, 1);
@@ -131,7 +131,8 @@ static int receive(step *s, reading *r, settlement *settlement, bool renews) {
     return OUTBOX_OK;
   }
   read_status(s, r, status);
-  cursor_mark(lane, last_value, sql_int(status, 0, XID), sql_int(status, 0, XMIN));
+  cursor_mark(lane, last_value, sql_int(status, 0, XID), sql_int(status, 0, XMIN),
+              asked ? sql_result(store, 2) : NULL);
   if (renews) {
     lane->renewed_at = s->now;
     lane->deadline = clock_later(s->now, lane->duration);
@@ -179,6 +180,7 @@ static int go_round(step *s, reading *r) {
   sql_add(store, FENCE_SQL, "i", LOCK_CLAIM + (lane->lease & 0x3fffffff));
   sql_add(store, STATUS_SQL, "iiib", lane->lease, s->now, time_future(store, s->now),
           writes || renews);
+  bool asked = cursor_send(store, &r->xids, &r->floors);
   if (renews)
     sql_add(store, RENEW_SQL, "iii", lane->lease, clock_later(s->now, lane->duration), s->now);
   if (lane->hand.count > 0) sql_add(store, PUT_DOWN_SQL, "i", lane->lease);
@@ -187,7 +189,7 @@ static int go_round(step *s, reading *r) {
   int code = sql_end(store);
   if (code == OUTBOX_DISCONNECTED && writes) lane->uncertain = true;
   if (code == OUTBOX_OK) {
-    code = receive(s, r, &settlement, renews);
+    code = receive(s, r, &settlement, renews, asked);
     if (settlement.missed > 0) catch_up(s, &settlement);
     s->count = 0;
   }
@@ -200,7 +202,9 @@ int round_settle_alone(step *s) {
   for (int p = 0; p < PARTITIONS; p++)
     none.before[p] = INT64_MAX;
   round_follow(s);
-  return go_round(s, &none);
+  int code = go_round(s, &none);
+  read_free(&none);
+  return code;
 }
 
 static int read_once(step *s, bool *other) {
