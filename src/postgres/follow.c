@@ -47,7 +47,7 @@ static void follow(outbox_store *store, reading *r, const items *found, const PG
                    int64_t last_value, bool *more) {
   lane *lane = store->lane;
   bool full = (int64_t)found->count >= r->limit, capped = false;
-  int end = PQntuples(rows) - 1; /* of a fast one the last entry, if there is any */
+  int end = (r->careful ? PQntuples(rows) : (int)found->count) - 1; /* or the last entry */
   int partition = end < 0 ? 0 : (int)sql_int(rows, end, 11);
   int64_t place = end < 0 ? 0 : sql_int(rows, end, r->careful ? 15 : 0);
   bool has_seq = end >= 0 && !PQgetisnull(rows, end, 15);
@@ -110,7 +110,7 @@ int read_receive(outbox_store *store, reading *r, int64_t last_value, items *fou
     lane_leave(space, p, place);
     if (space->joined) lane->lap[p] = lines_lower(lane->lap[p], place - 1);
   }
-  if (r->careful) end_writers(lane, rows);
+  end_writers(lane, rows);
   bool walks = r->what == READ_MAIN || r->what == READ_LAP || r->what == READ_SPACE;
   if (walks) follow(store, r, found, rows, last_value, more);
   if (r->what == READ_LAP || (r->what == READ_MAIN && lane->has_lap)) *more = true;

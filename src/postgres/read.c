@@ -59,21 +59,34 @@
   " AND o.seq > (" bounds ")[e.partition + 1] AND o.seq < " place                                  \
   " AND o.namespace = e.namespace AND o.key = e.key)"
 
+/* Open writers and their floors: those that have ended. A reading begins at their floors. */
+#define ENDED(xids, floors)                                                                        \
+  "WITH o AS MATERIALIZED (SELECT xid, floor"                                                      \
+  " FROM unnest(" xids "::bigint[], " floors "::bigint[]) AS o (xid, floor)"                     \
+  " WHERE pg_visible_in_snapshot(xid::text::xid8, pg_current_snapshot())), "
+#define FLOOR "least(t.low, (SELECT min(floor) FROM o))"
+#define TELL_ENDED NO_ENTRY ", NULL, false, NULL, 5, xid, NULL FROM o"
+
 /*
 ** The usual one: all namespaces, order by key. $1 partitions, $2 where each begins. A small batch
 ** has the oldest of all partitions, a large one up to $6 of each of the first ones. It has no row
 ** for the end: the last entry is the end, and each tells in `seq` whether the batch was cut.
 */
-#define FAST(order)                                                                                \
-  "WITH b AS MATERIALIZED (SELECT e.* FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"       \
+#define FAST(with, low, order)                                                                     \
+  with "b AS MATERIALIZED (SELECT e.* FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"       \
   " CROSS JOIN LATERAL (SELECT partition, seq AS place, " ENTRY_COLUMNS ", false AS delayed,"      \
-  " ctid AS tid FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > t.low"            \
+  " ctid AS tid FROM @entries AS e WHERE e.partition = t.p::smallint AND e.seq > " low             \
   " AND NOT " EARLIER("e", "e.seq") " AND NOT " IS_PAUSED("e.namespace")                           \
   " ORDER BY e.seq LIMIT $6) AS e" order " LIMIT $4)" HOLD                                         \
   FOUND("CASE WHEN " CUT " THEN 0::bigint END")
 
-static const char FAST_SQL[] = FAST("");
-static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
+static const char FAST_SQL[] = FAST("WITH ", "t.low", "");
+static const char FAST_OLDEST_SQL[] = FAST("WITH ", "t.low", " ORDER BY place");
+
+/* The same beside open writers. */
+static const char BESIDE_SQL[] = FAST(ENDED("$7", "$8"), FLOOR, "") TELL_ENDED;
+static const char BESIDE_OLDEST_SQL[] =
+    FAST(ENDED("$7", "$8"), FLOOR, " ORDER BY place") TELL_ENDED;
 
 /*
 ** Any other: looks at $6 rows, at most $11 of a partition. $7 namespaces, or $8 all but these; $9
@@ -81,12 +94,11 @@ static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
 */
 #define IS_SERVED(names, except) "(namespace = ANY (" names ")) <> " except
 #define WALK(numbered)                                                                             \
-  "WITH o AS MATERIALIZED (SELECT xid, floor FROM unnest($12::bigint[], $13::bigint[])"            \
-  " AS o (xid, floor) WHERE pg_visible_in_snapshot(xid::text::xid8, pg_current_snapshot())),"      \
-  " w AS MATERIALIZED (SELECT row_number() OVER (" numbered ") AS r, e.*"                          \
+  ENDED("$12", "$13")                                                                              \
+  "w AS MATERIALIZED (SELECT row_number() OVER (" numbered ") AS r, e.*"                          \
   " FROM unnest($1::bigint[], $2::bigint[]) AS t (p, low)"                                         \
   " CROSS JOIN LATERAL (SELECT partition, seq, namespace, key FROM @entries AS e"                  \
-  " WHERE e.partition = t.p::smallint AND e.seq > least(t.low, (SELECT min(floor) FROM o))"        \
+  " WHERE e.partition = t.p::smallint AND e.seq > " FLOOR                                      \
   " ORDER BY e.seq LIMIT $11) AS e LIMIT $6),"                                                     \
   " g AS MATERIALIZED (SELECT * FROM w WHERE " IS_SERVED("$7", "$8")                               \
   " AND NOT (namespace = ANY ($9)) AND NOT " IS_PAUSED("w.namespace")                              \
@@ -101,7 +113,7 @@ static const char FAST_OLDEST_SQL[] = FAST(" ORDER BY place");
   FOUND("NULL::bigint") NO_ENTRY_BUT("namespace") ", partition, false, NULL, 2, min(seq), NULL"    \
   " FROM w WHERE namespace = ANY ($9) AND r <= (SELECT r FROM s)"                                  \
   " GROUP BY namespace, partition"                                                                 \
-  NO_ENTRY ", NULL, false, NULL, 5, xid, NULL FROM o"                                              \
+  TELL_ENDED                                                                                       \
   NO_ENTRY ", partition, count(*) = $11, NULL, 4, max(seq), NULL"                                  \
   " FROM w WHERE r <= (SELECT r FROM s) GROUP BY partition"                                        \
   END("(SELECT partition FROM w WHERE r = (SELECT r FROM s))",                                     \
@@ -194,12 +206,16 @@ static void send_walk(outbox_store *store, reading *r) {
   const space *space = lane_find_space(lane, r->space);
   add_partitions(store, r);
   r->oldest = lane->ordering == OUTBOX_ORDERING_STRICT || r->limit < LARGE;
-  if (main && lane->space_count == 0 && lane->writer_count == 0 && lane->namespaces.size == 0 &&
+  if (main && lane->space_count == 0 && lane->namespaces.size == 0 &&
       lane->ordering == OUTBOX_ORDERING_KEY) {
     if (lane->cap < r->limit / SPREAD + 1) lane->cap = r->limit / SPREAD + 1;
     r->cap = r->oldest || lane->cap > r->limit ? r->limit : lane->cap;
-    sql_add(store, r->oldest ? FAST_OLDEST_SQL : FAST_SQL, "IIiiii", &r->partitions, &r->lows,
-            lane->lease, r->limit, r->want->batch_bytes, r->cap);
+    bool beside = lane->writer_count > 0;
+    const char *sql = r->oldest ? beside ? BESIDE_OLDEST_SQL : FAST_OLDEST_SQL
+                      : beside  ? BESIDE_SQL
+                                : FAST_SQL;
+    sql_add(store, sql, beside ? "IIiiiiII" : "IIiiii", &r->partitions, &r->lows, lane->lease,
+            r->limit, r->want->batch_bytes, r->cap, &r->xids, &r->floors);
     return;
   }
   r->careful = true;
