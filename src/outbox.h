@@ -471,7 +471,7 @@ int outbox_check_transaction(outbox_store *store);
 /*
 ** Runs one SQL statement with a value for each parameter. *changed becomes the number of rows that
 ** it inserted, updated or deleted. Fails with MISUSE where `sql` is not one statement, begins or
-** ends a transaction, has another number of parameters, or, on SQLite, a value is a NaN; with
+** ends a transaction, or, on SQLite, has another number of parameters or a value is a NaN; with
 ** CONSTRAINT and any other code that the database gives. Not for attached stores (MISUSE), which
 ** leave SQL to the application.
 */

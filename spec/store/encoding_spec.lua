@@ -81,3 +81,15 @@ describe("a name that is no text", function()
     assert.same({ { name = "é", data = "\0\xff" } }, support.sql(store, "SELECT * FROM t"))
   end)
 end)
+
+describe("the application's SQL on PostgreSQL", function()
+  it("needs one value for each parameter", function()
+    local store <close> = support.store()
+    finally(support.remove)
+    for _, values in ipairs({ {}, { 1, 2 } }) do
+      local raised = support.raised(support.sql, store, "SELECT $1::int", table.unpack(values))
+      assert.equal("error", raised.code)
+    end
+    assert.equal(1, support.sql(store, "SELECT $1::int AS one", 1)[1].one)
+  end)
+end)

@@ -67,6 +67,20 @@ describe("store:wait", function()
     assert.is_true((store:wait(LONG)))
   end)
 
+  it("is ended by what another store settles by hand", function()
+    local other <close> = outbox.open(path)
+    store:publish({ id = "a" })
+    for _, seconds in ipairs({ 1000, 500 }) do
+      settled()
+      assert.is_false((store:wait(0.01)))
+      other:retry_entry("a", outbox.clock.now() + seconds, "no")
+      assert.is_true((store:wait(LONG)))
+    end
+    settled()
+    other:delete_entries("a")
+    assert.is_true((store:wait(LONG)))
+  end)
+
   it("is ended by the commit of another process", function()
     store:close()
     local ready = process.gate()

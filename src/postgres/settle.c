@@ -106,6 +106,11 @@ static const char IS_WAITING_SQL[] =
     " (SELECT 1 FROM @entries WHERE partition = p AND seq = $1 LIMIT 1) AS e)"
     " OR EXISTS (SELECT FROM @delayed WHERE position = $1)";
 
+/* A processor may wait for nothing but what was settled by hand: see @ring(). */
+static const char RING_SQL[] = "SELECT CASE WHEN pg_try_advisory_lock(#, 1026) THEN"
+                               " pg_advisory_unlock(#, 1026)::text"
+                               " ELSE pg_notify('outbox_#', 'given')::text END";
+
 /* --- Many at once ---------------------------------------------------------------------------- */
 
 /* The text of an error, which must never be why a settlement fails. */
@@ -258,6 +263,7 @@ static int settle(outbox_store *store, outbox_identity entry, outbox_verdict ver
   if (scheduled)
     sql_add(store, buries ? BURY_SCHEDULED_SQL : DELAY_SCHEDULED_SQL, "titi", entry.id, charge,
             error, buries ? now : verdict.at);
+  sql_add(store, RING_SQL, "");
   code = transaction_finish(store);
   if (code == OUTBOX_OK) {
     *found = PQntuples(sql_result(store, first)) > 0;
@@ -297,6 +303,7 @@ int outbox_delete_entries(outbox_store *store, const outbox_identity *entries, s
   transaction_start(store, &first);
   settle_send(store, &s, 0, 0);
   if (scheduled.count > 0) sql_add(store, DELETE_SCHEDULED_SQL, "T", &scheduled);
+  sql_add(store, RING_SQL, "");
   code = transaction_finish(store);
   if (code == OUTBOX_OK) {
     *deleted = PQntuples(sql_result(store, first));

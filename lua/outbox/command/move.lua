@@ -23,6 +23,7 @@ local database = require("outbox.command.common.database")
 local errors = require("outbox.error")
 local new_source = require("outbox.command.move.source")
 local new_target = require("outbox.command.move.target")
+local outbox = require("outbox")
 local format = require("outbox.command.common.format")
 local url = require("outbox.command.common.url")
 
@@ -94,10 +95,9 @@ function M.run(options)
     error(errors.new("usage", "SOURCE must be an SQLite file, and TARGET the URL of a PostgreSQL "
       .. "database: nothing else can be moved"), 0)
   end
-  local from <close> = database.open_by_name(options.source,
-    { prefix = options.prefix, mode = "write" })
+  local from <close> = outbox.open(options.source, { prefix = options.prefix, mode = "write" })
   from:stats() -- raises if the tables are missing
-  local to <close> = database.open_by_name(options.target, { prefix = options.prefix })
+  local to <close> = outbox.open(options.target, { prefix = options.prefix })
   local moved = run(new_source(from), new_target(to))
   if moved then
     format.write(("moved %d ready, %d delayed, %d dead\n"):format(moved.ready, moved.delayed,

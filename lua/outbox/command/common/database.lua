@@ -14,8 +14,8 @@ local warned = false
 
 -- The converter of the argument.
 local function read(name)
-  local _, secrets = url.hide(name)
-  if secrets[1] and not warned then
+  local _, hidden = url.hide(name)
+  if hidden and not warned then
     warned = true
     io.stderr:write(VISIBLE)
   end
@@ -45,21 +45,8 @@ function M.shown(name)
   return (url.hide(name))
 end
 
---- Opens a database by its name.
-function M.open_by_name(name, options)
-  local ok, result = pcall(outbox.open, name, options)
-  if ok then
-    return result
-  elseif type(result) == "table" and type(result.message) == "string" then
-    result.message = url.clean(result.message, name)
-  elseif type(result) == "string" then
-    result = url.clean(result, name)
-  end
-  error(result, 0)
-end
-
 local function open(options, mode, synchronous)
-  return M.open_by_name(options.database,
+  return outbox.open(options.database,
     { prefix = options.prefix, mode = mode, synchronous = synchronous })
 end
 

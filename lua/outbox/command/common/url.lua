@@ -25,49 +25,33 @@ local function find_at(rest)
   return math.max(first or 1, last or 1)
 end
 
---- Returns the name of a database as it may be shown; and the secrets that were left out, as they
--- stand in it.
+--- Returns the name of a database as it may be shown; and whether anything was left out.
 function M.hide(name)
   if not M.is_url(name) then
-    return name, {}
+    return name, false
   end
-  local secrets = {}
+  local hidden = false
   local scheme, rest = name:match("^(%l+://)(.*)$")
   local at = find_at(rest)
   local user, password = rest:sub(1, at - 1):match("^([^:]*):(.*)$")
   if password then
-    secrets[1] = password
+    hidden = true
     rest = user .. rest:sub(at)
   end
   local place, parameters = rest:match("^([^?]*)%?(.*)$")
   if parameters then
     local kept = {}
     for parameter in parameters:gmatch("[^&]+") do
-      local field, value = parameter:match("^([^=]*)=(.*)$")
+      local field = parameter:match("^([^=]*)=")
       if field and SECRET[decode(field)] then
-        secrets[#secrets + 1] = value
+        hidden = true
       else
         kept[#kept + 1] = parameter
       end
     end
     rest = kept[1] and place .. "?" .. table.concat(kept, "&") or place
   end
-  return scheme .. rest, secrets
-end
-
---- Removes the secrets of a name from a message: libpq quotes what it cannot read.
-function M.clean(message, name)
-  local shown, secrets = M.hide(name)
-  for _, secret in ipairs(secrets) do
-    message = message:gsub('"([^"]*)"', function(quoted)
-      if quoted == name then
-        return '"' .. shown .. '"'
-      elseif secret ~= "" and (quoted:find(secret, 1, true) or secret:find(quoted, 1, true)) then
-        return '"..."'
-      end
-    end)
-  end
-  return message
+  return scheme .. rest, hidden
 end
 
 return M
