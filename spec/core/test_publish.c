@@ -104,7 +104,7 @@ static void an_id_twice_in_one_call_is_a_duplicate(void **state) {
   outbox_message both_delayed[] = {message("same"), message("x"), message("same")};
   both_delayed[0].deliver_at = both_delayed[2].deliver_at = NOW + 1;
   assert_duplicate(f, both_delayed, 3);
-  assert_string_equal(ids_in(f->db, "entries"), "");
+  assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
   assert_string_equal(ids_in(f->db, "delayed"), "");
 }
 
@@ -116,7 +116,7 @@ static void an_id_both_ready_and_delayed_in_one_call_is_a_duplicate(void **state
   outbox_message ready_first[] = {message("same"), message("same")};
   ready_first[1].deliver_at = NOW + 1;
   assert_duplicate(f, ready_first, 2);
-  assert_string_equal(ids_in(f->db, "entries"), "");
+  assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
   assert_string_equal(ids_in(f->db, "delayed"), "");
 }
 
@@ -130,7 +130,7 @@ static void a_duplicate_at_the_end_of_many_leaves_none_of_them(void **state) {
   messages[MAX_MESSAGES - 1].id = text("last");
   messages[20].id = messages[0].id; /* among rows that one statement inserts */
   assert_duplicate(f, messages, MAX_MESSAGES);
-  assert_string_equal(ids_in(f->db, "entries"), "");
+  assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
 }
 
 /*
@@ -213,6 +213,60 @@ static void a_trigger_of_the_applications_own_may_add_entries_in_between(void **
   }
 }
 
+/* Publishes a message without an id to a namespace of one letter. */
+static void publish_to(outbox_store *store, const char *namespace) {
+  outbox_message it = {.namespace = {namespace, 1}};
+  assert_ok(store, outbox_publish(store, &it, 1));
+}
+
+/* Inside a transaction what the last call has found out holds only while nothing else is done. */
+static void whatever_is_done_between_two_messages_of_a_transaction_counts(void **state) {
+  fixture *f = *state;
+  sqlite3 *own = outbox_connection(f->store);
+  bool added;
+  int64_t changed;
+  outbox_bytes plain = text("INSERT INTO outbox_entries (namespace) VALUES ('x')");
+  assert_ok(f->store, outbox_begin(f->store));
+  publish_to(f->store, "a");
+  publish_to(f->store, "a");
+  execute(own, plain.data); /* no number is given twice */
+  execute(own, "DELETE FROM outbox_entries WHERE namespace = 'x'");
+  publish_to(f->store, "a");
+  publish_to(f->store, "a");
+  assert_ok(f->store, outbox_execute(f->store, plain.data, NULL, 0, &changed));
+  publish_to(f->store, "a");
+  execute(own, plain.data);
+  publish_to(f->store, "a");
+  publish_to(f->store, "a");
+  execute(own, "DELETE FROM outbox_entries WHERE namespace = 'a'"); /* the last one, too */
+  publish_to(f->store, "b");
+  publish_to(f->store, "b");
+  assert_ok(f->store, outbox_subscribe(f->store, text("b"), text("c"), &added));
+  publish_to(f->store, "b");
+  publish_to(f->store, "x");
+  execute(own, "INSERT INTO outbox_subscriptions VALUES ('x', 'c')");
+  publish_to(f->store, "x");
+  publish_to(f->store, "y");
+  publish_to(f->store, "y");
+  assert_ok(f->store, outbox_commit(f->store));
+  assert_string_equal(
+      string(f->db, "SELECT group_concat(seq || namespace, ' ') FROM outbox_entries"),
+      "6x 8x 11b 12b 13c 14x 15c 16y 17y");
+}
+
+static void what_is_undone_inside_a_transaction_gives_its_seq_back(void **state) {
+  fixture *f = *state;
+  assert_ok(f->store, outbox_begin(f->store));
+  publish_to(f->store, "a");
+  assert_ok(f->store, outbox_begin(f->store));
+  publish_to(f->store, "b");
+  assert_ok(f->store, outbox_rollback(f->store));
+  publish_to(f->store, "c");
+  assert_ok(f->store, outbox_commit(f->store));
+  assert_string_equal(
+      string(f->db, "SELECT group_concat(seq || namespace, ' ') FROM outbox_entries"), "1a 2c");
+}
+
 static void an_id_that_is_free_again_may_be_used_again(void **state) {
   fixture *f = *state;
   publish(f->store, "a");
@@ -239,7 +293,7 @@ static void headers_that_are_no_json_object_violate_a_constraint(void **state) {
     messages[3].deliver_at = NOW + 1;
     assert_code(f->store, outbox_publish(f->store, &messages[3], 1), OUTBOX_CONSTRAINT);
   }
-  assert_string_equal(ids_in(f->db, "entries"), "");
+  assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
   assert_string_equal(ids_in(f->db, "delayed"), "");
 }
 
@@ -313,7 +367,7 @@ static void a_transaction_that_a_full_database_ended_takes_nothing_more(void **s
     execute(f->db, "PRAGMA max_page_count = 1000000");
     assert_code(f->store, outbox_publish(f->store, &small, 1), OUTBOX_MISUSE);
     assert_code(f->store, outbox_commit(f->store), OUTBOX_MISUSE);
-    assert_string_equal(ids_in(f->db, "entries"), "");
+    assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
   }
   publish(f->store, "e");
   assert_string_equal(ids_in(f->db, "entries"), "e");
@@ -330,6 +384,8 @@ int test_publish(void) {
       TEST(a_duplicate_at_the_end_of_many_leaves_none_of_them),
       TEST(a_constraint_of_the_applications_own_is_no_duplicate),
       TEST(a_trigger_of_the_applications_own_may_add_entries_in_between),
+      TEST(whatever_is_done_between_two_messages_of_a_transaction_counts),
+      TEST(what_is_undone_inside_a_transaction_gives_its_seq_back),
       TEST(an_id_that_is_free_again_may_be_used_again),
       TEST(headers_that_are_no_json_object_violate_a_constraint),
       TEST(an_error_message_never_holds_a_payload),

@@ -28,6 +28,10 @@ static const char INSERT_GUESSED_SQL[] =
     INSERT_READY "seq, nonce) VALUES (" MESSAGE "CASE WHEN ?6 = (" SELECT_NEXT_SEQ("@") IS_ITSELF
     ") THEN 0 END, ?6, ?7)";
 
+/* The same where it is the next one, because nothing has changed since the last one got its own. */
+static const char INSERT_NEXT_SQL[] =
+    INSERT_READY "seq, nonce) VALUES (" MESSAGE "(SELECT 0 FROM @schema" IS_ITSELF "), ?6, ?7)";
+
 /* One that gets the next seq, and has an id of its own. */
 static const char INSERT_READY_SQL[] =
     INSERT_READY "id, seq, nonce) VALUES (" MESSAGE "(SELECT 0 FROM @schema" IS_ITSELF
@@ -160,8 +164,9 @@ static bool has_taken_seq(const outbox_store *store, int code) {
 static int insert_itself(outbox_store *store, const outbox_message *m, const origin *origin) {
   outbox_bytes namespace = namespace_of(m);
   if (is_next(store, origin)) {
-    int code = sql_run(store, INSERT_GUESSED_SQL, "ttbtiii", namespace, m->key, m->payload,
-                       m->headers, origin->created_at, store->next_seq, origin->nonce);
+    const char *sql = store->certain ? INSERT_NEXT_SQL : INSERT_GUESSED_SQL;
+    int code = sql_run(store, sql, "ttbtiii", namespace, m->key, m->payload, m->headers,
+                       origin->created_at, store->next_seq, origin->nonce);
     if (!has_no_attempts(store, code) && !has_taken_seq(store, code)) return code;
   }
   return sql_run(store, INSERT_READY_SQL, "ttbtit", namespace, m->key, m->payload, m->headers,
@@ -211,7 +216,7 @@ static bool expects_copies(const outbox_store *store) {
              : sqlite3_txn_state(store->db, "main") == SQLITE_TXN_WRITE;
 }
 
-static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
+static int insert_one(outbox_store *store, const outbox_message *m, int64_t now) {
   if (m->deliver_at > now)
     return sql_run(store, INSERT_DELAYED_SQL, "tttbtii", m->id, namespace_of(m), m->key, m->payload,
                    m->headers, now, m->deliver_at);
@@ -288,6 +293,20 @@ typedef int insert_many(outbox_store *store, const outbox_message *messages, con
                         int64_t now);
 
 /*
+** Inside a transaction nobody else writes. So the next seq is certain after an insert which was all
+** that has changed, until something else is done through the store or the connection.
+*/
+static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
+  int before = sqlite3_total_changes(store->db);
+  int code = insert_one(store, m, now);
+  int after = sqlite3_total_changes(store->db);
+  bool alone = code == OUTBOX_OK && store->depth > 0 && after - before == 1;
+  store->certain = alone && m->deliver_at <= now;
+  store->changes = store->certain ? after : -1;
+  return code;
+}
+
+/*
 ** How the first ROWS messages can be inserted together; NULL: they cannot. `fans_out`: there are
 ** subscriptions.
 */
@@ -355,7 +374,9 @@ static int generate_ids(outbox_store *store, outbox_message *messages, size_t co
 
 int outbox_generate_ids(outbox_store *store, outbox_message *messages, size_t count) {
   int64_t now;
+  int changes = store->changes;
   int code = transaction_enter(store);
+  store->changes = changes;
   if (code == OUTBOX_OK) code = store_now(store, &now);
   return code == OUTBOX_OK ? generate_ids(store, messages, count, now) : code;
 }
@@ -398,10 +419,12 @@ static int insert_all(outbox_store *store, outbox_message *messages, size_t coun
 
 int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) {
   int64_t now;
+  int changes = store->changes;
   int code = outbox_check_transaction(store);
   if (code == OUTBOX_OK) code = store_now(store, &now);
   if (code == OUTBOX_OK) code = generate_ids(store, messages, count, now);
   if (code != OUTBOX_OK) return code;
+  store->certain = changes != -1 && changes == sqlite3_total_changes(store->db);
   /* A single insert is atomic by itself, unless its id must be looked for first. */
   bool looking = count == 1 && !messages->unique && sqlite3_get_autocommit(store->db);
   /* The application asks its connection for the rowid of its own last insert, not of ours. */

@@ -99,6 +99,8 @@ struct outbox_store {
   outbox_uuid_state uuid_state; /* context of the default ID generator */
   int64_t next_seq;             /* what the next entry gets, perhaps; 0: unknown; see publish.c */
   int64_t copies;               /* of the last message; 0: it had no subscribers */
+  int changes;                  /* of the connection, after the last insert; -1: whatever else */
+  bool certain;                 /* next_seq is what the next entry gets */
   bool crowded;                 /* a trigger takes places among copies */
   int doubts;                   /* how many times it is to be asked for, because it was wrong */
   bool migrated;                /* the schema's version was found to be ours */

@@ -49,6 +49,7 @@ int transaction_enter(outbox_store *store) {
     return store_fail(store, OUTBOX_CLOSED, "the connection that the store used is closed");
   if (store->db == NULL) return OUTBOX_MISUSE; /* outbox_open failed; its message stands */
   outbox_finish(store);
+  store->changes = -1;
   leave(store); /* the connection is being closed, and its statements were in use just then */
   if (store->doomed) { /* until it is rolled back it must neither grow nor be committed */
     int code = sqlite3_get_autocommit(store->db) ? OUTBOX_OK : transaction_control(store, ROLLBACK);
