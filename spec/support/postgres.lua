@@ -105,8 +105,9 @@ local servers = {}
 local Server = {}
 Server.__index = Server
 
-local function act(server, action, settings)
+local function act(server, action, settings, primary)
   local words = { "tools/postgres", action, quote(server.folder) }
+  words[4] = primary and quote(primary.folder)
   for name, value in pairs(settings or {}) do
     words[#words + 1] = quote(("%s=%s"):format(name, value))
   end
@@ -129,15 +130,48 @@ function Server:crash()
   act(self, "crash")
 end
 
---- Starts a server that only the calling spec uses, with these settings; its URL is `url`. It takes
--- a second or two. The spec must call `stop`.
-function M.server(settings)
+--- Makes it a standby of a server that runs, a copy of it with these settings besides. What it had
+-- is removed.
+function Server:follow(primary, settings)
+  act(self, "stop")
+  self.url = act(self, "standby", settings, primary)
+end
+
+--- Makes a primary of a standby.
+function Server:promote()
+  act(self, "promote")
+end
+
+local function add_server()
   local folder = os.tmpname()
   os.remove(folder)
   local server = setmetatable({ folder = folder }, Server)
   servers[#servers + 1] = server
+  return server
+end
+
+--- Starts a server that only the calling spec uses, with these settings; its URL is `url`. It takes
+-- a second or two. The spec must call `stop`.
+function M.server(settings)
+  local server = add_server()
   server:start(settings)
   return server
+end
+
+--- The same for a standby of such a server.
+function M.standby(primary, settings)
+  local server = add_server()
+  server.url = act(server, "standby", settings, primary)
+  return server
+end
+
+--- Returns a URL with the hosts of several servers, in this order, and these parameters.
+function M.hosts(list, parameters)
+  local hosts = {}
+  for i, server in ipairs(list) do
+    hosts[i] = server.url:match("@(.-)/")
+  end
+  return ("postgresql://postgres@%s/postgres?%s"):format(table.concat(hosts, ","), parameters)
 end
 
 --- Ends the servers that were started by `server`, and removes all that they have written.

@@ -103,6 +103,7 @@ static int gate_wait(lua_State *L) {
   int *ends = luaL_checkudata(L, 1, GATE);
   char byte;
   close(ends[1]);
+  ends[1] = -1; /* see gate_open */
   while (read(ends[0], &byte, 1) > 0)
     continue;
   return 0;
@@ -112,6 +113,7 @@ static int gate_open(lua_State *L) {
   int *ends = luaL_checkudata(L, 1, GATE);
   close(ends[0]);
   close(ends[1]);
+  ends[0] = ends[1] = -1; /* the next time nothing is closed that has the same number by then */
   return 0;
 }
 
