@@ -23,6 +23,10 @@ local COUNT = "INSERT INTO counters VALUES ($1, 1) ON CONFLICT (customer)"
   .. " DO UPDATE SET number = counters.number + 1"
 local ORDER = "INSERT INTO orders SELECT customer, number, $2 FROM counters WHERE customer = $1"
 
+-- Those of applications; the one that asks is none.
+local SESSIONS = "FROM pg_stat_activity WHERE backend_type = 'client backend'"
+  .. " AND pid <> pg_backend_pid()"
+local END_SESSIONS = "SELECT pg_terminate_backend(pid) " .. SESSIONS
 
 local random, note = math.random, torture.note
 local now, sleep = outbox.clock.now, outbox.clock.sleep
@@ -64,6 +68,18 @@ describe("when a PostgreSQL server", function()
     return answer
   end
 
+  -- The name of a server, which may come to be that of another, as in the DNS.
+  local function name(server)
+    local path = support.path()
+    local function lead_to(other)
+      os.remove(path)
+      assert(os.execute(("ln -s '%s' '%s'"):format(other.folder, path)))
+    end
+    lead_to(server)
+    local host = path:gsub("/", "%%2F")
+    return server.url:gsub("@.-:", { [server.url:match("@.-:")] = "@" .. host .. ":" }), lead_to
+  end
+
   -- Starts a processor in a process of its own, which sleeps until it is woken. Returns a
   -- function that waits until "first" is delivered; and one that waits for the end of the
   -- processor, which comes with "last", and returns what was delivered, and the codes of the
@@ -103,6 +119,18 @@ describe("when a PostgreSQL server", function()
         end
       end
       return delivered, codes
+    end
+  end
+
+  -- Waits until the processor has reported it.
+  local function await_error(code)
+    while true do
+      for words in torture.records(log_path) do
+        if words[1] == "error" and words[2] == code then
+          return
+        end
+      end
+      sleep(0.001)
     end
   end
 
@@ -154,6 +182,27 @@ describe("when a PostgreSQL server", function()
     assert.equal(1, reader:stats().ready)
     assert.same({ "first" }, support.pluck(reader:ready_entries(), "payload"))
     assert.equal("readonly", support.raised(publish, reader, "second").code)
+  end)
+
+  it("is a standby, a store that has come there with its name leaves with it", function()
+    local url, lead_to = name(primary)
+    local started, ended = start_processor(url)
+    local publisher <close> = outbox.open(url)
+    publish(publisher, "first")
+    started()
+    lead_to(standby)
+    postgres.sql(primary.url, END_SESSIONS)
+    assert.equal("disconnected", support.raised(publish, publisher, "second").code)
+    for _ = 1, 2 do
+      assert.equal("readonly", support.raised(publish, publisher, "second").code)
+    end
+    await_error("readonly")
+    lead_to(primary)
+    publish(publisher, "second")
+    publish(publisher, "last")
+    local delivered, codes = ended()
+    assert.same({ "first", "second", "last" }, delivered)
+    assert.same({ "disconnected", "readonly" }, codes)
   end)
 
   -- From now on each commit waits for the standby. CHECKPOINT is done by the process that tells the

@@ -166,6 +166,12 @@ int connection_open(outbox_store *store) {
     connection_fail(store, NULL, false);
     return again ? OUTBOX_DISCONNECTED : OUTBOX_CANTOPEN;
   }
-  store->sessions++;
-  return set_up(store);
+  int code = set_up(store);
+  if (code == OUTBOX_OK) {
+    store->sessions++;
+  } else { /* a standby, for instance: the next call may get to another server */
+    connection_close(store->db, store->pid);
+    store->db = NULL;
+  }
+  return code;
 }
