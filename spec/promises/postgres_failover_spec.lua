@@ -152,6 +152,35 @@ describe("when a PostgreSQL server", function()
     assert.same({ "disconnected" }, codes)
   end)
 
+  -- PostgreSQL ends all sessions then, recovers, and goes on with the same first process. It may
+  -- give the numbers of transactions again that it has forgotten.
+  it("loses one of its processes, what is forgotten was not committed", function()
+    local started, ended = start_processor(primary.url)
+    local publisher <close> = outbox.open(primary.url)
+    local other <close> = outbox.open(primary.url)
+    publish(publisher, "first")
+    publish(other, "second")
+    started()
+    local problem = support.raised(publisher.transaction, publisher, function(txn)
+      publish(txn, "forgotten")
+      local own = txn:rows("SELECT pg_backend_pid() AS pid,"
+        .. " pg_current_xact_id()::text::bigint AS number")()
+      process.kill(own.pid)
+      local spent
+      repeat
+        spent = tonumber(await(primary.url, "CREATE TABLE IF NOT EXISTS numbers (number bigint);"
+          .. " INSERT INTO numbers VALUES (pg_current_xact_id()::text::bigint) RETURNING number"))
+      until spent >= own.number
+    end)
+    assert.equal("disconnected", problem.code)
+    assert.equal("disconnected", support.raised(publish, other, "third").code)
+    publish(other, "third")
+    publish(publisher, "last")
+    local delivered, codes = ended()
+    assert.same({ "first", "second", "third", "last" }, delivered)
+    assert.same({ "disconnected" }, codes)
+  end)
+
   it("dies, a publisher and a processor go on at the standby that is promoted", function()
     local url = postgres.hosts({ primary, standby }, "target_session_attrs=read-write")
     local started, ended = start_processor(url)

@@ -147,6 +147,7 @@ static int set_up(outbox_store *store) {
                                                        : connection_fail(store, result, false);
   if (code == OUTBOX_OK) {
     store->skew = strtoll(PQgetvalue(result, 0, 4), NULL, 10) - (before + (after - before) / 2);
+    store->connected_at = strtoll(PQgetvalue(result, 0, 4), NULL, 10);
     store->server_started = strtoll(PQgetvalue(result, 0, 5), NULL, 10);
     free(store->schema);
     store->schema = strdup(PQgetvalue(result, 0, 3));

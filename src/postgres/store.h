@@ -58,7 +58,8 @@ struct outbox_store {
   int depth;              /* how many begins are open */
   int64_t xid;            /* of the transaction that is open, where it has published; else 0 */
   unsigned sessions;      /* how many connections there have been */
-  int64_t server_started; /* that of the last one */
+  int64_t connected_at;   /* by the server's clock: when the last one was made, */
+  int64_t server_started; /* and when its server was started */
   bool working;           /* a callback is running: every call on the store fails */
   bool serves;            /* the session is set up for a processor */
   PGresult *reading;      /* what outbox_next and its kin read, else NULL */

@@ -17,7 +17,10 @@
 static const char SAVEPOINT_SQL[] = "SAVEPOINT outbox";
 static const char RELEASE_SQL[] = "RELEASE SAVEPOINT outbox";
 
-static const char STATUS_SQL[] = "SELECT pg_xact_status($1::text::xid8)";
+/* NULL if the server has recovered from a crash since $2: that begins its statistics anew. */
+static const char STATUS_SQL[] =
+    "SELECT CASE WHEN stats_reset < to_timestamp($2 / 1e6) THEN pg_xact_status($1::text::xid8) END"
+    " FROM pg_stat_bgwriter";
 
 /* Runs a statement that needs no table. */
 static int control(outbox_store *store, const char *sql) {
@@ -100,12 +103,12 @@ static void undo(outbox_store *store) {
 enum fate { UNKNOWN, COMMITTED, ROLLED_BACK };
 
 /*
-** What became of the transaction whose COMMIT got no answer. A server that was started anew, or is
-** another one, may have given its number to another transaction.
+** What became of the transaction whose COMMIT got no answer. A server that was started anew, has
+** crashed, or is another one, may have given its number to another transaction.
 */
 static enum fate find_fate(outbox_store *store) {
   char text[24];
-  int64_t xid = store->xid, started = store->server_started;
+  int64_t xid = store->xid, started = store->server_started, since = store->connected_at;
   if (xid == 0 || connection_open(store) != OUTBOX_OK) return UNKNOWN;
   size_t size = 0;
   for (int64_t rest = xid; rest > 0; rest /= 10)
@@ -113,8 +116,10 @@ static enum fate find_fate(outbox_store *store) {
   for (size_t i = size; i > 0; i--, xid /= 10)
     text[i - 1] = (char)('0' + xid % 10);
   for (int i = 0; i < PATIENCE && store->server_started == started; i++) {
-    if (sql_run(store, STATUS_SQL, "t", (outbox_bytes){text, size}) != OUTBOX_OK) return UNKNOWN;
+    int code = sql_run(store, STATUS_SQL, "ti", (outbox_bytes){text, size}, since);
+    if (code != OUTBOX_OK) return UNKNOWN;
     outbox_bytes fate = sql_bytes(sql_result(store, 0), 0, 0);
+    if (fate.data == NULL) return UNKNOWN;
     if (bytes_equal(fate, (outbox_bytes){"committed", 9})) return COMMITTED;
     if (bytes_equal(fate, (outbox_bytes){"aborted", 7})) return ROLLED_BACK;
     nanosleep(&(struct timespec){.tv_nsec = PAUSE}, NULL);
