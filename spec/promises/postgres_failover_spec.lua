@@ -27,6 +27,7 @@ local ORDER = "INSERT INTO orders SELECT customer, number, $2 FROM counters WHER
 local SESSIONS = "FROM pg_stat_activity WHERE backend_type = 'client backend'"
   .. " AND pid <> pg_backend_pid()"
 local END_SESSIONS = "SELECT pg_terminate_backend(pid) " .. SESSIONS
+local WAITS_FOR_STANDBY = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 local random, note = math.random, torture.note
 local now, sleep = outbox.clock.now, outbox.clock.sleep
@@ -257,6 +258,34 @@ describe("when a PostgreSQL server", function()
     after_each(function()
       postgres.sql(primary.url, "ALTER SYSTEM RESET synchronous_standby_names;"
         .. " SELECT pg_reload_conf()")
+    end)
+
+    -- The server has committed such a transaction, but whoever takes its place need not have it.
+    it("what the standby does not have yet was not committed", function()
+      standby:crash()
+      local pid = torture.fork(function()
+        local log <close> = torture.log(log_path)
+        local store <close> = outbox.open(primary.url)
+        store:transaction(function(txn)
+          publish(txn, "payload")
+        end)
+        note(log, "committed")
+      end)
+      local waits = await(primary.url, WAITS_FOR_STANDBY)
+      postgres.sql(primary.url, ("SELECT pg_terminate_backend(%s)"):format(waits))
+      local log <close> = torture.log(log_path)
+      while postgres.sql(primary.url, WAITS_FOR_STANDBY .. " AND pid <> " .. waits) == ""
+        and not process.ended(pid) do
+        note(log, "waiting")
+      end
+      note(log, "replicated")
+      standby:start()
+      assert.equal(0, torture.wait(pid))
+      local last, before
+      for words in torture.records(log_path) do
+        last, before = words[1], last
+      end
+      assert.same({ "replicated", "committed" }, { before, last })
     end)
 
     -- Takes orders for ever, one in a transaction, which publishes first. Only then it takes the

@@ -22,6 +22,9 @@ static const char STATUS_SQL[] =
     "SELECT CASE WHEN stats_reset < to_timestamp($2 / 1e6) THEN pg_xact_status($1::text::xid8) END"
     " FROM pg_stat_bgwriter";
 
+/* Waits as a COMMIT does, for what is before it, too: a standby may not have that yet. */
+static const char SYNC_SQL[] = "SELECT pg_logical_emit_message(true, 'outbox', '')";
+
 /* Runs a statement that needs no table. */
 static int control(outbox_store *store, const char *sql) {
   PGresult *result = PQexec(store->db, sql);
@@ -120,7 +123,8 @@ static enum fate find_fate(outbox_store *store) {
     if (code != OUTBOX_OK) return UNKNOWN;
     outbox_bytes fate = sql_bytes(sql_result(store, 0), 0, 0);
     if (fate.data == NULL) return UNKNOWN;
-    if (bytes_equal(fate, (outbox_bytes){"committed", 9})) return COMMITTED;
+    if (bytes_equal(fate, (outbox_bytes){"committed", 9}))
+      return sql_run(store, SYNC_SQL, "") == OUTBOX_OK ? COMMITTED : UNKNOWN;
     if (bytes_equal(fate, (outbox_bytes){"aborted", 7})) return ROLLED_BACK;
     nanosleep(&(struct timespec){.tv_nsec = PAUSE}, NULL);
   }
