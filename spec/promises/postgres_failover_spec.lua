@@ -27,6 +27,10 @@ local ORDER = "INSERT INTO orders SELECT customer, number, $2 FROM counters WHER
 local SESSIONS = "FROM pg_stat_activity WHERE backend_type = 'client backend'"
   .. " AND pid <> pg_backend_pid()"
 local END_SESSIONS = "SELECT pg_terminate_backend(pid) " .. SESSIONS
+-- A processor that waits has a lock by which publishers know that, on its connection that LISTENs.
+local LISTENER = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+-- The connection on which a processor keeps its claim alive while it delivers something.
+local HEART = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'UPDATE %SET deadline = deadline%'"
 local WAITS_FOR_STANDBY = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 local random, note = math.random, torture.note
@@ -81,17 +85,17 @@ describe("when a PostgreSQL server", function()
     return server.url:gsub("@.-:", { [server.url:match("@.-:")] = "@" .. host .. ":" }), lead_to
   end
 
-  -- Starts a processor in a process of its own, which sleeps until it is woken. Returns a
-  -- function that waits until "first" is delivered; and one that waits for the end of the
-  -- processor, which comes with "last", and returns what was delivered, and the codes of the
-  -- errors, each once.
-  local function start_processor(url)
+  -- Starts a processor in a process of its own, which sleeps until it is woken. What is "slow" is
+  -- delivered with a function. Returns a function that waits until "first" is delivered; and one
+  -- that waits for the end of the processor, which comes with "last", and returns what was
+  -- delivered, and the codes of the errors, each once.
+  local function start_processor(url, process_interval, deliver_slowly)
     local gate = process.gate()
     local pid = torture.fork(function()
       local log <close> = torture.log(log_path)
       local store <close> = outbox.open(url)
       local p
-      p = outbox.processor({ store = store, process_interval = 3600,
+      p = outbox.processor({ store = store, process_interval = process_interval or 3600,
         on_error = function(problem)
           note(log, "error", problem.code)
         end,
@@ -102,6 +106,8 @@ describe("when a PostgreSQL server", function()
               gate:open()
             elseif message.payload == "last" then
               p:stop()
+            elseif message.payload:find("^slow") then
+              deliver_slowly(message.payload)
             end
           end
         end })
@@ -233,6 +239,47 @@ describe("when a PostgreSQL server", function()
     local delivered, codes = ended()
     assert.same({ "first", "second", "last" }, delivered)
     assert.same({ "disconnected", "readonly" }, codes)
+  end)
+
+  it("has vanished, a processor does not wait for what it hears from there", function()
+    local started, ended = start_processor(primary.url, 0.1)
+    local publisher <close> = outbox.open(primary.url)
+    publish(publisher, "first")
+    started()
+    local listener = await(primary.url, LISTENER)
+    process.kill(tonumber(listener), 19) -- SIGSTOP: it says nothing any more, not even goodbye
+    local _ <close> = setmetatable({}, { __close = function()
+      process.kill(tonumber(listener), 18) -- SIGCONT
+    end })
+    postgres.sql(primary.url, END_SESSIONS .. " AND pid <> " .. listener)
+    assert.equal("disconnected", support.raised(publish, publisher, "last").code)
+    await(primary.url, LISTENER .. " AND pid <> " .. listener)
+    publish(publisher, "last")
+    local delivered, codes = ended()
+    assert.same({ "first", "last" }, delivered)
+    assert.same({ "disconnected" }, codes)
+  end)
+
+  it("has vanished, a claim is kept alive where its processor is", function()
+    local slow = { ["1"] = process.gate(), ["2"] = process.gate() }
+    local started, ended = start_processor(primary.url, 0.1, function(payload)
+      slow[payload:match("%d")]:wait()
+    end)
+    local publisher <close> = outbox.open(primary.url)
+    publish(publisher, "first")
+    started()
+    publish(publisher, "slow 1")
+    local heart = await(primary.url, HEART)
+    slow["1"]:open()
+    postgres.sql(primary.url, END_SESSIONS .. " AND pid <> " .. heart)
+    assert.equal("disconnected", support.raised(publish, publisher, "slow 2").code)
+    publish(publisher, "slow 2")
+    await(primary.url, HEART .. " AND pid <> " .. heart)
+    slow["2"]:open()
+    publish(publisher, "last")
+    local delivered, codes = ended()
+    assert.same({ "first", "slow", "last" }, delivered)
+    assert.same({ "disconnected" }, codes)
   end)
 
   -- From now on each commit waits for the standby. CHECKPOINT is done by the process that tells the

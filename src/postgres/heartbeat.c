@@ -89,8 +89,11 @@ static int make(outbox_store *store) {
 int outbox_start_heartbeat(outbox_store *store, outbox_bytes processor_id, int64_t interval,
                            int64_t max_duration) {
   int code = transaction_ready(store);
+  /* The connection was lost, and that of the thread may still lead to the server of before. */
+  if (code == OUTBOX_OK && store->heartbeat_session != store->sessions) heartbeat_close(store);
   if (code == OUTBOX_OK && store->heartbeat == NULL) code = make(store);
   if (code != OUTBOX_OK) return code;
+  store->heartbeat_session = store->sessions;
   code = heartbeat_start(store->heartbeat, processor_id, interval, max_duration);
   return code == OUTBOX_OK ? OUTBOX_OK : store_fail_nomem(store);
 }

@@ -70,7 +70,8 @@ struct outbox_store {
   int64_t bytes_left; /* of a reading; below 0: it has no bound */
   bell *bell;         /* NULL until it is first waited for */
   heartbeat *heartbeat;
-  lane *lane; /* NULL before outbox_serve */
+  unsigned heartbeat_session; /* the connection beside which it was made */
+  lane *lane;                 /* NULL before outbox_serve */
   void (*free_lane)(lane *lane);
   call calls[MAX_CALLS];
   int call_count;

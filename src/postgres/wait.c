@@ -34,6 +34,7 @@
 
 struct bell {
   PGconn *db;
+  unsigned session; /* the store's connection beside which it was made */
   int poller;  /* a descriptor for event loops, which is readable when the connection is; or -1 */
   bool deaf;   /* the server does not deliver */
   bool waits;  /* it holds the lock; */
@@ -64,6 +65,16 @@ static void hang_up(bell *bell) {
   bell->db = NULL;
   bell->waits = bell->calm = bell->asked = false;
   bell->retry_at = clock_monotonic() + RETRY;
+}
+
+/*
+** The store's connection was lost, and this may still lead to the server of before. Where that has
+** vanished, nothing would ever come from it.
+*/
+static void follow(const outbox_store *store, bell *bell) {
+  if (bell->db == NULL || bell->session == store->sessions) return;
+  hang_up(bell);
+  bell->retry_at = 0;
 }
 
 /* Receives what a statement gives that was sent without waiting for it. */
@@ -130,9 +141,11 @@ static bool tune(outbox_store *store, bell *bell) {
 
 /* Whether there is a connection that hears. */
 static bool connect(outbox_store *store, bell *bell) {
+  follow(store, bell);
   if (bell->db != NULL && PQstatus(bell->db) == CONNECTION_OK) return !bell->deaf;
   if (bell->db != NULL) hang_up(bell);
   if (clock_monotonic() < bell->retry_at) return false;
+  bell->session = store->sessions;
   bell->db = connection_make(store->url);
   if (bell->db == NULL || PQstatus(bell->db) != CONNECTION_OK || !tune(store, bell)) {
     hang_up(bell);
@@ -157,6 +170,7 @@ void bell_see(outbox_store *store, bool found) {
   char sql[100];
   if (bell == NULL) return;
   bell->rung = false;
+  follow(store, bell);
   if (!found || !bell->waits) return;
   bell->waits = bell->calm = false;
   if (!settle(bell)) return;
