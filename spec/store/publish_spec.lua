@@ -1,7 +1,7 @@
 local outbox = require("outbox")
 local support = require("spec.support")
 
-local sqlite_it = support.only("sqlite", it)
+local sqlite_it, postgres_it = support.only("sqlite", it), support.only("postgres", it)
 
 describe("store:publish", function()
   local store, clock
@@ -229,6 +229,17 @@ describe("store:publish", function()
     assert.equal("duplicate", support.raised(store.publish, store, table.unpack(messages)).code)
     local stats = store:stats()
     assert.same({ 0, 0 }, { stats.ready, stats.delayed })
+  end)
+
+  postgres_it("fails where its commit does, because a constraint is deferred to it", function()
+    support.sql(store, "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+      .. " $$ BEGIN RAISE check_violation; END $$")
+    support.sql(store, "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON outbox_entries"
+      .. " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()")
+    assert.equal("constraint", support.raised(store.publish, store, { id = "1" }).code)
+    assert.equal(0, store:stats().ready)
+    support.sql(store, "DROP TRIGGER refuse ON outbox_entries")
+    assert.equal("2", store:publish({ id = "2" }))
   end)
 end)
 

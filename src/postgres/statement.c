@@ -248,6 +248,22 @@ static PGresult *receive(outbox_store *store, int *code) {
   return result;
 }
 
+/*
+** Receives the end of the round trip, at which the server commits: an error of that, its own end,
+** and the sync. Constraints may be deferred to it. Returns whether the sync has come.
+*/
+static bool receive_end(outbox_store *store, int *code) {
+  ExecStatusType status = PGRES_FATAL_ERROR;
+  for (int i = 0; i < 3 && status != PGRES_PIPELINE_SYNC && !connection_is_lost(store); i++) {
+    PGresult *result = PQgetResult(store->db);
+    status = PQresultStatus(result);
+    if (result != NULL && status != PGRES_PIPELINE_SYNC && *code == OUTBOX_OK)
+      *code = connection_fail(store, result, true);
+    PQclear(result);
+  }
+  return status == PGRES_PIPELINE_SYNC;
+}
+
 /* What was sent must not be committed without the rest: the server drops it with the connection. */
 static int spoil(outbox_store *store) {
   connection_close(store->db, store->pid);
@@ -273,11 +289,9 @@ int sql_end(outbox_store *store) {
     }
     call->result = receive(store, &code);
   }
-  if (!connection_is_lost(store)) {
-    PQclear(PQgetResult(store->db)); /* of the sync */
-    PQexitPipelineMode(store->db);
-  }
-  return code == OUTBOX_OK && connection_is_lost(store) ? connection_fail(store, NULL, true) : code;
+  bool ended = receive_end(store, &code);
+  if (!connection_is_lost(store)) PQexitPipelineMode(store->db);
+  return code == OUTBOX_OK && !ended ? connection_fail(store, NULL, true) : code;
 }
 
 const PGresult *sql_result(const outbox_store *store, int index) {
