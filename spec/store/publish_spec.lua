@@ -241,6 +241,16 @@ describe("store:publish", function()
     support.sql(store, "DROP TRIGGER refuse ON outbox_entries")
     assert.equal("2", store:publish({ id = "2" }))
   end)
+
+  postgres_it("reads what is committed meanwhile, whatever the role's isolation is", function()
+    local url = support.database() .. "%20-cdefault_transaction_isolation%3Dserializable"
+    local other <close> = outbox.open(url)
+    other:migrate()
+    support.sql(other, "ALTER TABLE outbox_entries ADD COLUMN level text"
+      .. " DEFAULT current_setting('transaction_isolation')")
+    other:publish({})
+    assert.equal("read committed", support.sql(other, "SELECT level FROM outbox_entries")[1].level)
+  end)
 end)
 
 describe("headers without lua-cjson", function()

@@ -103,9 +103,13 @@ static const char *const SYNCHRONOUS[] = {[OUTBOX_SYNCHRONOUS_OFF] = "off",
                                           [OUTBOX_SYNCHRONOUS_FULL] = "on",
                                           [OUTBOX_SYNCHRONOUS_EXTRA] = "remote_apply"};
 
-/* A TEMP table of the same name is never meant. The last columns are the clock, and the start. */
+/*
+** A TEMP table of the same name is never meant. The last columns are the clock, and the start. What
+** takes a lock and then looks, in one round trip, must see what was committed while it waited.
+*/
 #define SETUP                                                                                      \
-  "SET client_encoding = 'UTF8'; SET standard_conforming_strings = on; SET lock_timeout = %d;"     \
+  "SET default_transaction_isolation = 'read committed'; SET lock_timeout = %d;"                   \
+  " SET client_encoding = 'UTF8'; SET standard_conforming_strings = on;"                           \
   " SET synchronous_commit = %s; SET default_transaction_read_only = %s;"                          \
   " SELECT version(), current_setting('server_encoding'), pg_is_in_recovery(),"                    \
   " quote_ident(coalesce((SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n"              \
