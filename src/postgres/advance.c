@@ -178,7 +178,8 @@ int outbox_advance(outbox_store *store, outbox_verdict *verdicts, size_t count,
   free(s.entries);
   if (code != OUTBOX_OK) {
     lane_empty(&s.found);
-    return code;
+    if (count == 0 || s.count > 0) return code;
+    s.more = true; /* what is settled would be settled again; the next call sees to the rest */
   }
   lane_empty(&lane->hand);
   lane->hand = s.found;
