@@ -78,15 +78,13 @@ static bool is_idle(const step *s) {
   return s->now - lane->busy_at >= lane->duration / 2;
 }
 
-/*
-** What was in hand is settled by now, and would be settled again if this failed. Then the next call
-** sees to it.
-*/
+/* If this fails, the next call sees to it; meanwhile the share that it has had can be served. */
 static int share(step *s, bool drop) {
   bool lost = false;
-  s->lane->changed = share_claim(s->store, false, drop, &lost, &s->more) != OUTBOX_OK;
+  int code = share_claim(s->store, false, drop, &lost, &s->more);
+  s->lane->changed = code != OUTBOX_OK;
   if (lost) round_lose(s);
-  return OUTBOX_OK;
+  return drop || s->lane->mask == 0 ? code : OUTBOX_OK;
 }
 
 static int serve(step *s, outbox_progress *progress) {
@@ -97,8 +95,8 @@ static int serve(step *s, outbox_progress *progress) {
     code = round_settle_alone(s);
     if (code != OUTBOX_OK || s->lost) return code;
     if (s->want->leave || lane->changed || lane->forgotten) code = share(s, s->want->leave);
-    progress->refused = !s->want->leave && lane->mask == 0;
-    if (s->lost || s->want->leave) return code;
+    if (code != OUTBOX_OK || s->lost || s->want->leave) return code;
+    progress->refused = lane->mask == 0;
   }
   if (lane->mask != 0) code = round_settle_and_read(s);
   if (code != OUTBOX_OK || s->lost) return code;
