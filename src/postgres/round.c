@@ -183,7 +183,8 @@ static int go_round(step *s, reading *r) {
   bool asked = cursor_send(store, &r->xids, &r->floors);
   if (renews)
     sql_add(store, RENEW_SQL, "iii", lane->lease, clock_later(s->now, lane->duration), s->now);
-  if (lane->hand.count > 0) sql_add(store, PUT_DOWN_SQL, "i", lane->lease);
+  /* With the connection a batch may have been lost that was read, and never handed out. */
+  if (lane->hand.count > 0 || lane->forgotten) sql_add(store, PUT_DOWN_SQL, "i", lane->lease);
   settle_send(store, &settlement, lane->lease, s->now);
   read_send(store, r);
   int code = sql_end(store);
