@@ -248,15 +248,19 @@ int round_settle_without(step *s) {
 }
 
 /*
-** The connection was lost in the last round trip. If the row of the batch in hand is gone, that was
-** committed: so is what became of it. What was read then was never handed out.
+** The connection was lost in the last round trip. The server may still be at work on it, with the
+** lock of the claim. If the row of the batch in hand is gone after that, it was committed: so is
+** what became of the batch. What was read then was never handed out.
 */
 int round_resolve(step *s) {
   lane *lane = s->lane;
   if (!lane->uncertain) return OUTBOX_OK;
-  int code = sql_run(s->store, IS_HELD_SQL, "ii", lane->lease, lane->hand.number);
+  sql_start(s->store);
+  sql_add(s->store, FENCE_SQL, "i", LOCK_CLAIM + (lane->lease & 0x3fffffff));
+  sql_add(s->store, IS_HELD_SQL, "ii", lane->lease, lane->hand.number);
+  int code = sql_end(s->store);
   if (code != OUTBOX_OK) return code;
-  bool held = sql_bool(sql_result(s->store, 0), 0, 0);
+  bool held = sql_bool(sql_result(s->store, 1), 0, 0);
   if (!held && lane->hand.count > 0) {
     code = sql_run(s->store, PUT_DOWN_SQL, "i", lane->lease);
     if (code != OUTBOX_OK) return code;
