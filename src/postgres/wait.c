@@ -222,7 +222,7 @@ static void poll_for(int64_t timeout, bool *rung, int64_t *look_again, bell *bel
   if (bell->look_at > now + POLL) bell->look_at = now + POLL;
   if (timeout > 0 && bell->look_at > now) {
     int64_t left = bell->look_at - now;
-    poll(NULL, 0, (int)((left < timeout ? left : timeout) / 1000));
+    poll(NULL, 0, (int)(((left < timeout ? left : timeout) + 999) / 1000)); /* not too short */
     now = clock_monotonic();
   }
   *rung = now >= bell->look_at;
