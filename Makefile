@@ -202,9 +202,9 @@ build/libfuzzer_%: spec/fuzz/%.c spec/fuzz/fuzz.h $(CORE) $(HEADERS) $(SHIM)
 	clang -fsanitize=fuzzer $(FUZZED)
 
 # The programs and modules that the specs need besides the rock.
-support: build/engines.so build/process.so build/slow_disk.so build/faults.so build/host build/starved
+support: build/engines.so build/process.so build/slow_disk.so build/faults.so build/cut.so build/host build/starved
 
-# Modules for the specs: fork, wait and kill, which Lua does not have, and a slow disk.
+# Modules for the specs: processes, which Lua does not have, a slow disk, connections that are cut.
 build/%.so: spec/support/%.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@
