@@ -56,8 +56,12 @@ bool connection_is_lost(const outbox_store *store) {
 
 int connection_fail(outbox_store *store, const PGresult *result, bool own) {
   const char *state = result != NULL ? PQresultErrorField(result, PG_DIAG_SQLSTATE) : NULL;
-  /* Where sending has failed, libpq takes the connection for good until reading fails, too. */
-  if (state == NULL && !connection_is_lost(store)) PQconsumeInput(store->db);
+  /*
+  ** Where sending has failed, libpq takes the connection for good until reading fails, too. Before
+  ** the end there may be a last word of the server.
+  */
+  for (int i = 0; i < 8 && state == NULL && !connection_is_lost(store); i++)
+    PQconsumeInput(store->db);
   const char *text = result != NULL ? PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY) : NULL;
   if (text == NULL) text = PQerrorMessage(store->db);
   if (text == NULL || text[0] == '\0') text = "the server gave no reason";

@@ -264,11 +264,15 @@ static bool receive_end(outbox_store *store, int *code) {
   return status == PGRES_PIPELINE_SYNC;
 }
 
-/* What was sent must not be committed without the rest: the server drops it with the connection. */
+/*
+** Something could not be sent: there was no memory, or the connection is lost. What was sent must
+** not be committed without it: the server drops that with the connection.
+*/
 static int spoil(outbox_store *store) {
+  int code = connection_fail(store, NULL, true);
   connection_close(store->db, store->pid);
   store->db = NULL;
-  return store_fail_nomem(store);
+  return code == OUTBOX_DISCONNECTED ? code : store_fail_nomem(store);
 }
 
 int sql_end(outbox_store *store) {
