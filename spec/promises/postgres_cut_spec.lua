@@ -67,7 +67,6 @@ describe("wherever a connection to PostgreSQL is lost,", function()
     local function is_done()
       local n = count("outbox_entries") + count("outbox_delayed")
       assert.is_true(n == 0 or n == 3, cuts.where)
-      return n == 3
     end
     try_all("delayed log 2 0\nready log 1 0\nready mail 1 0\nsubscription events log",
       function(store, clock)
@@ -126,16 +125,52 @@ describe("wherever a connection to PostgreSQL is lost,", function()
         end
         return ("a:%s\nb:%s\nc:%s\nd:%s\n"):format(log.a, log.b, log.c, log.d)
       end)
-    for _, way in ipairs(cuts.ways) do
-      cuts.try("delayed 1 1 no", function(store)
-        direct:publish({ payload = "1" })
-        local p = outbox.processor({ store = store, retry = { base = 1 }, publisher = function()
-          cuts.arm(way, -1) -- the settlement
+  end)
+
+  -- A processor charges a message. Its connection is lost after `prepare`; it has its claim still
+  -- when it finishes.
+  local function charge(prepare, finish)
+    cuts.try("delayed 1 1 no", function(store)
+      direct:publish({ payload = "1" })
+      local p = outbox.processor({ store = store, processor_id = "p", retry = { base = 1 },
+        on_retry = finish, publisher = function()
+          prepare(store)
           return { "no" }
         end })
-        persist(nil, p.pump, p)
-      end, cuts.url, "pass", 0)
+      persist(nil, p.pump, p)
+    end, cuts.url, "pass", 0)
+  end
+
+  it("a failure is charged once, whatever became of the answer", function()
+    for _, way in ipairs(cuts.ways) do
+      charge(function()
+        cuts.arm(way, -1)
+      end)
     end
+  end)
+
+  it("a failure is charged once, though the server is busy when its client comes again", function()
+    local holder
+    charge(function()
+      holder = cuts.hold_entries()
+      cuts.arm("leave", -1)
+    end, function()
+      holder = process.wait(holder)
+    end)
+    assert.equal(0, holder)
+  end)
+
+  it("a failure is charged once, though the server begins when its client is done", function()
+    local stopped
+    charge(function(store)
+      stopped = support.sql(store, "SELECT pg_backend_pid() AS pid")[1].pid
+      process.kill(stopped, 19) -- SIGSTOP
+      cuts.arm("leave", -1)
+    end, function()
+      process.kill(stopped, 18) -- SIGCONT
+      stopped = cuts.calm_down()
+    end)
+    assert.is_true(stopped)
   end)
 
   it("a processor that dies soon is charged for what it had in hand, and no more", function()
@@ -147,20 +182,12 @@ describe("wherever a connection to PostgreSQL is lost,", function()
       direct:publish(table.unpack(messages))
       local p = outbox.processor({ store = store, batch_size = 8, processor_id = "p",
         publisher = coroutine.yield })
-      local dying
       persist(nil, function()
-        dying = coroutine.create(p.pump)
-        local ok, result = coroutine.resume(dying, p)
-        if not ok then
-          coroutine.close(dying)
-          error(result)
-        end
-        for _, message in ipairs(result) do
+        for _, message in ipairs(coroutine.wrap(p.pump)(p)) do
           hand[message.payload] = 1
         end
       end)
       store:close()
-      coroutine.close(dying)
       clock.advance(10)
       local heir = outbox.processor({ store = direct, processor_id = "heir",
         publisher = function(batch)
@@ -171,33 +198,6 @@ describe("wherever a connection to PostgreSQL is lost,", function()
       assert.equal(40, heir:pump(), cuts.where)
       assert.same(hand, charged, cuts.where)
     end)
-  end)
-
-  it("what the server is still busy with is not done again", function()
-    cuts.try("delayed 1 1 no", function(store)
-      direct:publish({ payload = "1" })
-      local holder
-      local p = outbox.processor({ store = store, processor_id = "p", retry = { base = 1 },
-        publisher = function()
-          -- Keeps the server busy until both of the processor's connections wait.
-          holder = process.fork(function()
-            local other <close> = outbox.open(cuts.server_url)
-            other:transaction(function(txn)
-              txn:rows("SELECT FROM outbox_entries FOR UPDATE")
-              repeat
-                local waiting = txn:rows("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")()
-              until waiting.n >= 2
-            end)
-          end)
-          repeat
-            local free = support.sql(direct, "SELECT FROM outbox_entries FOR UPDATE SKIP LOCKED")
-          until #free == 0
-          cuts.arm("leave", 1)
-          return { "no" }
-        end })
-      persist(nil, p.pump, p)
-      assert.equal(0, process.wait(holder))
-    end, cuts.url, "pass", 0)
   end)
 
   it("entries that are claimed by hand are settled once", function()

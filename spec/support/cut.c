@@ -4,7 +4,7 @@
 **
 **     pid = cut.proxy(socket, server)   between the path of a socket and that of the server's
 **     cut.arm(way, n [, again])   cuts at the n-th point, and so many points after that again
-**     was_cut, ends = cut.disarm()   whether it did, and how many round trips have ended
+**     was_cut, ends, left = cut.look()   ends: of round trips; left: the server is not done yet
 **
 ** The points are the start of a connection, each statement, and the end of each round trip, at
 ** which the server commits. Below 0, n counts the ends alone.
@@ -17,7 +17,6 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,20 +37,19 @@ enum way {
 static const char *const WAYS[] = {"pass", "before", "after", "half", "leave", "kill", NULL};
 
 /* In memory that the proxy and its children see, too. */
-static struct control { atomic_int points, ends, at, again, way, was_cut; } * control;
+static struct control { atomic_int points, ends, at, again, way, was_cut, left; } * control;
 
 typedef struct passage {
-  int client, server;
-  pid_t backend;
-  int statements, answered; /* in this round trip */
-  bool leaves;              /* it is to be left at its end */
-  char *message;            /* its type, its length, the rest; at the start there is no type */
+  int client, server, backend; /* two sockets; the server's process */
+  int statements, answered;    /* in this round trip */
+  bool leaves;                 /* it is to be left at its end */
+  char *message;               /* its type, its length, the rest; at the start there is no type */
   size_t size;
 } passage;
 
-static uint32_t number(const char *at) {
+static size_t number(const char *at) {
   const unsigned char *n = (const unsigned char *)at;
-  return (uint32_t)n[0] << 24 | (uint32_t)n[1] << 16 | (uint32_t)n[2] << 8 | n[3];
+  return (size_t)n[0] << 24 | (size_t)n[1] << 16 | (size_t)n[2] << 8 | n[3];
 }
 
 static bool take(passage *p, int from, size_t header) {
@@ -83,7 +81,7 @@ static enum way arrive(bool ends) {
 static bool hear(passage *p, bool flushed, bool *last) {
   if (!take(p, p->server, 5)) return false;
   char type = p->message[0];
-  if (type == 'K') p->backend = (pid_t)number(p->message + 5);
+  if (type == 'K') p->backend = (int)number(p->message + 5);
   if (strchr("CIE", type) != NULL) p->answered++; /* a statement is complete, or has failed */
   *last = type == 'Z' || (flushed && (type == 'E' || p->answered == p->statements));
   if (type == 'Z') p->statements = p->answered = 0;
@@ -93,17 +91,19 @@ static bool hear(passage *p, bool flushed, bool *last) {
 /* Passes the answer on, as far as the client is to get it. Returns whether the connection lives. */
 static bool answer(passage *p, enum way way, bool flushed) {
   bool last = false;
+  control->left |= way == LEAVE;
   if (way == LEAVE) shutdown(p->client, SHUT_RDWR);
   while (!last || way == KILL) {
     if (way == KILL && p->backend != 0) {
       if (kill(p->backend, SIGTERM) != 0) return false;
       p->backend = 0;
     }
-    if (!hear(p, flushed, &last)) return false;
-    if (way != AFTER && way != LEAVE && !(way == HALF && last && !flushed) && !give(p->client, p))
-      return false;
+    if (!hear(p, flushed, &last)) break;
+    bool hides = way == AFTER || way == LEAVE || (way == HALF && last && !flushed);
+    if (!hides && !give(p->client, p)) return false;
   }
-  return way == PASS;
+  if (way == LEAVE) control->left = false;
+  return way == PASS && last;
 }
 
 /* Passes a message of the client's on, and what the server answers. */
@@ -182,18 +182,18 @@ static int cut_arm(lua_State *L) {
   return 0;
 }
 
-static int cut_disarm(lua_State *L) {
-  control->at = 0;
+static int cut_look(lua_State *L) {
   lua_pushboolean(L, control->was_cut);
   lua_pushinteger(L, control->ends);
-  return 2;
+  lua_pushboolean(L, control->left);
+  return 3;
 }
 
 int luaopen_cut(lua_State *L);
 
 int luaopen_cut(lua_State *L) {
   static const luaL_Reg FUNCTIONS[] = {
-      {"proxy", cut_proxy}, {"arm", cut_arm}, {"disarm", cut_disarm}, {NULL, NULL}};
+      {"proxy", cut_proxy}, {"arm", cut_arm}, {"look", cut_look}, {NULL, NULL}};
   luaL_newlib(L, FUNCTIONS);
   return 1;
 }

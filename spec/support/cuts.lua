@@ -39,10 +39,10 @@ local CLEAN = [[
 local server, proxy, clock, lost, losses
 
 --- Starts a server with the outbox and a table `orders`. `direct` is a store whose connection is
--- never lost, `server_url` the URL of its database, `url` the same through the proxy.
+-- never lost, `url` that of the proxy.
 function M.start()
   server = postgres.server()
-  M.server_url, M.url = server.url, server.url:gsub(":5432", ":5433")
+  M.url = server.url:gsub(":5432", ":5433")
   M.direct = outbox.open(server.url, { clock = { sleep = outbox.clock.sleep, now = function()
     return clock.now()
   end } })
@@ -77,9 +77,19 @@ function M.arm(way, n)
   end
 end
 
+--- Waits until the server is done with what it got before the connection was lost. Returns whether
+-- it was lost, and the number of round trips.
+function M.calm_down()
+  local was_cut, ends, left
+  repeat
+    was_cut, ends, left = cut.look()
+  until not left
+  return was_cut, ends
+end
+
 --- Calls a function until it succeeds, as an application does. Where its connection was lost,
--- `is_done(problem)` may tell that it need not be called again, because only the answer was lost.
--- Or the next call finds that out: the id is known already.
+-- `is_done(problem)` may tell that it need not be called again, because only the answer was lost;
+-- the server is not busy with it any more. Or the next call finds that out: it knows the id.
 function M.persist(is_done, fn, ...)
   local results = table.pack(pcall(fn, ...))
   if results[1] then
@@ -88,6 +98,9 @@ function M.persist(is_done, fn, ...)
     return
   end
   lose(results[2])
+  if is_done then
+    M.calm_down()
+  end
   if not (is_done and is_done(results[2])) then
     return M.persist(is_done, fn, ...)
   end
@@ -113,17 +126,18 @@ function M.try(expected, play, url, way, n, again)
   cut.arm(way, n, again)
   local store <close> = open(url)
   local log = play(store, clock) or ""
-  local was_cut, ends = cut.disarm()
+  local was_cut, ends = M.calm_down()
+  cut.arm("pass", 0)
   assert.equal(expected, log .. (support.sql(M.direct, STATE)[1].state or ""), M.where)
   return was_cut, ends
 end
 
 -- Tries every point; after each third one the connection is lost again while the store recovers.
 local function try_each(try, way)
-  local n = 1
-  while try(way, n) do
+  local n, sign = 1, way == "leave" and -1 or 1 -- the server is left at ends alone
+  while try(way, sign * n) do
     if n % 3 == 0 then
-      try(way, n, n // 3 % 17 + 1)
+      try(way, sign * n, n // 3 % 17 + 1)
     end
     n = n + 1
   end
@@ -145,6 +159,24 @@ function M.try_all(expected, play, url)
       try(way, -n - ends // 2, 3 * i)
     end
   end
+end
+
+--- Starts a process that keeps the rows of ready entries locked until two connections wait. Returns
+-- its pid when they are locked.
+function M.hold_entries()
+  local pid = process.fork(function()
+    local store <close> = outbox.open(server.url)
+    store:transaction(function(txn)
+      txn:rows("SELECT FROM outbox_entries FOR UPDATE")
+      repeat
+        local waiting = txn:rows("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")()
+      until waiting.n >= 2
+    end)
+  end)
+  repeat
+    local free = support.sql(M.direct, "SELECT FROM outbox_entries FOR UPDATE SKIP LOCKED")
+  until #free == 0
+  return pid
 end
 
 --- Counts the rows of a table, or those with a condition.

@@ -84,7 +84,7 @@ typedef struct lane {
   survey survey;
   int64_t fingerprint; /* of the claims, when they were surveyed */
   unsigned session;    /* the connection for which the marks hold */
-  bool uncertain;      /* nobody knows whether the last settlement was committed */
+  bool uncertain;      /* nobody knows whether the last round trip was committed */
   bool forgotten;      /* the mask, with what was known of it: it is to be gained anew */
   bool changed;        /* the claims have, or there is something to promote */
   int64_t low[PARTITIONS], last[PARTITIONS];

@@ -30,10 +30,22 @@ static const char RENEW_SQL[] =
 
 static const char PUT_DOWN_SQL[] = "DELETE FROM @batches WHERE lease = $1";
 
-/* Whether a batch is in hand still, or the claim is gone: then nobody knows. */
-static const char IS_HELD_SQL[] =
-    "SELECT EXISTS (SELECT FROM @batches WHERE lease = $1 AND number = $2)"
-    " OR NOT EXISTS (SELECT FROM @claims WHERE lease = $1)";
+static const char LOCK_CLAIMS_SQL[] = "SELECT pg_advisory_xact_lock(#, 1025)::text";
+
+/*
+** Gives the claim $1 of the processor $3 another number, so that a round trip which the server
+** begins with only now finds none. Of its batches only $2 was ever handed out. The answer to this
+** may be lost, too: then the claim has its new number already. Returns the number, NULL where the
+** claim is gone; and whether that batch is in hand still.
+*/
+static const char RENUMBER_SQL[] =
+    "WITH c AS (UPDATE @claims SET lease = DEFAULT WHERE lease = $1 RETURNING lease),"
+    " o AS (UPDATE @outages AS o SET lease = c.lease FROM c WHERE o.lease = $1),"
+    " d AS (DELETE FROM @batches WHERE lease = $1 AND number <> $2),"
+    " b AS (UPDATE @batches AS b SET lease = c.lease FROM c WHERE b.lease = $1 AND number = $2)"
+    " SELECT coalesce((SELECT lease FROM c), (SELECT max(lease) FROM @claims"
+    " WHERE processor_id = $3 AND NOT by_hand AND lease > $1)),"
+    " EXISTS (SELECT FROM @batches WHERE number = $2)";
 
 /* --- The claim is lost ----------------------------------------------------------------------- */
 
@@ -183,12 +195,11 @@ static int go_round(step *s, reading *r) {
   bool asked = cursor_send(store, &r->xids, &r->floors);
   if (renews)
     sql_add(store, RENEW_SQL, "iii", lane->lease, clock_later(s->now, lane->duration), s->now);
-  /* With the connection a batch may have been lost that was read, and never handed out. */
-  if (lane->hand.count > 0 || lane->forgotten) sql_add(store, PUT_DOWN_SQL, "i", lane->lease);
+  if (lane->hand.count > 0) sql_add(store, PUT_DOWN_SQL, "i", lane->lease);
   settle_send(store, &settlement, lane->lease, s->now);
   read_send(store, r);
   int code = sql_end(store);
-  if (code == OUTBOX_DISCONNECTED && writes) lane->uncertain = true;
+  if (code == OUTBOX_DISCONNECTED) lane->uncertain = true;
   if (code == OUTBOX_OK) {
     code = receive(s, r, &settlement, renews, asked);
     if (settlement.missed > 0) catch_up(s, &settlement);
@@ -249,27 +260,27 @@ int round_settle_without(step *s) {
 
 /*
 ** The connection was lost in the last round trip. The server may still be at work on it, with the
-** lock of the claim. If the row of the batch in hand is gone after that, it was committed: so is
-** what became of the batch. What was read then was never handed out.
+** lock of the claim, or begin with it later. If the row of the batch in hand is gone, that was
+** committed: so is what became of it. What was read then was never handed out.
 */
 int round_resolve(step *s) {
   lane *lane = s->lane;
   if (!lane->uncertain) return OUTBOX_OK;
   sql_start(s->store);
   sql_add(s->store, FENCE_SQL, "i", LOCK_CLAIM + (lane->lease & 0x3fffffff));
-  sql_add(s->store, IS_HELD_SQL, "ii", lane->lease, lane->hand.number);
+  sql_add(s->store, LOCK_CLAIMS_SQL, "");
+  sql_add(s->store, RENUMBER_SQL, "iit", lane->lease, lane->hand.number, lane->processor_id);
   int code = sql_end(s->store);
   if (code != OUTBOX_OK) return code;
-  bool held = sql_bool(sql_result(s->store, 1), 0, 0);
-  if (!held && lane->hand.count > 0) {
-    code = sql_run(s->store, PUT_DOWN_SQL, "i", lane->lease);
-    if (code != OUTBOX_OK) return code;
-    for (size_t i = 0; i < s->count; i++)
-      s->verdicts[i].found = true;
-    round_follow(s);
-    lane_empty(&lane->hand);
-    s->count = 0;
-  }
+  const PGresult *row = sql_result(s->store, 2);
   lane->uncertain = false;
+  if (PQgetisnull(row, 0, 0)) return OUTBOX_OK; /* it will turn out to be lost */
+  lane->lease = sql_int(row, 0, 0);
+  if (lane->hand.count == 0 || sql_bool(row, 0, 1)) return OUTBOX_OK;
+  for (size_t i = 0; i < s->count; i++)
+    s->verdicts[i].found = true;
+  round_follow(s);
+  lane_empty(&lane->hand);
+  s->count = 0;
   return OUTBOX_OK;
 }
