@@ -165,6 +165,19 @@ function M.standby(primary, settings)
   return server
 end
 
+--- Starts a PgBouncer before such a server, whose clients share one session: each has it for a
+-- transaction. `url` leads to it.
+function M.pooler(server)
+  local pooler = add_server()
+  pooler.url = act(pooler, "pool", nil, server)
+  return pooler
+end
+
+--- Whether PgBouncer is installed.
+function M.has_pooler()
+  return (os.execute("PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null"))
+end
+
 --- Returns a URL with the hosts of several servers, in this order, and these parameters.
 function M.hosts(list, parameters)
   local hosts = {}

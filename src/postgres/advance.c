@@ -8,11 +8,6 @@
 
 #define SECOND 1000000
 
-/* The order of an index is what a reading needs; whoever sorts has to read all first. */
-static const char SESSION_SQL[] =
-    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;"
-    " SET enable_bitmapscan = off; SET jit = off";
-
 static const char ANY_WORK_SQL[] =
     "SELECT EXISTS (SELECT FROM generate_series(0, 63) AS p CROSS JOIN LATERAL (SELECT 1"
     " FROM @entries WHERE partition = p AND (namespace = ANY ($1)) <> $2 LIMIT 1) AS e)"
@@ -121,10 +116,9 @@ static void forget(lane *lane) {
 
 static int set_up_session(outbox_store *store) {
   lane *lane = store->lane;
-  if (store->serves && lane->session == store->sessions) return OUTBOX_OK;
-  int code = sql_script(store, SESSION_SQL);
+  if (lane->session == store->sessions) return OUTBOX_OK;
+  int code = connection_set(store);
   if (code != OUTBOX_OK) return code;
-  store->serves = true;
   if (lane->session != 0) forget(lane);
   lane->session = store->sessions;
   return OUTBOX_OK;

@@ -108,19 +108,33 @@ static const char *const SYNCHRONOUS[] = {[OUTBOX_SYNCHRONOUS_OFF] = "off",
                                           [OUTBOX_SYNCHRONOUS_EXTRA] = "remote_apply"};
 
 /*
-** A TEMP table of the same name is never meant. The last columns are the clock, and the start. What
-** takes a lock and then looks, in one round trip, must see what was committed while it waited.
+** A TEMP table of the same name is never meant. The last columns are the clock, the start, and the
+** number of the session: a pooler tells its clients numbers of its own.
 */
-#define SETUP                                                                                      \
-  "SET default_transaction_isolation = 'read committed'; SET lock_timeout = %d;"                   \
-  " SET client_encoding = 'UTF8'; SET standard_conforming_strings = on;"                           \
-  " SET synchronous_commit = %s; SET default_transaction_read_only = %s;"                          \
-  " SELECT version(), current_setting('server_encoding'), pg_is_in_recovery(),"                    \
+#define WHO                                                                                        \
+  "SELECT version(), current_setting('server_encoding'), pg_is_in_recovery(),"                     \
   " quote_ident(coalesce((SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n"              \
   " ON n.oid = c.relnamespace WHERE c.relname = '%sschema' AND pg_table_is_visible(c.oid)"         \
   " AND c.relpersistence <> 't' LIMIT 1), current_schema())),"                                     \
   " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,"                                    \
-  " (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
+  " (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, pg_backend_pid()"
+
+/*
+** `p`: for the transaction alone. The second half of being read-only is for that transaction. What
+** takes a lock and then looks, in one round trip, must see what was committed while it waited.
+*/
+#define SETTINGS                                                                                   \
+  "SELECT set_config('client_encoding', 'UTF8', p), set_config('lock_timeout', '%d', p),"          \
+  " set_config('standard_conforming_strings', 'on', p),"                                           \
+  " set_config('default_transaction_isolation', 'read committed', p),"                             \
+  " set_config('synchronous_commit', '%s', p),"                                                    \
+  " set_config('default_transaction_read_only', '%s', p),"                                         \
+  " set_config('transaction_read_only', %s, true)%s FROM (VALUES (%s)) AS v (p)"
+
+/* The order of an index is what a reading needs; whoever sorts has to read all first. */
+#define PLANS                                                                                      \
+  ", set_config('plan_cache_mode', 'force_generic_plan', p), set_config('enable_seqscan', 'off',"  \
+  " p), set_config('enable_bitmapscan', 'off', p), set_config('jit', 'off', p)"
 
 /* Judges what the server says of itself. */
 static int judge(outbox_store *store, const PGresult *result) {
@@ -142,12 +156,23 @@ static int judge(outbox_store *store, const PGresult *result) {
   return OUTBOX_OK;
 }
 
+int connection_set(outbox_store *store) {
+  bool reads = store->mode == OUTBOX_READ;
+  snprintf(store->settings, sizeof store->settings, SETTINGS,
+           store->busy_timeout > 0 ? store->busy_timeout : 1, SYNCHRONOUS[store->synchronous],
+           reads ? "on" : "off", reads ? "'on'" : "current_setting('transaction_read_only')",
+           store->lane != NULL ? PLANS : "", store->pooled ? "true" : "false");
+  PGresult *result = PQexec(store->db, store->settings);
+  int code =
+      PQresultStatus(result) == PGRES_TUPLES_OK ? OUTBOX_OK : connection_fail(store, result, false);
+  PQclear(result);
+  return code;
+}
+
 static int set_up(outbox_store *store) {
-  char sql[1200];
+  char sql[800];
   int64_t before, after;
-  snprintf(sql, sizeof sql, SETUP, store->busy_timeout > 0 ? store->busy_timeout : 1,
-           SYNCHRONOUS[store->synchronous], store->mode == OUTBOX_READ ? "on" : "off",
-           store->prefix);
+  snprintf(sql, sizeof sql, WHO, store->prefix);
   outbox_system_clock(NULL, &before);
   PGresult *result = PQexec(store->db, sql);
   outbox_system_clock(NULL, &after);
@@ -157,12 +182,13 @@ static int set_up(outbox_store *store) {
     store->skew = strtoll(PQgetvalue(result, 0, 4), NULL, 10) - (before + (after - before) / 2);
     store->connected_at = strtoll(PQgetvalue(result, 0, 4), NULL, 10);
     store->server_started = strtoll(PQgetvalue(result, 0, 5), NULL, 10);
+    store->pooled = strtol(PQgetvalue(result, 0, 6), NULL, 10) != PQbackendPID(store->db);
     free(store->schema);
     store->schema = strdup(PQgetvalue(result, 0, 3));
     if (store->schema == NULL) code = store_fail_nomem(store);
   }
   PQclear(result);
-  return code;
+  return code == OUTBOX_OK ? connection_set(store) : code;
 }
 
 int connection_open(outbox_store *store) {
@@ -172,7 +198,7 @@ int connection_open(outbox_store *store) {
   if (store->db == NULL) return store_fail_nomem(store);
   for (int i = 0; i < store->statement_count; i++)
     store->statements[i].prepared = false;
-  store->serves = store->migrated = false;
+  store->migrated = false;
   if (PQstatus(store->db) != CONNECTION_OK) {
     connection_fail(store, NULL, false);
     return again ? OUTBOX_DISCONNECTED : OUTBOX_CANTOPEN;

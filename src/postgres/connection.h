@@ -15,6 +15,12 @@
 */
 int connection_open(outbox_store *store);
 
+/*
+** Sets the session up, also for a processor if there is one. Where a pooler gives it to others when
+** a transaction ends, these settings hold for one transaction, and are sent with each.
+*/
+int connection_set(outbox_store *store);
+
 /* A second connection to the same server, for a thread or for LISTEN. NULL: there is none. */
 PGconn *connection_make(const char *url);
 

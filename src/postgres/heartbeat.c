@@ -12,15 +12,16 @@
 
 #include "operations.h"
 
-static const char SESSION_SQL[] = "SET synchronous_commit = off; SET lock_timeout = 1000";
+/* What is set by the statement itself is not left to others where there is a pooler. */
+#define OWN_CLAIM                                                                                  \
+  " WHERE processor_id = $1 AND set_config('synchronous_commit', 'off', true) IS NOT NULL"         \
+  " AND set_config('lock_timeout', '1000', true) IS NOT NULL"
 
 static const char BEAT_SQL[] =
-    "UPDATE @claims SET deadline = deadline + $2, claimed_at = claimed_at + $2"
-    " WHERE processor_id = $1";
+    "UPDATE @claims SET deadline = deadline + $2, claimed_at = claimed_at + $2" OWN_CLAIM;
 
 /* What is in hand now counts as slow, not as lost with its processor. */
-static const char MARK_SQL[] =
-    "UPDATE @claims SET overtime = true WHERE processor_id = $1 AND $2 >= 0";
+static const char MARK_SQL[] = "UPDATE @claims SET overtime = true" OWN_CLAIM " AND $2 >= 0";
 
 typedef struct writer {
   char *url, *beat_sql, *mark_sql;
@@ -33,11 +34,7 @@ static bool connect(writer *writer) {
   if (writer->db != NULL && PQstatus(writer->db) == CONNECTION_OK) return true;
   connection_close(writer->db, getpid());
   writer->db = connection_make(writer->url);
-  if (writer->db == NULL || PQstatus(writer->db) != CONNECTION_OK) return false;
-  PGresult *result = PQexec(writer->db, SESSION_SQL);
-  bool good = PQresultStatus(result) == PGRES_COMMAND_OK;
-  PQclear(result);
-  return good;
+  return writer->db != NULL && PQstatus(writer->db) == CONNECTION_OK;
 }
 
 static bool write_claim(void *context, outbox_bytes processor_id, int64_t passed, bool overtime) {

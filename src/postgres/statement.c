@@ -203,19 +203,30 @@ static statement *find(outbox_store *store, const char *sql) {
 /* How an error before the end is remembered. */
 #define FAILED (-1)
 
+/* A transaction that has looked at something cannot change its isolation. */
+static const char ISOLATION_SQL[] = "SET transaction_isolation = 'read committed'";
+
+static bool send_simple(outbox_store *store, const char *sql) {
+  return PQsendQueryParams(store->db, sql, 0, NULL, NULL, NULL, NULL, 0);
+}
+
 void sql_start(outbox_store *store) {
   for (int i = 0; i < store->call_count; i++) {
     PQclear(store->calls[i].result);
     store->calls[i].result = NULL;
   }
   store->call_count = PQenterPipelineMode(store->db) ? 0 : FAILED;
+  store->sets = store->pooled && store->depth == 0;
+  if (store->sets && store->call_count == 0 &&
+      !(send_simple(store, ISOLATION_SQL) && send_simple(store, store->settings)))
+    store->call_count = FAILED;
 }
 
 static bool send(outbox_store *store, call *call, const parameters *p) {
-  char name[16];
+  char name[16] = ""; /* of a statement that others could mistake for theirs: none */
   statement *statement = call->statement;
-  snprintf(name, sizeof name, "outbox%d", (int)(statement - store->statements));
-  if (!statement->prepared) {
+  if (!store->pooled) snprintf(name, sizeof name, "outbox%d", (int)(statement - store->statements));
+  if (store->pooled || !statement->prepared) {
     char *sql = sql_expand(store, statement->sql);
     call->prepares = sql != NULL && PQsendPrepare(store->db, name, sql, p->count, p->types);
     free(sql);
@@ -284,6 +295,8 @@ int sql_end(outbox_store *store) {
   for (int i = 0; i < count; i++)
     if (store->calls[i].statement == NULL && !connection_is_lost(store)) return spoil(store);
   if (!connection_is_lost(store) && !PQpipelineSync(store->db)) return spoil(store);
+  for (int i = 0; i < 2 && store->sets && !connection_is_lost(store); i++)
+    PQclear(receive(store, &code));
   for (int i = 0; i < count && !connection_is_lost(store); i++) {
     call *call = &store->calls[i];
     if (call->prepares) {

@@ -61,7 +61,8 @@ struct outbox_store {
   int64_t connected_at;   /* by the server's clock: when the last one was made, */
   int64_t server_started; /* and when its server was started */
   bool working;           /* a callback is running: every call on the store fails */
-  bool serves;            /* the session is set up for a processor */
+  bool pooled;            /* a pooler may give the session to others between transactions */
+  char settings[900];     /* the SQL that sets the session up */
   PGresult *reading;      /* what outbox_next and its kin read, else NULL */
   int row;                /* the next one of it */
   int64_t *hand_places, *hand_partitions; /* that a claim by hand has read last */
@@ -75,6 +76,7 @@ struct outbox_store {
   void (*free_lane)(lane *lane);
   call calls[MAX_CALLS];
   int call_count;
+  bool sets; /* the settings are sent before the calls */
   statement statements[MAX_STATEMENTS];
   int statement_count;
   char message[512];

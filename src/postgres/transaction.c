@@ -82,6 +82,10 @@ int outbox_begin(outbox_store *store) {
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;
   code = control(store, store->depth == 0 ? "BEGIN ISOLATION LEVEL READ COMMITTED" : SAVEPOINT_SQL);
+  if (code == OUTBOX_OK && store->depth == 0 && store->pooled) {
+    code = connection_set(store);
+    if (code != OUTBOX_OK) control(store, "ROLLBACK");
+  }
   if (code != OUTBOX_OK) return code;
   if (store->depth++ == 0) store->xid = 0;
   return OUTBOX_OK;
