@@ -104,4 +104,12 @@ describe("behind a pooler of transactions", function()
       .. " current_setting('lock_timeout') AS patience")[1]
     assert.same({ synchronous = "local", patience = "250ms" }, row)
   end)
+
+  it("a processor is not woken, but looks by itself", function()
+    local finish = support.sleeping_processor(pooler.url)
+    local publisher <close> = outbox.open(server.url)
+    publisher:publish({ payload = "payload" })
+    assert.equal("payload", finish())
+    assert.equal("", traces())
+  end)
 end)

@@ -8,7 +8,7 @@
 ** only then does it sleep.
 **
 ** Behind a pooler that pools transactions, LISTEN is accepted and never delivers. This is found out
-** at first, by a NOTIFY to itself; then, as without a connection, it asks from time to time.
+** at first, by a NOTIFY on the other connection; then, as without one, it asks from time to time.
 */
 #define _GNU_SOURCE
 
@@ -122,19 +122,28 @@ static bool sleep_until(const bell *bell, int64_t timeout) {
   return ppoll(&fd, 1, &time, NULL) > 0;
 }
 
-/* LISTENs, and finds out whether the server delivers. */
-static bool tune(outbox_store *store, bell *bell) {
-  char sql[200];
-  snprintf(sql, sizeof sql, "LISTEN outbox_%d; NOTIFY outbox_%d", store->space, store->space);
-  PGresult *result = PQexec(bell->db, sql);
+static bool run(PGconn *db, const char *command, int space) {
+  char sql[100];
+  snprintf(sql, sizeof sql, "%s outbox_%d", command, space);
+  PGresult *result = PQexec(db, sql);
   bool good = PQresultStatus(result) == PGRES_COMMAND_OK;
   PQclear(result);
+  return good;
+}
+
+/*
+** LISTENs, and finds out whether the server delivers. A pooler does deliver what this connection
+** sends to itself.
+*/
+static bool tune(outbox_store *store, bell *bell) {
+  bool good = run(bell->db, "LISTEN", store->space) && run(store->db, "NOTIFY", store->space);
   int64_t until = clock_monotonic() + 1000 * TEST;
   bool heard = good && take(store, bell);
   while (good && !heard && clock_monotonic() < until) {
     sleep_until(bell, until - clock_monotonic());
     heard = take(store, bell);
   }
+  if (good && !heard && store->pooled) run(bell->db, "UNLISTEN", store->space);
   bell->deaf = !heard;
   return good;
 }
@@ -142,7 +151,10 @@ static bool tune(outbox_store *store, bell *bell) {
 /* Whether there is a connection that hears. */
 static bool connect(outbox_store *store, bell *bell) {
   follow(store, bell);
-  if (bell->db != NULL && PQstatus(bell->db) == CONNECTION_OK) return !bell->deaf;
+  if (bell->db != NULL && PQstatus(bell->db) == CONNECTION_OK) {
+    if (bell->deaf && take(store, bell)) bell->deaf = false; /* it was late */
+    return !bell->deaf;
+  }
   if (bell->db != NULL) hang_up(bell);
   if (clock_monotonic() < bell->retry_at) return false;
   bell->session = store->sessions;
