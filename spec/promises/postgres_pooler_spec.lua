@@ -2,6 +2,7 @@
 
 local outbox = require("outbox")
 local postgres = require("spec.support.postgres")
+local process = require("process")
 local support = require("spec.support")
 local torture = require("spec.support.torture")
 
@@ -111,5 +112,15 @@ describe("behind a pooler of transactions", function()
     publisher:publish({ payload = "payload" })
     assert.equal("payload", finish())
     assert.equal("", traces())
+  end)
+
+  it("a session that the pooler has lost is lost", function()
+    local store <close> = outbox.open(pooler.url)
+    local problem = support.raised(store.transaction, store, function(txn)
+      local own = txn:rows("SELECT pg_backend_pid() AS pid")()
+      process.kill(own.pid)
+      txn:publish({})
+    end)
+    assert.equal("disconnected", problem.code)
   end)
 end)

@@ -50,6 +50,13 @@ static bool is_of_id(const outbox_store *store, const char *constraint) {
          strcmp(constraint + size, "delayed_id_key") == 0;
 }
 
+/* The server ends the session then, and so does a pooler, which has no codes of its own for it. */
+static bool is_fatal(const PGresult *result) {
+  const char *severity = PQresultErrorField(result, PG_DIAG_SEVERITY_NONLOCALIZED);
+  if (severity == NULL) severity = PQresultErrorField(result, PG_DIAG_SEVERITY);
+  return severity != NULL && strcmp(severity, "FATAL") == 0;
+}
+
 bool connection_is_lost(const outbox_store *store) {
   return store->db == NULL || PQstatus(store->db) == CONNECTION_BAD;
 }
@@ -65,9 +72,9 @@ int connection_fail(outbox_store *store, const PGresult *result, bool own) {
   const char *text = result != NULL ? PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY) : NULL;
   if (text == NULL) text = PQerrorMessage(store->db);
   if (text == NULL || text[0] == '\0') text = "the server gave no reason";
-  int code = connection_is_lost(store) ? OUTBOX_DISCONNECTED
-             : state == NULL           ? OUTBOX_ERROR
-                                       : code_of(state, own);
+  int code = connection_is_lost(store) || is_fatal(result) ? OUTBOX_DISCONNECTED
+             : state == NULL                               ? OUTBOX_ERROR
+                                                           : code_of(state, own);
   if (code == OUTBOX_CONSTRAINT && strcmp(state, "23505") == 0 &&
       is_of_id(store, PQresultErrorField(result, PG_DIAG_CONSTRAINT_NAME)))
     code = OUTBOX_DUPLICATE;
