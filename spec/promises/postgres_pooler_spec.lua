@@ -11,9 +11,11 @@ describe = postgres.has_pooler() and describe or pending
 
 local PUBLISHERS, MESSAGES = 4, 25
 
--- What a session must not keep of one client for the next. The pooler gives each its own name.
+-- What a session must not keep of one client for the next. The pooler gives each its own name, and
+-- the isolation is that of a transaction, whatever the view says.
 local TRACES = [[
-SELECT name, setting FROM pg_settings WHERE source = 'session' AND name <> 'application_name'
+SELECT name, setting FROM pg_settings WHERE source = 'session'
+  AND name NOT IN ('application_name', 'transaction_isolation')
 UNION ALL SELECT 'prepared', name FROM pg_prepared_statements
 UNION ALL SELECT 'channel', pg_listening_channels()
 UNION ALL SELECT 'lock', mode FROM pg_locks WHERE locktype = 'advisory']]
@@ -22,7 +24,7 @@ describe("behind a pooler of transactions", function()
   local server, pooler
 
   setup(function()
-    server = postgres.server()
+    server = postgres.server({ default_transaction_isolation = "repeatable read" })
     pooler = postgres.pooler(server)
   end)
 
@@ -102,8 +104,9 @@ describe("behind a pooler of transactions", function()
       txn:publish({})
     end).code)
     local row = support.sql(hasty, "SELECT current_setting('synchronous_commit') AS synchronous,"
-      .. " current_setting('lock_timeout') AS patience")[1]
-    assert.same({ synchronous = "local", patience = "250ms" }, row)
+      .. " current_setting('lock_timeout') AS patience,"
+      .. " current_setting('transaction_isolation') AS isolation")[1]
+    assert.same({ synchronous = "local", patience = "250ms", isolation = "read committed" }, row)
   end)
 
   it("a processor is not woken, but looks by itself", function()

@@ -282,7 +282,6 @@ int outbox_wait(outbox_store *store, int64_t timeout, bool *rung, int64_t *look_
   if (code != OUTBOX_OK) return code;
   bell *bell = get(store);
   if (bell == NULL) return store_fail_nomem(store);
-  if (bell->db != NULL && bell->deaf) bell->deaf = !take(store, bell); /* it was slow */
   if (bell->rung)
     *rung = true;
   else if (connect(store, bell))
