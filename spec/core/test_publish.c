@@ -104,7 +104,7 @@ static void an_id_twice_in_one_call_is_a_duplicate(void **state) {
   outbox_message both_delayed[] = {message("same"), message("x"), message("same")};
   both_delayed[0].deliver_at = both_delayed[2].deliver_at = NOW + 1;
   assert_duplicate(f, both_delayed, 3);
-  assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
+  assert_string_equal(ids_in(f->db, "entries"), "");
   assert_string_equal(ids_in(f->db, "delayed"), "");
 }
 
@@ -116,7 +116,7 @@ static void an_id_both_ready_and_delayed_in_one_call_is_a_duplicate(void **state
   outbox_message ready_first[] = {message("same"), message("same")};
   ready_first[1].deliver_at = NOW + 1;
   assert_duplicate(f, ready_first, 2);
-  assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
+  assert_string_equal(ids_in(f->db, "entries"), "");
   assert_string_equal(ids_in(f->db, "delayed"), "");
 }
 
@@ -130,7 +130,7 @@ static void a_duplicate_at_the_end_of_many_leaves_none_of_them(void **state) {
   messages[MAX_MESSAGES - 1].id = text("last");
   messages[20].id = messages[0].id; /* among rows that one statement inserts */
   assert_duplicate(f, messages, MAX_MESSAGES);
-  assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
+  assert_string_equal(ids_in(f->db, "entries"), "");
 }
 
 /*
@@ -293,7 +293,7 @@ static void headers_that_are_no_json_object_violate_a_constraint(void **state) {
     messages[3].deliver_at = NOW + 1;
     assert_code(f->store, outbox_publish(f->store, &messages[3], 1), OUTBOX_CONSTRAINT);
   }
-  assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
+  assert_string_equal(ids_in(f->db, "entries"), "");
   assert_string_equal(ids_in(f->db, "delayed"), "");
 }
 
@@ -367,7 +367,7 @@ static void a_transaction_that_a_full_database_ended_takes_nothing_more(void **s
     execute(f->db, "PRAGMA max_page_count = 1000000");
     assert_code(f->store, outbox_publish(f->store, &small, 1), OUTBOX_MISUSE);
     assert_code(f->store, outbox_commit(f->store), OUTBOX_MISUSE);
-    assert_string_equal(ids_in(f->db, "entries"), "6x 8x 11b 12b 13c 14x 15c 16y 17y");
+    assert_string_equal(ids_in(f->db, "entries"), "");
   }
   publish(f->store, "e");
   assert_string_equal(ids_in(f->db, "entries"), "e");
