@@ -89,8 +89,13 @@ bench: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/wake.lua
 	@$(LUA_PATHS) $(LUA) bench/lanes.lua
 
-bench-bindings bench-copies bench-lanes bench-processor bench-relay bench-wake: bench-%: build build/baseline
+bench-copies bench-lanes bench-processor bench-relay bench-wake: bench-%: build build/baseline
 	@$(LUA_PATHS) $(LUA) bench/$*.lua
+
+bench-bindings: build build/baseline
+	@tools/setup test
+	@tools/lsqlite3
+	@$(OTHER_PATHS) $(LUA) bench/bindings.lua
 
 bench-postgres: postgres build/baseline_postgres build/delay
 	@$(LUA_PATHS) $(LUA) bench/postgres.lua
