@@ -65,6 +65,33 @@ static void a_transaction_that_has_only_begun_is_not_made_a_reader(void **state)
   outbox_close(store);
 }
 
+/* The store sees neither the end of the application's transaction nor what others do after it. */
+static void a_seq_that_others_have_had_is_not_given_again(void **state) {
+  fixture *f = *state;
+  static const char *const BEGIN[] = {"BEGIN", "BEGIN IMMEDIATE"};
+  sqlite3 *db = connect_plainly(f);
+  int64_t seq = 0;
+  for (int i = 0; i < 2; i++) {
+    outbox_store *store = attach(f, db); /* a store that was once wrong looks more often */
+    assert_ok(store, outbox_migrate(store));
+    execute(db, BEGIN[i]);
+    for (int j = 0; j < 2; j++) {
+      outbox_message own = {.id = {0}};
+      assert_ok(store, outbox_publish(store, &own, 1));
+    }
+    execute(db, "ROLLBACK");
+    for (int j = 0; j < 4; j++)
+      execute(f->db, "INSERT INTO outbox_entries (namespace) VALUES ('')");
+    execute(f->db, "DELETE FROM outbox_entries");
+    execute(db, BEGIN[i]);
+    outbox_message own = {.id = {0}};
+    assert_ok(store, outbox_publish(store, &own, 1));
+    execute(db, "COMMIT");
+    assert_int_equal(number(f->db, "SELECT seq FROM outbox_entries"), seq += 5);
+    outbox_close(store);
+  }
+}
+
 static void no_operation_leaves_a_statement_running_or_a_transaction_open(void **state) {
   fixture *f = *state;
   sqlite3 *db = connect_plainly(f);
@@ -401,6 +428,7 @@ int test_attach(void) {
       TEST_WITHOUT_STORE(no_operation_leaves_a_statement_running_or_a_transaction_open),
       TEST_WITHOUT_STORE(a_connection_that_counts_its_changes_publishes),
       TEST_WITHOUT_STORE(a_transaction_that_has_only_begun_is_not_made_a_reader),
+      TEST(a_seq_that_others_have_had_is_not_given_again),
       TEST(only_the_caller_ends_a_transaction_that_it_began),
       TEST(closing_undoes_what_the_store_began_and_no_more),
       TEST(a_store_knows_when_its_connection_is_closed),

@@ -47,7 +47,7 @@ static int look(step *s) {
     if (code == OUTBOX_OK) lane->paused_at_version = store->doorbell.version;
   }
   if (code == OUTBOX_OK && !s->settles) code = share_survey(store, s->now, false, &s->survey);
-  s->version = share_version(store);
+  s->version = transaction_version(store);
   uint64_t mask = s->mine ? lane->mask : UINT64_MAX;
   bool delayed = false;
   if (code == OUTBOX_OK) code = due_any(store, &delayed);
@@ -129,7 +129,7 @@ static int write_all(step *s, outbox_verdict *verdicts, size_t count, kept *kept
   if (code != OUTBOX_OK) return code;
   kept->lost = s->mine && !s->survey.own;
   kept->lease = lane->lease;
-  bool changed = share_version(store) != s->version;
+  bool changed = transaction_version(store) != s->version;
   code = verdict_settle(store, verdicts, count, kept->lost,
                         changed || s->survey.lapsed ? INT64_MIN : highest_found(s), s->now);
   if (code != OUTBOX_OK || kept->lost) return code;

@@ -98,9 +98,6 @@ typedef struct lane {
 int share_survey(outbox_store *store, int64_t now, bool reap, survey *survey);
 void share_note(outbox_store *store, int64_t now, const survey *survey);
 
-/* A number that changes with each commit to the database, and inside a transaction tells of it. */
-unsigned share_version(outbox_store *store);
-
 /* The classes that the processor should hold, by a survey. */
 uint64_t share_quota(const lane *lane, const survey *survey);
 

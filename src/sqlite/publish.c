@@ -293,17 +293,27 @@ typedef int insert_many(outbox_store *store, const outbox_message *messages, con
                         int64_t now);
 
 /*
-** Inside a transaction nobody else writes. So the next seq is certain after an insert which was all
-** that has changed, until something else is done through the store or the connection.
+** Inside a transaction that writes nobody else does. So the next seq is certain after an insert
+** that was all that has changed, until something else is done through the store or the connection.
 */
 static int insert(outbox_store *store, const outbox_message *m, int64_t now) {
+  bool going_on = store->certain;
   int before = sqlite3_total_changes(store->db);
   int code = insert_one(store, m, now);
   int after = sqlite3_total_changes(store->db);
-  bool alone = code == OUTBOX_OK && store->depth > 0 && after - before == 1;
-  store->certain = alone && m->deliver_at <= now;
+  bool inside = code == OUTBOX_OK && !sqlite3_get_autocommit(store->db);
+  store->certain = inside && after - before == 1 && m->deliver_at <= now;
   store->changes = store->certain ? after : -1;
+  if (store->certain && !going_on) store->version = transaction_version(store);
   return code;
+}
+
+/* Whether nothing has been done since. If others have written, the version tells. */
+static bool is_certain(outbox_store *store, int changes) {
+  if (changes == -1 || changes != sqlite3_total_changes(store->db)) return false;
+  return (store->depth > 0 && !store->attached) ||
+         (sqlite3_txn_state(store->db, "main") == SQLITE_TXN_WRITE &&
+          store->version == transaction_version(store));
 }
 
 /*
@@ -424,7 +434,7 @@ int outbox_publish(outbox_store *store, outbox_message *messages, size_t count) 
   if (code == OUTBOX_OK) code = store_now(store, &now);
   if (code == OUTBOX_OK) code = generate_ids(store, messages, count, now);
   if (code != OUTBOX_OK) return code;
-  store->certain = changes != -1 && changes == sqlite3_total_changes(store->db);
+  store->certain = is_certain(store, changes);
   /* A single insert is atomic by itself, unless its id must be looked for first. */
   bool looking = count == 1 && !messages->unique && sqlite3_get_autocommit(store->db);
   /* The application asks its connection for the rowid of its own last insert, not of ours. */

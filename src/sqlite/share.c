@@ -51,18 +51,12 @@ static int note(void *context, const outbox_lease *lease) {
   return OUTBOX_OK;
 }
 
-unsigned share_version(outbox_store *store) {
-  unsigned version = 0;
-  sqlite3_file_control(store->db, "main", SQLITE_FCNTL_DATA_VERSION, &version);
-  return version;
-}
-
 /* Whether nobody has written since, and no claim may have lapsed. */
 static bool is_known(outbox_store *store, int64_t now) {
   const seen *seen = &store->lane->seen;
   int64_t lapses_at = seen->survey.lapses_at;
   return seen->changes == sqlite3_total_changes64(store->db) &&
-         seen->version == share_version(store) && now >= seen->at &&
+         seen->version == transaction_version(store) && now >= seen->at &&
          (lapses_at == 0 || now < lapses_at);
 }
 
@@ -71,7 +65,7 @@ void share_note(outbox_store *store, int64_t now, const survey *survey) {
   lane->seen = (seen){.survey = *survey,
                       .at = now,
                       .changes = sqlite3_total_changes64(store->db),
-                      .version = share_version(store)};
+                      .version = transaction_version(store)};
   lane->seen.survey.own = lane->lease != 0;
   lane->seen.survey.mask = lane->mask;
   lane->seen.survey.lapsed = false; /* it was removed */

@@ -100,6 +100,7 @@ struct outbox_store {
   int64_t next_seq;             /* what the next entry gets, perhaps; 0: unknown; see publish.c */
   int64_t copies;               /* of the last message; 0: it had no subscribers */
   int changes;                  /* of the connection, after the last insert; -1: whatever else */
+  unsigned version;             /* of the database, by then */
   bool certain;                 /* next_seq is what the next entry gets */
   bool crowded;                 /* a trigger takes places among copies */
   int doubts;                   /* how many times it is to be asked for, because it was wrong */

@@ -73,6 +73,12 @@ bool transaction_is_writing(sqlite3 *db) {
   return false;
 }
 
+unsigned transaction_version(outbox_store *store) {
+  unsigned version = 0;
+  sqlite3_file_control(store->db, NULL, SQLITE_FCNTL_DATA_VERSION, &version);
+  return version;
+}
+
 int outbox_begin(outbox_store *store) {
   int code = outbox_check_transaction(store);
   if (code != OUTBOX_OK) return code;

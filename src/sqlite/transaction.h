@@ -26,6 +26,9 @@ int transaction_prepare(outbox_store *store, enum control first, enum control la
 /* Whether a statement that writes is in the middle of its work. Then a transaction is open. */
 bool transaction_is_writing(sqlite3 *db);
 
+/* A number that changes with each commit to the database, and inside a transaction tells of it. */
+unsigned transaction_version(outbox_store *store);
+
 /* Runs a control statement. */
 int transaction_control(outbox_store *store, enum control which);
 
