@@ -8,7 +8,7 @@
 #             bench-copies, bench-lanes, bench-postgres, bench-processor, bench-publishers, bench-relay, bench-wake
 # make rock   writes the source rock of the release: build/outbox-*.src.rock
 # make        builds the rock into lua_modules; make extension builds the loadable extension alone
-# make postgres  builds the rock outbox-postgres into lua_modules, too
+# make postgres  builds the rock outbox-postgres into lua_modules, too; make brokers those of the brokers
 
 LUA = lua5.4
 LUAROCKS = LUAROCKS_CONFIG=tools/luarocks.lua luarocks --lua-version 5.4
@@ -31,8 +31,11 @@ EXTENSION = $(shell sed -n '/outbox_sqlite/,/}/s/.*"\(src.*\.c\)".*/\1/p' outbox
 SHIM = $(filter-out src/lua/postgres.c,$(wildcard src/lua/*.c)) $(wildcard src/lua/*.h)
 # The second engine, in a rock of its own. Nothing else here contains any of it.
 POSTGRES = $(wildcard src/postgres/*.[ch]) src/lua/postgres.c
+# The clients of brokers, each in a rock of its own.
+BROKERS = redis
+DESTINATIONS = $(wildcard src/destinations/*.[ch])
 CORE_SPECS = $(wildcard spec/core/*.c)
-C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(POSTGRES) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
+C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(POSTGRES) $(DESTINATIONS) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
 LUA_FILES = $(shell find lua examples bench spec -name '*.lua') tools/coverage tools/floors tools/links \
   tools/loops
 LUA_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;" LUA_CPATH="$(TREE)/lib/lua/5.4/?.so;;"
@@ -43,6 +46,8 @@ OTHER_PATHS = LUA_PATH="$(TREE)/share/lua/5.4/?.lua;;/usr/share/lua/5.3/?.lua" \
 build: $(TREE)/.built
 
 postgres: $(TREE)/.built_postgres
+
+brokers: $(TREE)/.built_brokers
 
 demo:
 	@tools/setup run
@@ -117,6 +122,10 @@ $(TREE)/.built: $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(shell find l
 $(TREE)/.built_postgres: $(TREE)/.built $(POSTGRES) outbox-postgres-scm-1.rockspec
 	@$(call ROCK_MAKE,outbox-postgres-scm-1.rockspec,PQ_INCDIR=$(PQ_INCDIR))
 
+# One rock after the other, likewise.
+$(TREE)/.built_brokers: $(TREE)/.built $(DESTINATIONS) $(BROKERS:%=outbox-%-scm-1.rockspec)
+	@$(foreach broker,$(BROKERS),$(call ROCK_MAKE,outbox-$(broker)-scm-1.rockspec) &&) true
+
 # The archive is beside the rock too, to be put where the rockspec's source.url says.
 RELEASE = $(filter-out %-scm-1.rockspec,$(wildcard outbox-*.rockspec))
 ARCHIVE = $(notdir $(shell sed -n 's/^  url = "\(.*\)",$$/\1/p' $(RELEASE)))
@@ -129,9 +138,11 @@ rock:
 	@zip -qj build/$(RELEASE:.rockspec=.src.rock) $(RELEASE) build/$(ARCHIVE)
 	@echo build/$(RELEASE:.rockspec=.src.rock)
 
-build/sanitized/.built: $(TREE)/.built
+SANITIZED = CFLAGS="$(STRICT) $(SANITIZE) -fPIC" LIBFLAG="-shared $(SANITIZE)"
+build/sanitized/.built: $(TREE)/.built $(TREE)/.built_brokers
 	@mkdir -p $(@D)
-	@$(call ROCK_MAKE,outbox-scm-1.rockspec,CFLAGS="$(STRICT) $(SANITIZE) -fPIC" LIBFLAG="-shared $(SANITIZE)")
+	@$(call ROCK_MAKE,outbox-scm-1.rockspec,$(SANITIZED))
+	@$(foreach broker,$(BROKERS),$(call ROCK_MAKE,outbox-$(broker)-scm-1.rockspec,$(SANITIZED)) &&) true
 
 build/baseline: bench/baseline.c
 	@mkdir -p $(@D)
@@ -261,5 +272,5 @@ format:
 clean:
 	rm -rf build lua_modules outbox src/*.o src/*/*.o
 
-.PHONY: build postgres rock extension support fuzz libfuzzer docs demo demo-postgres test torture coverage bench bench-bindings \
+.PHONY: build brokers postgres rock extension support fuzz libfuzzer docs demo demo-postgres test torture coverage bench bench-bindings \
   bench-copies bench-lanes bench-postgres bench-processor bench-publishers bench-relay bench-wake lint-lua lint-floors lint-format lint-c format clean

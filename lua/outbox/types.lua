@@ -171,7 +171,12 @@
 ---@class outbox.redis_options
 ---@field stream? string default "outbox:{namespace}"
 ---@field maxlen? integer
+---@field user? string
+---@field password? string
 ---@field timeout? number seconds, default 5
+---@field ca_file? string
+---@field cert_file? string
+---@field key_file? string
 
 ---@class outbox.http_options
 ---@field mode? "binary"|"batched" default "binary"

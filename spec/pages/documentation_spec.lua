@@ -150,8 +150,9 @@ describe("docs", function()
       local on_plan = plan:find("`" .. name .. "`", 1, true) ~= nil
       -- A header goes with its file; of some folders all files are alike.
       on_plan = on_plan or name:find("%.h$")
-      for _, folder in ipairs({ "publishers/", "publishing/", "command/" }) do
-        on_plan = on_plan or path:find("lua/outbox/" .. folder, 1, true)
+      for _, folder in ipairs({ "lua/outbox/publishers/", "lua/outbox/publishing/",
+        "lua/outbox/command/", "src/destinations/" }) do
+        on_plan = on_plan or path:find(folder, 1, true)
       end
       assert.is_truthy(on_plan, path)
     end
@@ -290,10 +291,23 @@ describe("the rockspecs", function()
     end
   end)
 
-  it("install every module", function()
+  it("install every module, and list every source of a broker's client", function()
+    local modules, listed = {}, {}
+    for path in io.popen("ls outbox-*-scm-1.rockspec outbox-scm-1.rockspec"):lines() do
+      for module, source in pairs(load_rockspec(path).build.modules) do
+        assert.is_nil(modules[module], module)
+        modules[module] = source
+        for _, file in ipairs(type(source) == "table" and source.sources or {}) do
+          listed[file] = true
+        end
+      end
+    end
     for path in io.popen("find lua -name '*.lua'"):lines() do
       local module = path:match("^lua/(.*)%.lua$"):gsub("/", ".")
-      assert.equal(path, scm.build.modules[module])
+      assert.equal(path, modules[module])
+    end
+    for path in io.popen("find src/destinations -name '*.c'"):lines() do
+      assert.is_true(listed[path], path)
     end
   end)
 end)

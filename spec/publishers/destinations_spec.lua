@@ -48,7 +48,7 @@ describe("a destination", function()
 
   -- Runs Lua code with what was installed; returns the output.
   local function run(code, prefix)
-    local program = [[-e 'package.path = package.path .. ";%s/?.lua"; %s']]
+    local program = [[-e 'package.path = "%s/?.lua;" .. package.path; %s']]
     return (support.run(program:format(root, code), prefix))
   end
 
@@ -60,7 +60,7 @@ describe("a destination", function()
 
   local function unknown(scheme)
     return ("bad arguments to 'publisher' (unknown scheme '%s', not one of exec, file, http, "
-      .. "https, redis, stdout)"):format(scheme)
+      .. "https, stdout)"):format(scheme)
   end
 
   it("of another rock is found by its scheme", function()
@@ -172,7 +172,29 @@ describe("a destination", function()
     end
   end)
 
+  -- As if those rocks were not installed that have destinations.
+  local function hide_rocks()
+    local loaded, searchers = {}, { table.unpack(package.searchers) }
+    for scheme in pairs(destinations.ROCKS) do
+      local name = "outbox.publishers." .. scheme
+      loaded[name], package.loaded[name] = package.loaded[name], nil
+    end
+    for i, search in ipairs(searchers) do
+      package.searchers[i] = function(name)
+        local scheme = name:match("^outbox%.publishers%.(.*)$")
+        return destinations.ROCKS[scheme] and "hidden" or search(name)
+      end
+    end
+    finally(function()
+      table.move(searchers, 1, #searchers, 1, package.searchers)
+      for name, module in pairs(loaded) do
+        package.loaded[name] = module
+      end
+    end)
+  end
+
   it("that has a rock of its own is refused with the name of that rock", function()
+    hide_rocks()
     for scheme, rock in pairs(destinations.ROCKS) do
       assert.matches(("unknown scheme '%s': it comes with the rock %s "
         .. "(luarocks --lua-version 5.4 install %s)"):format(scheme, rock, rock),
@@ -238,7 +260,7 @@ describe("a destination", function()
         assert.matches("   " .. summary.url .. " ", help(), 1, true)
         assert.matches("  " .. summary.text, help(), 1, true)
       end
-      assert.equal(4, #destinations.summaries())
+      assert.is_true(#destinations.summaries() >= 4)
     end)
 
     it("is listed if its rock is installed, and hides no other if it does not load", function()
@@ -262,13 +284,15 @@ describe("a destination", function()
         local function missing(name)
           error(("module '%s' not found"):format(name))
         end
-        for _, name in ipairs({ "redis", "cjson", "luv", "http.request", "basexx", "cqueues",
+        for _, name in ipairs({ "outbox.destinations.redis", "cjson", "luv", "http.request",
+          "basexx", "cqueues",
           "openssl.hmac", "lpeg_patterns.http" }) do
           package.preload[name] = missing
         end]])
       local without = ([[env LUA_INIT=@%s/without.lua]]):format(root)
-      assert.equal("lua-redis is missing\n", run(
-        [[print(pcall(require, "redis") and "" or "lua-redis is missing")]], without))
+      assert.equal("the client is missing\n", run(
+        [[print(pcall(require, "outbox.destinations.redis") and "" or "the client is missing")]],
+        without))
       assert.equal(expected, help(without))
     end)
   end)
@@ -315,7 +339,7 @@ describe("docs/destinations.md", function()
   it("lists every option of a destination, with its default, and no other", function()
     local titles = { redis = "Redis Streams", http = "Webhooks", https = "Webhooks",
       exec = "A program", file = "Lines of JSON", stdout = "Lines of JSON" }
-    for _, scheme in ipairs(destinations.SCHEMES) do
+    for scheme in pairs(titles) do
       local section = (page .. "\n## "):match("\n## " .. titles[scheme] .. "\n(.-)\n## ")
       local rows = section:match("\n| option | default | |\n[| -]+\n(.-)\n\n") or ""
       local listed = {}

@@ -1,4 +1,5 @@
 local cjson = require("cjson")
+local cqueues = require("cqueues")
 local outbox = require("outbox")
 local process = require("process")
 local redis = require("redis")
@@ -6,6 +7,7 @@ local server = require("spec.support.server")
 local socket = require("socket")
 local support = require("spec.support")
 local testing = require("outbox.testing")
+local uv = require("luv")
 
 describe("the redis publisher", function()
   local port, instance, client, store
@@ -197,7 +199,7 @@ describe("the redis publisher", function()
   it("waits while nobody listens", function()
     local unused = server.port()
     local publisher <close> = outbox.publisher("redis://127.0.0.1:" .. unused)
-    assert.same({ nil, ("could not connect to 127.0.0.1:%d [connection refused]"):format(unused) },
+    assert.same({ nil, ("127.0.0.1:%d: Connection refused"):format(unused) },
       { publisher:publish({ { id = "1", created_at = 1 } }, "") })
   end)
 
@@ -207,7 +209,7 @@ describe("the redis publisher", function()
     local answer, reason = publisher:publish({ { id = "1", created_at = 1 } }, "")
     process.kill(instance.pid, 18) -- SIGCONT
     assert.is_nil(answer)
-    assert.equal("connection error: timeout", reason)
+    assert.equal(("127.0.0.1:%d: no answer within 0.05 s"):format(port), reason)
     local deadline = outbox.clock.now() + 30
     repeat
       assert.is_true(outbox.clock.now() < deadline, "it is still connected")
@@ -238,6 +240,57 @@ describe("the redis publisher", function()
     publisher:close()
     assert.equal(0, (process.wait(pid)))
     assert.same({}, failures, reason)
+  end)
+
+  it("lets the loop of cqueues or luv go on meanwhile", function()
+    local message = { id = "1", created_at = 1 }
+    local publisher <close> = outbox.publisher(url())
+    local ticks, answer
+    local function deliver()
+      ticks, answer = 0, nil
+      client:client("PAUSE", 100, "WRITE") -- for so many milliseconds
+      answer = publisher:publish({ message }, "")
+    end
+    local function tick()
+      ticks = ticks + 1
+      return answer == nil
+    end
+    local loop = cqueues.new()
+    loop:wrap(deliver)
+    loop:wrap(function()
+      repeat
+        cqueues.sleep(0.001)
+      until not tick()
+    end)
+    assert(loop:loop())
+    assert.same({}, answer)
+    assert.is_true(ticks > 1)
+    uv.new_timer():start(0, 0, coroutine.wrap(deliver))
+    local timer = uv.new_timer()
+    timer:start(1, 1, function()
+      if not tick() then
+        timer:close()
+      end
+    end)
+    uv.run()
+    assert.same({}, answer)
+    assert.is_true(ticks > 1)
+    assert.equal(2, client:xlen("outbox"))
+  end)
+
+  it("does not take the answers to a call that was cut off for those to the next call", function()
+    client:set("bad", "no stream")
+    local publisher <close> = outbox.publisher(url(), { stream = "{key}" })
+    local loop, answer = cqueues.new(), nil
+    loop:wrap(function()
+      local first = coroutine.create(publisher.publish)
+      assert(coroutine.resume(first, publisher, { { id = "1", key = "bad", created_at = 1 } }, ""))
+      coroutine.close(first)
+      answer = publisher:publish({ { id = "2", key = "good", created_at = 1 } }, "")
+    end)
+    assert(loop:loop())
+    assert.same({}, answer)
+    assert.equal(1, client:xlen("good"))
   end)
 
   it("connects again if the server has closed the connection", function()
@@ -312,11 +365,14 @@ describe("the redis publisher", function()
       "redis://host", { maxlen = 0, stream = 1, timeout = 0, streem = "x" })
   end)
 
-  it("names the rock that it needs", function()
+  it("says which rock has it where that is not installed", function()
     local output = support.run([[-e '
-      package.preload.redis = function() error("module \x27redis\x27 not found") end
+      for i, search in ipairs(package.searchers) do
+        package.searchers[i] = function(name)
+          return name == "outbox.publishers.redis" and "not there" or search(name)
+        end
+      end
       print(pcall(require("outbox").publisher, "redis://x"))']])
-    assert.equal("false\tthe redis publisher needs lua-redis: "
-      .. "luarocks --lua-version 5.4 install redis-lua\n", output)
+    assert.matches("it comes with the rock outbox-redis", output, 1, true)
   end)
 end)

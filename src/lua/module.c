@@ -22,6 +22,7 @@ int luaopen_outbox_core(lua_State *L) {
   shim_open_check(L);
   shim_open_values(L);
   shim_open_files(L);
+  shim_open_poll(L);
   shim_open_process(L);
   shim_open_worker(L);
   shim_open_publish(L);

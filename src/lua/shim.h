@@ -330,6 +330,7 @@ int shim_pipe(int ends[2]);
 void shim_open_check(lua_State *L);
 void shim_open_values(lua_State *L);
 void shim_open_files(lua_State *L);
+void shim_open_poll(lua_State *L);
 void shim_open_process(lua_State *L);
 void shim_open_worker(lua_State *L);
 void shim_open_publish(lua_State *L);

@@ -1,4 +1,4 @@
---- Messages as CloudEvents 1.0, in the two forms that HTTP has for them.
+--- Messages as CloudEvents 1.0.
 --
 -- `id` is the message's id, and `time` is when it was published. `source` and `type` are options.
 -- `subject` and `partitionkey` are both the key. `datacontenttype` is the message's header
@@ -60,7 +60,9 @@ end
 local STRINGS = { source = true, type = true, subject = true, partitionkey = true,
   datacontenttype = true, dataschema = true, headers = true, sequence = true, sourceid = true }
 
-local function attributes(message, namespace, options)
+--- Returns the attributes of a message by their names: strings, booleans and integers, perhaps with
+-- bytes that are not UTF-8.
+function M.attributes(message, namespace, options)
   local list = {
     source = format.expand(options.source, M.encode(namespace)), -- a URI
     type = format.expand(options.type, namespace),
@@ -92,9 +94,9 @@ local function attributes(message, namespace, options)
   return list
 end
 
---- Binary mode: calls `set(name, value)` for each header; returns the body.
+--- Binary mode of HTTP: calls `set(name, value)` for each header; returns the body.
 function M.binary(message, namespace, options, set)
-  for name, value in pairs(attributes(message, namespace, options)) do
+  for name, value in pairs(M.attributes(message, namespace, options)) do
     if name == "datacontenttype" then
       set("content-type", value)
     else
@@ -104,9 +106,9 @@ function M.binary(message, namespace, options, set)
   return message.payload or ""
 end
 
---- Batched mode: returns one event as a JSON object.
+--- Structured mode: returns one event as a JSON object.
 function M.json(message, namespace, options)
-  local list, payload = attributes(message, namespace, options), message.payload
+  local list, payload = M.attributes(message, namespace, options), message.payload
   for name, value in pairs(list) do
     if type(value) == "string" and not utf8.len(value) then
       list[name] = M.encode(value)

@@ -12,7 +12,7 @@
 local M = {}
 
 --- The schemes of the destinations in this rock.
-M.SCHEMES = { "exec", "file", "http", "https", "redis", "stdout" }
+M.SCHEMES = { "exec", "file", "http", "https", "stdout" }
 
 --- The schemes of the destinations that have rocks of their own.
 M.ROCKS = {
@@ -22,7 +22,10 @@ M.ROCKS = {
   mqtt = "outbox-mqtt",
   mqtts = "outbox-mqtt",
   nats = "outbox-nats",
+  redis = "outbox-redis",
+  rediss = "outbox-redis",
   tls = "outbox-nats",
+  unix = "outbox-redis",
 }
 
 -- No dot and no slash, because they lead to other folders. Longer schemes are not looked up. The

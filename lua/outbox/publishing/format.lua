@@ -90,13 +90,13 @@ function M.headers(headers)
   return type(headers) == "string" and headers or M.source(headers) or json.encode(headers)
 end
 
---- Replaces "{namespace}" in a name by the namespace. For the empty namespace a separator (`:`, `.`
--- or `/`) before it is removed too: "outbox:{namespace}" becomes "outbox". The result is "outbox"
--- if it would be empty.
-function M.expand(name, namespace)
-  local pattern = namespace == "" and "[:./]?{namespace}" or "{namespace}"
-  local expanded = name:gsub(pattern, function()
-    return namespace
+--- Replaces "{namespace}" and "{key}" in a name. Where one of them is empty, or there is no key, a
+-- separator (`:`, `.` or `/`) before it is removed, too: "outbox:{namespace}" becomes "outbox". The
+-- result is "outbox" if it would be empty.
+function M.expand(name, namespace, key)
+  local expanded = name:gsub("([:./]?){(%l+)}", function(separator, field)
+    local value = field == "namespace" and namespace or field == "key" and (key or "") or nil
+    return value and (value ~= "" and separator .. value or "")
   end)
   return expanded ~= "" and expanded or "outbox"
 end
