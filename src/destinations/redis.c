@@ -44,6 +44,12 @@ static int close_client(lua_State *L) {
   return 0;
 }
 
+/* hiredis takes a TLS connection that the server closes for an error of the system, with no error. */
+static int lose(lua_State *L, const redisContext *context) {
+  bool known = strcmp(context->errstr, strerror(0)) != 0;
+  return client_lose(L, known ? context->errstr : "the server closed the connection");
+}
+
 /*
 ** connect(target): begins to connect to `host` and `port`, or to the socket `path`; with TLS where
 ** there is a table `tls`. Returns the client.
@@ -60,7 +66,7 @@ static int connect_client(lua_State *L) {
   lua_pop(L, 1);
   self->context = path != NULL ? redisConnectUnixNonBlock(path) : redisConnectNonBlock(host, port);
   if (self->context == NULL) return luaL_error(L, "not enough memory");
-  if (self->context->err) return client_lose(L, self->context->errstr);
+  if (self->context->err) return lose(L, self->context);
   self->connecting = true;
   return 1;
 }
@@ -192,9 +198,9 @@ static int work(lua_State *L) {
     const char *reason = why_not_connected(self);
     if (reason != NULL) return client_lose(L, reason);
     if (self->tls != NULL && redis_tls_begin(self->tls, self->context) != REDIS_OK)
-      return client_lose(L, self->context->errstr);
+      return lose(L, self->context);
   }
-  if (!write_commands(self) || !read_replies(L, self)) return client_lose(L, self->context->errstr);
+  if (!write_commands(self) || !read_replies(L, self)) return lose(L, self->context);
   size_t pieces = (self->size - self->given + PIECE - 1) / PIECE + (self->sending ? 1 : 0);
   lua_pushinteger(L, (lua_Integer)(pieces + self->count - self->answered));
   return 1;

@@ -29,6 +29,7 @@ void redis_tls_free(redis_tls *tls) {
 
 #define AS_TEXT(x) #x
 #define TEXT(x) AS_TEXT(x)
+#define HIREDIS "libhiredis.so." TEXT(HIREDIS_SONAME)
 #define LIBRARY "libhiredis_ssl.so." TEXT(HIREDIS_SONAME)
 #define SYSTEM_CERTIFICATES "/etc/ssl/certs"
 
@@ -49,18 +50,18 @@ const char *redis_tls_make(lua_State *L, int index, const char *host, redis_tls 
   int (*prepare)(void);
   redisSSLContext *(*create)(const char *ca_file, const char *ca_folder, const char *cert_file,
                              const char *key_file, const char *host, redisSSLContextError *error);
+  const char *(*explain)(redisSSLContextError error);
   redisSSLContextError error = REDIS_SSL_CTX_NONE;
   const char *ca_file = client_option(L, index, "ca_file");
-  lua_getfield(L, index, "verify");
-  bool verify = lua_toboolean(L, -1);
-  lua_pop(L, 1);
-  if (!verify) return "rediss: hiredis always verifies: verify=false is not possible";
+  /* It uses hiredis, but does not always say so. Lua has loaded that for this module alone. */
+  dlopen(HIREDIS, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
   void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_NODELETE);
   if (library == NULL) return "rediss: needs " LIBRARY ", which is not installed";
   redis_tls *self = calloc(1, sizeof *self);
   if (self == NULL) return "not enough memory";
   if (!find(library, "redisInitOpenSSL", &prepare, sizeof prepare) ||
       !find(library, "redisCreateSSLContext", &create, sizeof create) ||
+      !find(library, "redisSSLContextGetError", &explain, sizeof explain) ||
       !find(library, "redisInitiateSSLWithContext", &self->begin, sizeof self->begin) ||
       !find(library, "redisFreeSSLContext", &self->free, sizeof self->free)) {
     free(self);
@@ -72,7 +73,7 @@ const char *redis_tls_make(lua_State *L, int index, const char *host, redis_tls 
                          host, &error);
   if (self->context == NULL) {
     free(self);
-    return redisSSLContextGetError(error);
+    return explain(error);
   }
   *out = self;
   return NULL;

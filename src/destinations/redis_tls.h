@@ -13,8 +13,8 @@
 typedef struct redis_tls redis_tls;
 
 /*
-** Makes what connections need: the table at `index` has `ca_file`, `cert_file`, `key_file` and
-** `verify`. Returns NULL, or why it cannot; the text is constant.
+** Makes what connections need: the table at `index` has `ca_file`, `cert_file` and `key_file`.
+** Returns NULL, or why it cannot; the text is constant.
 */
 const char *redis_tls_make(lua_State *L, int index, const char *host, redis_tls **out);
 
