@@ -1,11 +1,13 @@
--- Measures how fast `outbox relay` fills a Redis stream. The baseline is a loop of the same client
--- that sends the same fields, with as many messages per pipeline, and has no outbox. Both use a
--- Redis server that is started for them. Batches of 100 are the default of the relay.
+-- Measures how fast `outbox relay` delivers to each broker. The baseline is a loop of the same client
+-- that sends messages of the same fields, waits for the same confirmations, and has no outbox. Both
+-- use a server that is started for them. Batches of 100 are the default of the relay.
 --
 --   make bench-publishers
+--   lua5.4 bench/publishers.lua NAME...    with the paths that the Makefile sets: only these brokers
 
+local core = require("outbox.core")
 local outbox = require("outbox")
-local redis = require("redis")
+local server = require("spec.support.server")
 local support = require("bench.support")
 
 local COUNT, ROUNDS = 100000, 5
@@ -17,43 +19,61 @@ local function key_of(i)
   return ("key-%07d"):format(i)
 end
 
+local function id_of(i)
+  return ("0193640e-7a5c-7000-8000-%012x"):format(i)
+end
+
+local CREATED_AT = "2026-11-26T05:00:00.000000Z"
+
+-- For each broker: the command of a server on a port, the URL, what its client connects to, and the
+-- item of a message.
+local brokers = {
+  redis = {
+    command = "redis-server --port %d --bind 127.0.0.1 --dir $DIRECTORY --save '' --appendonly no",
+    item = function(i)
+      return { "XADD", "outbox:bench", "*", "id", id_of(i), "namespace", "bench", "key", key_of(i),
+        "payload", payload, "created_at", CREATED_AT, "seq", tostring(i) }
+    end,
+  },
+}
+
+-- Works until all is answered.
+local function await(client)
+  local left = assert(client:work())
+  while left > 0 do
+    core.await_descriptor(client:pollfd(), client:events(), 10)
+    left = assert(client:work())
+  end
+end
+
 -- The baseline.
-local function loop(port, batch_size)
-  local client = redis.connect("127.0.0.1", port)
-  client.xadd = redis.command("XADD", function(reply)
-    return reply
-  end)
+local function loop(name, port, batch_size)
+  local broker = brokers[name]
+  local client <close> = assert(require("outbox.destinations." .. name).connect({
+    host = "127.0.0.1", port = port, timeout = 10,
+  }))
+  await(client)
   for first = 1, COUNT, batch_size do
-    local replies = client:pipeline(function(pipeline)
-      for i = first, math.min(first + batch_size - 1, COUNT) do
-        pipeline:xadd("outbox:bench", "*", "id", ("0193640e-7a5c-7000-8000-%012x"):format(i),
-          "namespace", "bench", "key", key_of(i), "payload", payload,
-          "created_at", "2026-11-26T05:00:00.000000Z")
-      end
-    end)
-    for _, reply in ipairs(replies) do
-      assert(type(reply) == "string", reply)
+    local items = {}
+    for i = first, math.min(first + batch_size - 1, COUNT) do
+      items[#items + 1] = broker.item(i)
     end
+    client:send(items)
+    await(client)
+    for i, result in ipairs(client:results()) do
+      assert(result == true, items[i])
+    end
+    assert(#client:results() == #items)
   end
 end
 
 if arg[1] == "loop" then
-  loop(tonumber(arg[2]), tonumber(arg[3]))
+  loop(arg[2], tonumber(arg[3]), tonumber(arg[4]))
   return
 end
 
-local server = require("spec.support.server")
-local port = server.port()
-local instance = server.new(("redis-server --port %d --bind 127.0.0.1 --dir $DIRECTORY --save '' "
-  .. "--appendonly no"):format(port), port)
-local closing <close> = setmetatable({}, { __close = server.stop }) -- luacheck: ignore
-instance:start()
-local client = redis.connect("127.0.0.1", port)
-client.xlen = redis.command("XLEN")
-local original, database = instance.directory .. "/original.db", instance.directory .. "/bench.db"
-
-local function fill()
-  local store <close> = outbox.open(original, { synchronous = "off" })
+local function fill(path)
+  local store <close> = outbox.open(path, { synchronous = "off" })
   store:migrate()
   for first = 1, COUNT, 1000 do
     local messages = {}
@@ -64,28 +84,43 @@ local function fill()
   end
 end
 
--- Returns how many seconds a program takes, from its start to its end. Then all messages must be in
--- the stream.
 local function time(command, ...)
-  client:flushall()
   local start = now()
   shell(command, ...)
-  local seconds = now() - start
-  assert(client:xlen("outbox:bench") == COUNT)
-  return seconds
+  return now() - start
 end
 
-fill()
-print(("%-34s %14s %14s %6s"):format("", "client alone", "outbox relay", "ratio"))
-for _, batch_size in ipairs({ 20, 100, 1000 }) do
-  local alone, relay, ratios = {}, {}, {}
-  for round = 1, ROUNDS do
-    alone[round] = time("%q %q loop %d %d", arg[-1], arg[0], port, batch_size)
-    support.copy(original, database)
-    relay[round] = time("%q bin/outbox relay %s --to redis://127.0.0.1:%d --batch-size %d --once "
-      .. "2>/dev/null", arg[-1], database, port, batch_size)
-    ratios[round] = alone[round] / relay[round]
+-- Whether the relay has delivered everything.
+local function is_empty(path)
+  local store <close> = outbox.open(path)
+  local stats = store:stats()
+  return stats.ready + stats.delayed + stats.dead == 0
+end
+
+local function measure(name, broker)
+  local closing <close> = setmetatable({}, { __close = server.stop }) -- luacheck: ignore
+  local port = server.port()
+  local instance = server.new(broker.command:format(port), port)
+  instance:start()
+  local original, database = instance.directory .. "/original.db", instance.directory .. "/bench.db"
+  fill(original)
+  for _, batch_size in ipairs({ 20, 100, 1000 }) do
+    local alone, relay, ratios = {}, {}, {}
+    for round = 1, ROUNDS do
+      alone[round] = time("%q %q loop %s %d %d", arg[-1], arg[0], name, port, batch_size)
+      support.copy(original, database)
+      relay[round] = time("%q bin/outbox relay %s --to %s://127.0.0.1:%d --batch-size %d --once "
+        .. "2>/dev/null", arg[-1], database, name, port, batch_size)
+      assert(is_empty(database))
+      ratios[round] = alone[round] / relay[round]
+    end
+    print(("%-34s %13.0f/s %13.0f/s %6.2f"):format(("%s, batches of %d"):format(name, batch_size),
+      COUNT / median(alone), COUNT / median(relay), median(ratios)))
   end
-  print(("%-34s %13.0f/s %13.0f/s %6.2f"):format("a Redis stream, batches of " .. batch_size,
-    COUNT / median(alone), COUNT / median(relay), median(ratios)))
+end
+
+print(("%-34s %14s %14s %6s"):format("", "client alone", "outbox relay", "ratio"))
+local names = arg[1] and arg or { "redis" }
+for _, name in ipairs(names) do
+  measure(name, brokers[name])
 end

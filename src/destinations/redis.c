@@ -44,7 +44,7 @@ static int close_client(lua_State *L) {
   return 0;
 }
 
-/* hiredis takes a TLS connection that the server closes for an error of the system, with no error. */
+/* Where the server closes a TLS connection, hiredis reports an error of the system that is none. */
 static int lose(lua_State *L, const redisContext *context) {
   bool known = strcmp(context->errstr, strerror(0)) != 0;
   return client_lose(L, known ? context->errstr : "the server closed the connection");
@@ -87,7 +87,7 @@ static bool reserve(client *self, size_t size) {
 static void append_command(lua_State *L, client *self) {
   const char *arguments[MAX_ARGUMENTS];
   size_t sizes[MAX_ARGUMENTS];
-  char *command;
+  sds command;
   int count = (int)lua_rawlen(L, -1);
   if (count > MAX_ARGUMENTS) luaL_error(L, "too many arguments");
   for (int i = 0; i < count; i++) {
@@ -95,10 +95,10 @@ static void append_command(lua_State *L, client *self) {
     arguments[i] = lua_tolstring(L, -1, &sizes[i]);
     lua_pop(L, 1); /* the table keeps it alive */
   }
-  int size = redisFormatCommandArgv(&command, count, arguments, sizes);
+  int size = redisFormatSdsCommandArgv(&command, count, arguments, sizes);
   bool fits = size >= 0 && reserve(self, (size_t)size);
   if (fits) memcpy(self->out + self->size, command, (size_t)size);
-  if (size >= 0) redisFreeCommand(command);
+  if (size >= 0) redisFreeSdsCommand(command);
   if (!fits) luaL_error(L, "not enough memory");
   self->size += (size_t)size;
 }

@@ -64,9 +64,8 @@ end
 -- The table is made with room for all arguments, because this function takes the largest part of
 -- the time per message.
 function Redis:item(message, namespace)
-  local stream = format.expand(self.options.stream, namespace, message.key)
-  local list = { "XADD", stream, "*", nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil,
-    nil, nil, nil, nil, nil }
+  local list = { "XADD", self.stream(namespace, message.key), "*", nil, nil, nil, nil, nil, nil,
+    nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil }
   local count = 3
   if self.maxlen then
     list[3], list[4], list[5], list[6] = "MAXLEN", "~", self.maxlen, "*"
@@ -133,6 +132,7 @@ function M.new(target, options)
   format = require("outbox.publishing.format")
   client = require("outbox.destinations.redis")
   local self = broker.new(Redis, target, options)
+  self.stream = format.expander(options.stream)
   self.maxlen = options.maxlen and tostring(options.maxlen)
   return self
 end

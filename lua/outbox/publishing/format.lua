@@ -101,6 +101,20 @@ function M.expand(name, namespace, key)
   return expanded ~= "" and expanded or "outbox"
 end
 
+--- Returns a function of a namespace and a key that expands the name. It remembers the last result
+-- where that does not depend on the key.
+function M.expander(name)
+  local has_key, last, expanded = name:find("{key}", 1, true), nil, nil
+  return function(namespace, key)
+    if has_key then
+      return M.expand(name, namespace, key)
+    elseif namespace ~= last then
+      last, expanded = namespace, M.expand(name, namespace)
+    end
+    return expanded
+  end
+end
+
 local function add(fields, name, value, encode)
   if value and utf8.len(value) then
     fields[#fields + 1] = ('"%s":'):format(name) .. encode(value)
