@@ -106,7 +106,7 @@ bench-postgres: postgres build/baseline_postgres build/delay
 	@$(LUA_PATHS) $(LUA) bench/postgres.lua
 
 bench-publishers: build brokers build/process.so
-	@$(OTHER_PATHS) $(LUA) bench/publishers.lua
+	@$(OTHER_PATHS) $(LUA) bench/publishers.lua $(ONLY)
 
 # Shows the output of a command only if it fails.
 QUIETLY = log=$$(mktemp) && { $(1) >$$log 2>&1 || { cat $$log; exit 1; }; } && rm $$log

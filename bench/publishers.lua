@@ -1,9 +1,8 @@
--- Measures how fast `outbox relay` delivers to each broker. The baseline is a loop of the same client
--- that sends messages of the same fields, waits for the same confirmations, and has no outbox. Both
--- use a server that is started for them. Batches of 100 are the default of the relay.
+-- Measures how fast `outbox relay` delivers to each broker. The baseline is a loop of the same
+-- client that sends messages of the same fields, waits for the same confirmations, and has no
+-- outbox. Both use a server that is started for them. Batches of 100 are the default of the relay.
 --
---   make bench-publishers
---   lua5.4 bench/publishers.lua NAME...    with the paths that the Makefile sets: only these brokers
+--   make bench-publishers [ONLY="NAME..."]    only these brokers
 
 local core = require("outbox.core")
 local outbox = require("outbox")
