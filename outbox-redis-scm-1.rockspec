@@ -13,27 +13,22 @@ redis://, rediss:// and unix: through hiredis.]],
 }
 dependencies = {
   "lua >= 5.4, < 5.6",
-  "lua-cjson",
   "outbox scm",
 }
 external_dependencies = {
   HIREDIS = { header = "hiredis/hiredis.h", library = "hiredis" },
 }
 build = {
-  type = "builtin",
-  modules = {
-    ["outbox.destinations.redis"] = {
-      sources = {
-        "src/destinations/client.c",
-        "src/destinations/redis.c",
-        "src/destinations/redis_tls.c",
-      },
-      libraries = { "hiredis" },
-      incdirs = { "$(HIREDIS_INCDIR)" },
-      libdirs = { "$(HIREDIS_LIBDIR)" },
-    },
-    ["outbox.publishers.redis"] = "lua/outbox/publishers/redis.lua",
-    ["outbox.publishers.rediss"] = "lua/outbox/publishers/rediss.lua",
-    ["outbox.publishers.unix"] = "lua/outbox/publishers/unix.lua",
+  type = "make",
+  makefile = "src/rock.mk",
+  build_pass = false,
+  install_variables = {
+    CFLAGS = "$(CFLAGS)",
+    LIBFLAG = "$(LIBFLAG)",
+    LUA_INCDIR = "$(LUA_INCDIR)",
+    MODULE = "$(LIBDIR)/outbox/destinations/redis.$(LIB_EXTENSION)",
+    SOURCES = "src/destinations/client.c src/destinations/redis.c src/destinations/redis_tls.c",
+    INCLUDES = "-I$(HIREDIS_INCDIR)",
+    LIBRARIES = "-L$(HIREDIS_LIBDIR) -lhiredis",
   },
 }

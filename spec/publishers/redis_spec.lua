@@ -365,14 +365,26 @@ describe("the redis publisher", function()
       "redis://host", { maxlen = 0, stream = 1, timeout = 0, streem = "x" })
   end)
 
-  it("says which rock has it where that is not installed", function()
+  it("says at once if it has no TLS", function()
+    local has_tls = require("outbox.destinations.redis").has_tls
+    local made, reason = pcall(outbox.publisher, "rediss://localhost")
+    assert.equal(has_tls, made)
+    assert.is_true(has_tls or reason:find("rediss: needs hiredis 1.0 or newer", 1, true) ~= nil)
+    local path = support.path()
+    local file <close> = assert(io.open(path, "w"))
+    file:write("-----BEGIN CERTIFICATE-----\n")
+    file:close()
+    assert.matches("'ca_file' is for a URL with TLS",
+      support.raised(outbox.publisher, url(), { ca_file = path }))
+  end)
+
+  it("names the rock that it needs", function()
     local output = support.run([[-e '
-      for i, search in ipairs(package.searchers) do
-        package.searchers[i] = function(name)
-          return name == "outbox.publishers.redis" and "not there" or search(name)
-        end
+      package.preload["outbox.destinations.redis"] = function()
+        error("module \x27outbox.destinations.redis\x27 not found")
       end
       print(pcall(require("outbox").publisher, "redis://x"))']])
-    assert.matches("it comes with the rock outbox-redis", output, 1, true)
+    assert.equal("false\tthe redis publisher needs outbox-redis: "
+      .. "luarocks --lua-version 5.4 install outbox-redis\n", output)
   end)
 end)

@@ -225,5 +225,8 @@ static const luaL_Reg METHODS[] = {
 int luaopen_outbox_destinations_redis(lua_State *L);
 
 int luaopen_outbox_destinations_redis(lua_State *L) {
-  return client_module(L, REDIS, connect_client, METHODS);
+  client_module(L, REDIS, connect_client, METHODS);
+  lua_pushboolean(L, HIREDIS_MAJOR >= 1);
+  lua_setfield(L, -2, "has_tls");
+  return 1;
 }

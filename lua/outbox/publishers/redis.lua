@@ -23,6 +23,7 @@
 
 local address = require("outbox.publishing.address")
 local broker = require("outbox.publishing.broker")
+local need = require("outbox.need")
 local option = require("outbox.options")
 
 local client, format -- `new` loads them
@@ -31,7 +32,10 @@ local client, format -- `new` loads them
 local PLAIN = { "id", "source_id", "namespace", "key", "payload" }
 
 local M = {
-  summary = { url = "redis://[user:password@]host[:port][/db]", text = "Redis Streams" },
+  summary = {
+    url = "redis://[user:password@]host[:port][/db], rediss://..., unix:/path",
+    text = "Redis Streams",
+  },
   OPTIONS = broker.options({
     stream = { default = "outbox:{namespace}", check = option.string },
     maxlen = { check = option.integer(math.maxinteger) },
@@ -130,7 +134,11 @@ end
 
 function M.new(target, options)
   format = require("outbox.publishing.format")
-  client = require("outbox.destinations.redis")
+  client = need("outbox.destinations.redis", "the redis publisher needs outbox-redis",
+    "outbox-redis")
+  if target.tls and not client.has_tls then
+    error("rediss: needs hiredis 1.0 or newer; outbox-redis was built with an older one", 0)
+  end
   local self = broker.new(Redis, target, options)
   self.stream = format.expander(options.stream)
   self.maxlen = options.maxlen and tostring(options.maxlen)

@@ -11,22 +11,8 @@
 
 local M = {}
 
---- The schemes of the destinations in this rock.
-M.SCHEMES = { "exec", "file", "http", "https", "stdout" }
-
---- The schemes of the destinations that have rocks of their own.
-M.ROCKS = {
-  amqp = "outbox-amqp",
-  amqps = "outbox-amqp",
-  kafka = "outbox-kafka",
-  mqtt = "outbox-mqtt",
-  mqtts = "outbox-mqtt",
-  nats = "outbox-nats",
-  redis = "outbox-redis",
-  rediss = "outbox-redis",
-  tls = "outbox-nats",
-  unix = "outbox-redis",
-}
+--- The schemes of the destinations in this rock. Those of brokers need another rock for the client.
+M.SCHEMES = { "exec", "file", "http", "https", "redis", "rediss", "stdout", "unix" }
 
 -- No dot and no slash, because they lead to other folders. Longer schemes are not looked up. The
 -- case of a scheme does not matter (RFC 3986, section 3.1), so its module has a name in lower case.
@@ -68,11 +54,6 @@ end
 
 local function explain(scheme)
   local shown = #scheme > MAX_LENGTH and scheme:sub(1, MAX_LENGTH) .. "..." or scheme
-  local rock = M.ROCKS[scheme:lower()]
-  if rock then
-    return ("unknown scheme '%s': it comes with the rock %s (luarocks --lua-version %s install %s)")
-      :format(shown, rock, _VERSION:match("[%d.]+"), rock)
-  end
   return ("unknown scheme '%s', not one of %s"):format(shown, table.concat(M.SCHEMES, ", "))
 end
 
@@ -94,15 +75,11 @@ local function find_summarized(scheme)
   return module and is_summary(module.summary) and module
 end
 
---- Returns the summaries of the destinations in SCHEMES, and of the installed ones in ROCKS, in the
--- order of their schemes. Other rocks are not listed.
+--- Returns the summaries of the destinations in SCHEMES, in their order. Those of other rocks are
+-- not listed.
 function M.summaries()
-  local schemes, seen, list = { table.unpack(M.SCHEMES) }, {}, {}
-  for scheme in pairs(M.ROCKS) do
-    schemes[#schemes + 1] = scheme
-  end
-  table.sort(schemes)
-  for _, scheme in ipairs(schemes) do
+  local seen, list = {}, {}
+  for _, scheme in ipairs(M.SCHEMES) do
     local ok, module = pcall(find_summarized, scheme) -- one that raises must not hide others
     if ok and module and not seen[module] then
       seen[module] = true
