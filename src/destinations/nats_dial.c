@@ -13,11 +13,18 @@
 #include <string.h>
 #include <unistd.h>
 
+/*
+** A server may ask for TLS though the URL does not say so, and the library would do it. The client
+** must know whether there is TLS, so none must succeed: no certificate has this name.
+*/
+#define NO_HOST ":"
+
 struct nats_dial {
-  pthread_mutex_t lock; /* of all below `options` */
+  pthread_mutex_t lock; /* of all below `tls` */
   int bell[2];
   int count; /* hosts */
   natsOptions **options;
+  bool tls;
   int owners; /* the client and the thread: the last one frees */
   int tried;  /* hosts that did not answer */
   bool over;
@@ -122,9 +129,10 @@ static natsStatus set_options(lua_State *L, int index, int host, nats_dial *self
   if (status == NATS_OK && token != NULL) status = natsOptions_SetToken(options, token);
   if (status == NATS_OK && credentials != NULL)
     status = natsOptions_SetUserCredentialsFromFiles(options, credentials, NULL);
-  if (status == NATS_OK && lua_getfield(L, index, "tls") == LUA_TTABLE)
-    status = set_tls(L, lua_gettop(L), options, client_option(L, host, "name"));
-  return status;
+  if (status != NATS_OK) return status;
+  self->tls = lua_getfield(L, index, "tls") == LUA_TTABLE;
+  return self->tls ? set_tls(L, lua_gettop(L), options, client_option(L, host, "name"))
+                   : natsOptions_SetExpectedHostname(options, NO_HOST);
 }
 
 /* The library's last error in this thread, without "(file.c:line): ". */
@@ -158,7 +166,9 @@ static bool note(nats_dial *self, natsStatus status, natsConnection *connection)
   self->connection = connection;
   if (status != NATS_OK) {
     self->tried++;
-    snprintf(self->reason, sizeof self->reason, "%s", explain(status));
+    snprintf(self->reason, sizeof self->reason, "%s",
+             status == NATS_SSL_ERROR && !self->tls ? "the server wants TLS: its URL is tls://..."
+                                                    : explain(status));
   }
   self->over = status == NATS_OK || self->tried == self->count;
   bool more = !self->over && self->owners > 1;
