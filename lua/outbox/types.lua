@@ -178,6 +178,22 @@
 ---@field cert_file? string
 ---@field key_file? string
 
+---@class outbox.nats_options
+---@field subject? string default "outbox.{namespace}"
+---@field stream? string
+---@field mode? "plain"|"cloudevents" default "plain"
+---@field source? string default "/outbox"
+---@field type? string default "outbox.{namespace}"
+---@field user? string
+---@field password? string
+---@field token? string
+---@field credentials? string
+---@field timeout? number seconds, default 5
+---@field ca_file? string
+---@field cert_file? string
+---@field key_file? string
+---@field verify? boolean default true
+
 ---@class outbox.http_options
 ---@field mode? "binary"|"batched" default "binary"
 ---@field source? string default "/outbox"
@@ -192,7 +208,11 @@
 ---@class outbox.exec_options
 ---@field timeout? number seconds, default 30
 
----@alias outbox.publisher_options outbox.redis_options|outbox.http_options|outbox.exec_options
+---@alias outbox.publisher_options
+---| outbox.redis_options
+---| outbox.nats_options
+---| outbox.http_options
+---| outbox.exec_options
 ---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
 
 ---@class outbox.retry

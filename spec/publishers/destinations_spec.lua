@@ -299,7 +299,8 @@ describe("docs/destinations.md", function()
   end)
 
   it("lists every option of a destination, with its default, and no other", function()
-    local titles = { redis = "Redis Streams", http = "Webhooks", https = "Webhooks",
+    local titles = { redis = "Redis Streams", nats = "NATS JetStream",
+      tls = "NATS JetStream", http = "Webhooks", https = "Webhooks",
       exec = "A program", file = "Lines of JSON", stdout = "Lines of JSON" }
     for scheme in pairs(titles) do
       local section = (page .. "\n## "):match("\n## " .. titles[scheme] .. "\n(.-)\n## ")

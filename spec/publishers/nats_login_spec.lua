@@ -1,5 +1,6 @@
 -- How the NATS publisher logs in, and TLS.
 
+local credentials = require("spec.support.nats_credentials")
 local nats = require("spec.support.nats")
 local outbox = require("outbox")
 local process = require("process")
@@ -46,6 +47,30 @@ describe("the nats publisher", function()
     assert.matches("Authorization Violation", reason_for(url("wrong@")))
   end)
 
+  it("logs in with a file of credentials", function()
+    local folder = os.tmpname()
+    os.remove(folder)
+    assert(os.execute("mkdir " .. folder))
+    finally(function()
+      os.execute("rm -rf " .. folder)
+    end)
+    local config, text = credentials.new(folder)
+    local _, stranger = credentials.new(folder)
+    local function write(name, content)
+      local file <close> = assert(io.open(folder .. name, "w"))
+      file:write(content)
+      return { credentials = folder .. name }
+    end
+    local instance = nats.new(config)
+    instance:start()
+    local url = "nats://127.0.0.1:" .. instance.port
+    -- It is logged in: this account has no stream.
+    assert.equal("no stream has the message's subject", reason_for(url, write("/user", text)))
+    assert.matches("Authorization Violation", reason_for(url, write("/stranger", stranger)))
+    assert.matches("Authorization Violation", reason_for(url))
+    assert.is_string(reason_for(url, write("/broken", (text:gsub("SEED", "SEEED")))))
+  end)
+
   it("waits while it may not publish, or not hear the answers", function()
     local url = start([[authorization { users: [
       { user: root, password: x },
@@ -56,6 +81,20 @@ describe("the nats publisher", function()
     assert.matches('Permissions Violation for Publish to "outbox.n"', reason_for(url("mute:x@")), 1,
       true)
     assert.matches("Permissions Violation for Subscription", reason_for(url("deaf:x@")), 1, true)
+  end)
+
+  it("leaves the process as it was: its signals, and its standard error", function()
+    local output = support.run(([[-e '
+      local function kill()
+        print(select(2, os.execute("kill -PIPE $$")))
+      end
+      kill()
+      local publisher <close> = require("outbox").publisher("%s", { timeout = 0.1 })
+      print(publisher:publish({ { id = "1", created_at = 1 } }, ""))
+      kill()']]):format("nats://127.0.0.1:" .. server.port()))
+    local before, reason, after = output:match("^(.-)\n(.-)\n(.-)\n$")
+    assert.equal(before, after)
+    assert.matches("No server available", reason)
   end)
 
   -- TLS -----------------------------------------------------------------------------------------
