@@ -13,26 +13,22 @@ nats:// and tls:// through the C client of NATS.]],
 }
 dependencies = {
   "lua >= 5.4, < 5.6",
-  "lua-cjson",
   "outbox scm",
 }
 external_dependencies = {
   NATS = { header = "nats/nats.h", library = "nats" },
 }
 build = {
-  type = "builtin",
-  modules = {
-    ["outbox.destinations.nats"] = {
-      sources = {
-        "src/destinations/client.c",
-        "src/destinations/nats.c",
-        "src/destinations/nats_dial.c",
-      },
-      libraries = { "nats", "pthread" },
-      incdirs = { "$(NATS_INCDIR)" },
-      libdirs = { "$(NATS_LIBDIR)" },
-    },
-    ["outbox.publishers.nats"] = "lua/outbox/publishers/nats.lua",
-    ["outbox.publishers.tls"] = "lua/outbox/publishers/tls.lua",
+  type = "make",
+  makefile = "src/rock.mk",
+  build_pass = false,
+  install_variables = {
+    CFLAGS = "$(CFLAGS)",
+    LIBFLAG = "$(LIBFLAG)",
+    LUA_INCDIR = "$(LUA_INCDIR)",
+    MODULE = "$(LIBDIR)/outbox/destinations/nats.$(LIB_EXTENSION)",
+    SOURCES = "src/destinations/client.c src/destinations/nats.c src/destinations/nats_dial.c",
+    INCLUDES = "-I$(NATS_INCDIR)",
+    LIBRARIES = "-L$(NATS_LIBDIR) -lnats -lpthread",
   },
 }

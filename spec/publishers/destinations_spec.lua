@@ -59,8 +59,8 @@ describe("a destination", function()
   end
 
   local function unknown(scheme)
-    return ("bad arguments to 'publisher' (unknown scheme '%s', not one of exec, file, http, "
-      .. "https, redis, rediss, stdout, unix)"):format(scheme)
+    return ("bad arguments to 'publisher' (unknown scheme '%s', not one of %s)")
+      :format(scheme, table.concat(destinations.SCHEMES, ", "))
   end
 
   it("of another rock is found by its scheme", function()
@@ -281,16 +281,16 @@ describe("docs/destinations.md", function()
   end)
 
   it("names every scheme, and the batch that suits it", function()
-    -- Those that are left out have the module of another scheme.
-    local targets = { redis = "//localhost", unix = "/socket", http = "//host/path", exec = "cat",
-      file = "/dev/null", stdout = "" }
+    local targets = { exec = "cat", file = "/dev/null", stdout = "", unix = "/socket" }
+    -- These have the module of another scheme, and need TLS, which not every client has.
+    local secure = { amqps = true, https = true, mqtts = true, rediss = true, tls = true }
     local count = 0
     for scheme in support.raised(outbox.publisher, "no:"):match("one of ([%w, ]+)"):gmatch("%w+") do
       local batch = assert(page:match("`" .. scheme .. ":[^|]*|[^|]*| (%d+) |"), scheme)
       -- In a process of its own, because luv crashes if it is loaded again, as busted does.
       local program = [[-e 'print(require("outbox").publisher("%s:%s").batch_size or 20)']]
-      if targets[scheme] then
-        local size = support.run(program:format(scheme, targets[scheme]))
+      if not secure[scheme] then
+        local size = support.run(program:format(scheme, targets[scheme] or "//localhost"))
         assert.equal(size, batch .. "\n", scheme)
       end
       count = count + 1

@@ -32,6 +32,7 @@
 
 local address = require("outbox.publishing.address")
 local broker = require("outbox.publishing.broker")
+local need = require("outbox.need")
 local option = require("outbox.options")
 
 local client, cloudevents, format, properties -- `new` loads them
@@ -54,7 +55,7 @@ for name, known in pairs(broker.EVENTS) do
 end
 
 local M = {
-  summary = { url = "nats://[user:password@]host[:port]", text = "NATS JetStream" },
+  summary = { url = "nats://[user:password@]host[:port], tls://...", text = "NATS JetStream" },
   OPTIONS = broker.options(OWN, { "ca_file", "cert_file", "key_file", "verify" }),
 }
 
@@ -188,7 +189,8 @@ function M.new(target, options)
   cloudevents = require("outbox.publishing.cloudevents")
   format = require("outbox.publishing.format")
   properties = require("outbox.publishing.properties")
-  client = require("outbox.destinations.nats")
+  client = need("outbox.destinations.nats", "the nats publisher needs outbox-nats",
+    "outbox-nats")
   local self = broker.new(Nats, target, options)
   self.cloudevents = options.mode == "cloudevents"
   self.user = options.user or target.user
