@@ -8,7 +8,6 @@ local server = require("spec.support.server")
 local socket = require("socket")
 local support = require("spec.support")
 
-local STOP, CONTINUE = 19, 18
 local MESSAGE = { id = "1", created_at = 1 }
 
 describe("the nats publisher", function()
@@ -89,7 +88,7 @@ describe("the nats publisher", function()
         print(select(2, os.execute("kill -PIPE $$")))
       end
       kill()
-      local publisher <close> = require("outbox").publisher("%s", { timeout = 0.1 })
+      local publisher <close> = require("outbox").publisher("%s")
       print(publisher:publish({ { id = "1", created_at = 1 } }, ""))
       kill()']]):format("nats://127.0.0.1:" .. server.port()))
     local before, reason, after = output:match("^(.-)\n(.-)\n(.-)\n$")
@@ -190,18 +189,18 @@ describe("the nats publisher", function()
     local folder = certificate("IP:127.0.0.1")
     local target, instance = start_tls(folder)
     local publisher <close> = outbox.publisher(target,
-      { ca_file = folder .. "/certificate.pem", timeout = 0.2 })
+      { ca_file = folder .. "/certificate.pem", timeout = 0.5 })
     assert.same({}, publisher:publish({ MESSAGE }, "n"))
-    process.kill(instance.pid, STOP)
+    nats.pause(instance)
     local list = {}
     for i = 1, 30 do
       list[i] = { id = tostring(i), created_at = 1, payload = ("x"):rep(1000000) }
     end
     local answer, reason = publisher:publish(list, "n")
-    process.kill(instance.pid, CONTINUE)
+    nats.continue(instance)
     assert.is_nil(answer)
     -- OpenSSL may wait until a whole message is sent.
-    assert.is_true(reason == "no answer within 0.2 s" or reason == "Timeout", reason)
+    assert.is_true(reason == "no answer within 0.5 s" or reason == "Timeout", reason)
   end)
 
   it("gives up on a server that never ends the handshake of TLS", function()
@@ -218,7 +217,7 @@ describe("the nats publisher", function()
       process.kill(pid)
       process.wait(pid)
     end)
-    local reason = reason_for("tls://127.0.0.1:" .. port, { timeout = 0.1 })
-    assert.matches("no answer within 0.1 s", reason, 1, true)
+    local reason = reason_for("tls://127.0.0.1:" .. port, { timeout = 0.5 })
+    assert.matches("no answer within 0.5 s", reason, 1, true)
   end)
 end)

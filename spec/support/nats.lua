@@ -3,6 +3,7 @@
 
 local cjson = require("cjson")
 local mime = require("mime")
+local process = require("process")
 local server = require("spec.support.server")
 local socket = require("socket")
 
@@ -18,6 +19,23 @@ function M.new(config)
   file:write(("jetstream { store_dir: $DIRECTORY/store }\n%s\n"):format(config or "")
     :gsub("$DIRECTORY", instance.directory), "")
   return instance
+end
+
+--- Has a server stand still until `continue`. Returns when all of its threads do, because they
+-- do not stop at once.
+function M.pause(instance)
+  process.kill(instance.pid, 19) -- SIGSTOP
+  repeat
+    local pipe <close> = assert(io.popen(("cat /proc/%d/task/*/stat"):format(instance.pid)))
+    local all = true
+    for line in pipe:lines() do
+      all = all and line:find("^.*%) T ") ~= nil
+    end
+  until all
+end
+
+function M.continue(instance)
+  process.kill(instance.pid, 18) -- SIGCONT
 end
 
 local Client = {}
