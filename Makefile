@@ -32,7 +32,7 @@ SHIM = $(filter-out src/lua/postgres.c,$(wildcard src/lua/*.c)) $(wildcard src/l
 # The second engine, in a rock of its own. Nothing else here contains any of it.
 POSTGRES = $(wildcard src/postgres/*.[ch]) src/lua/postgres.c
 # The clients of brokers, each in a rock of its own.
-BROKERS = nats redis
+BROKERS = mqtt nats redis
 DESTINATIONS = $(wildcard src/destinations/*.[ch])
 CORE_SPECS = $(wildcard spec/core/*.c)
 C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(POSTGRES) $(DESTINATIONS) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
