@@ -195,8 +195,8 @@ static int set_up(lua_State *L, client *self) {
 
 /*
 ** connect(options): begins to connect to `host` and `port` as the client `client_id`; with TLS
-** where there is a table `tls`. Returns the client. Only the host's name is looked up in a way that
-** blocks. Of its addresses the first is taken that is not refused at once.
+** where there is a table `tls`. Returns the client. It blocks only while it looks up the host's
+** name, which libmosquitto does not bound. Takes the first address that is not refused at once.
 */
 static int connect_client(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
@@ -264,8 +264,8 @@ static int make_properties(lua_State *L, client *self, const char *content_type,
 }
 
 /*
-** Publishes the item on top of the stack, unless it is too large for the broker: libmosquitto 2.0.11
-** measures packets too short, and crashes where it finds that out later. Raises nothing.
+** Publishes the item on top of the stack, unless it is too large for the broker: libmosquitto
+** measures it too short, and 2.0.11 crashes where it finds that out later. Raises nothing.
 */
 static int publish(lua_State *L, client *self, item *item) {
   size_t topic_size, payload_size, type_size, properties_size = 0;

@@ -1,12 +1,12 @@
 --- MQTT 5, through libmosquitto: `mqtt://[user:password@]host[:port]`, `mqtts://...` with TLS. The
 -- rock outbox-mqtt has it.
 --
--- Each message is published to a topic with QoS 1. As many are on their way at a time as the broker
--- allows. The payload is the message's, byte for byte; MQTT knows no absent payload, only an empty
--- one. The user properties are the message's headers and its fields `id`, `source_id`, `namespace`,
--- `key`, `created_at` (RFC 3339) and `seq`; the header `content-type` is the property Content Type
--- instead. A string of MQTT is UTF-8 without control characters: any other value becomes base64, in
--- a property named `<name>_base64`.
+-- Each message is published to a topic with QoS 1. As many are on their way as the broker allows.
+-- The payload is the message's, byte for byte; an absent payload is an empty one in MQTT. The user
+-- properties are the message's headers and its fields `id`, `source_id`, `namespace`, `key`,
+-- `created_at` (RFC 3339) and `seq`; the header `content-type` is the property Content Type
+-- instead. A string of MQTT is UTF-8 without control characters: any other value becomes base64,
+-- in a property named `<name>_base64`.
 --
 -- With `mode = "cloudevents"` a message is an event of CloudEvents 1.0, in the binary mode of its
 -- binding to MQTT 5: the user properties are the attributes, and the Content Type is
