@@ -188,6 +188,17 @@
 ---@field password? string
 ---@field token? string
 ---@field credentials? string
+---@class outbox.mqtt_options
+---@field topic? string default "outbox/{namespace}/{key}"
+---@field mode? "plain"|"cloudevents" default "plain"
+---@field source? string default "/outbox"
+---@field type? string default "outbox.{namespace}"
+---@field mandatory? boolean default false
+---@field retain? boolean default false
+---@field expiry? integer seconds
+---@field client_id? string
+---@field user? string
+---@field password? string
 ---@field timeout? number seconds, default 5
 ---@field ca_file? string
 ---@field cert_file? string
@@ -213,6 +224,7 @@
 ---| outbox.nats_options
 ---| outbox.http_options
 ---| outbox.exec_options
+---@alias outbox.publisher_options outbox.redis_options|outbox.mqtt_options|outbox.http_options|outbox.exec_options
 ---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
 
 ---@class outbox.retry

@@ -243,9 +243,8 @@ describe("a destination", function()
         local function missing(name)
           error(("module '%s' not found"):format(name))
         end
-        for _, name in ipairs({ "outbox.destinations.redis", "cjson", "luv", "http.request",
-          "basexx", "cqueues",
-          "openssl.hmac", "lpeg_patterns.http" }) do
+        for _, name in ipairs({ "outbox.destinations.mqtt", "outbox.destinations.redis", "cjson",
+          "luv", "http.request", "basexx", "cqueues", "openssl.hmac", "lpeg_patterns.http" }) do
           package.preload[name] = missing
         end]])
       local without = ([[env LUA_INIT=@%s/without.lua]]):format(root)
@@ -302,6 +301,8 @@ describe("docs/destinations.md", function()
     local titles = { redis = "Redis Streams", nats = "NATS JetStream",
       tls = "NATS JetStream", http = "Webhooks", https = "Webhooks",
       exec = "A program", file = "Lines of JSON", stdout = "Lines of JSON" }
+    local titles = { redis = "Redis Streams", mqtt = "MQTT", mqtts = "MQTT", http = "Webhooks",
+      https = "Webhooks", exec = "A program", file = "Lines of JSON", stdout = "Lines of JSON" }
     for scheme in pairs(titles) do
       local section = (page .. "\n## "):match("\n## " .. titles[scheme] .. "\n(.-)\n## ")
       local rows = section:match("\n| option | default | |\n[| -]+\n(.-)\n\n") or ""

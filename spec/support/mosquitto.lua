@@ -71,8 +71,8 @@ local function read(self, mark, list)
   end
 end
 
---- Returns what has arrived since the last call. A mark is sent behind it, perhaps several: the reader
--- may have to connect first.
+--- Returns what has arrived since the last call. A mark is sent behind it, perhaps several, as the
+-- reader may have to connect first.
 function Reader:all()
   local list, deadline = {}, outbox.clock.now() + 30
   while true do
