@@ -225,6 +225,8 @@
 ---| outbox.http_options
 ---| outbox.exec_options
 ---@alias outbox.publisher_options outbox.redis_options|outbox.mqtt_options|outbox.http_options|outbox.exec_options
+---@alias outbox.broker_options outbox.redis_options|outbox.mqtt_options
+---@alias outbox.publisher_options outbox.broker_options|outbox.http_options|outbox.exec_options
 ---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
 
 ---@class outbox.retry

@@ -5,6 +5,7 @@
 */
 #define _DEFAULT_SOURCE
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <mosquitto.h>
 #include <mqtt_protocol.h>
@@ -18,6 +19,7 @@
 #include "client.h"
 
 #define MQTT "outbox.destinations.mqtt"
+#define LIBRARY "libmosquitto.so.1"
 #define SYSTEM_CERTIFICATES "/etc/ssl/certs"
 #define NO_MQTT_5 "the broker does not speak MQTT 5"
 #define MAX_TEXT 65535     /* bytes of a string of MQTT */
@@ -419,6 +421,7 @@ static const luaL_Reg FUNCTIONS[] = {{"is_text", is_text}, {"reason", reason}, {
 int luaopen_outbox_destinations_mqtt(lua_State *L);
 
 int luaopen_outbox_destinations_mqtt(lua_State *L) {
+  dlopen(LIBRARY, RTLD_NOW | RTLD_NODELETE); /* when it is unloaded, it leaks what TLS has made */
   if (mosquitto_lib_init() != MOSQ_ERR_SUCCESS) return luaL_error(L, "cannot start libmosquitto");
   client_module(L, MQTT, connect_client, METHODS);
   luaL_setfuncs(L, FUNCTIONS, 0);
