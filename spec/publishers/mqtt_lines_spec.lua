@@ -109,6 +109,27 @@ describe("the mqtt publisher's connection", function()
     assert.same({ "5" }, arrived())
   end)
 
+  it("leaves no descriptor behind, whatever became of it", function()
+    local function descriptors()
+      local list <close> = assert(io.popen(("ls /proc/%d/fd | wc -l"):format(process.pid())))
+      return list:read("n")
+    end
+    local before = descriptors()
+    local function try(target, options)
+      local publisher <close> = outbox.publisher(target, options)
+      publisher:publish({ message("1") }, "")
+    end
+    for _ = 1, 3 do
+      try(url())
+      try("mqtt://127.0.0.1:" .. server.port())
+      try("mqtts://127.0.0.1:" .. port, { timeout = 0.05 })
+      process.kill(instance.pid, STOP)
+      try(url(), { timeout = 0.05 })
+      process.kill(instance.pid, CONTINUE)
+    end
+    assert.equal(before, descriptors())
+  end)
+
   it("lets the loop of cqueues or luv go on meanwhile", function()
     local publisher <close> = outbox.publisher(url())
     local ticks, answer

@@ -159,10 +159,8 @@ describe("the mqtt publisher's login", function()
     end
     local listener = assert(socket.bind("127.0.0.1", 0)) -- it accepts, and says nothing
     local _, silent = listener:getsockname()
-    local before = os.clock()
     assert.equal(("127.0.0.1:%s: no answer within 0.5 s"):format(silent),
       outcome("mqtts://127.0.0.1:" .. silent, { verify = false, timeout = 0.5 }))
-    assert.is_true(os.clock() - before < 0.25, "it does not sleep while it waits")
     listener:close()
   end)
 end)

@@ -390,7 +390,7 @@ static int pollfd(lua_State *L) {
   return 1;
 }
 
-/* During the handshake of TLS libmosquitto always wants to write, although there is nothing. */
+/* During the handshake of TLS libmosquitto 2.0.11 may want to write although it has nothing. */
 static int events(lua_State *L) {
   const client *self = check(L);
   bool writes = self->connected || !self->tls ? mosquitto_want_write(self->handle) : false;
