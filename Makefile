@@ -113,18 +113,18 @@ QUIETLY = log=$$(mktemp) && { $(1) >$$log 2>&1 || { cat $$log; exit 1; }; } && r
 
 # luarocks leaves its object files in the source tree.
 ROCK_MAKE = $(call QUIETLY,$(LUAROCKS) make $(1) --tree $(@D) $(2)) && \
-  rm -rf outbox src/*.o src/*/*.o && touch $@
+  rm -rf outbox src/*.o src/*/*.o
 
 $(TREE)/.built: $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(shell find lua -name '*.lua') bin/outbox outbox-scm-1.rockspec
-	@$(call ROCK_MAKE,outbox-scm-1.rockspec)
+	@$(call ROCK_MAKE,outbox-scm-1.rockspec) && touch $@
 
 # After the other, because luarocks would compile some files twice at the same place.
 $(TREE)/.built_postgres: $(TREE)/.built $(POSTGRES) outbox-postgres-scm-1.rockspec
-	@$(call ROCK_MAKE,outbox-postgres-scm-1.rockspec,PQ_INCDIR=$(PQ_INCDIR))
+	@$(call ROCK_MAKE,outbox-postgres-scm-1.rockspec,PQ_INCDIR=$(PQ_INCDIR)) && touch $@
 
 # One rock after the other, likewise.
 $(TREE)/.built_brokers: $(TREE)/.built $(DESTINATIONS) $(BROKERS:%=outbox-%-scm-1.rockspec)
-	@$(foreach broker,$(BROKERS),$(call ROCK_MAKE,outbox-$(broker)-scm-1.rockspec) &&) true
+	@$(foreach broker,$(BROKERS),$(call ROCK_MAKE,outbox-$(broker)-scm-1.rockspec) &&) touch $@
 
 # The archive is beside the rock too, to be put where the rockspec's source.url says.
 RELEASE = $(filter-out %-scm-1.rockspec,$(wildcard outbox-*.rockspec))
@@ -142,7 +142,7 @@ SANITIZED = CFLAGS="$(STRICT) $(SANITIZE) -fPIC" LIBFLAG="-shared $(SANITIZE)"
 build/sanitized/.built: $(TREE)/.built $(TREE)/.built_brokers
 	@mkdir -p $(@D)
 	@$(call ROCK_MAKE,outbox-scm-1.rockspec,$(SANITIZED))
-	@$(foreach broker,$(BROKERS),$(call ROCK_MAKE,outbox-$(broker)-scm-1.rockspec,$(SANITIZED)) &&) true
+	@$(foreach broker,$(BROKERS),$(call ROCK_MAKE,outbox-$(broker)-scm-1.rockspec,$(SANITIZED)) &&) touch $@
 
 build/baseline: bench/baseline.c
 	@mkdir -p $(@D)

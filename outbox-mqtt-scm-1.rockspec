@@ -13,22 +13,22 @@ mqtt:// and mqtts:// through libmosquitto.]],
 }
 dependencies = {
   "lua >= 5.4, < 5.6",
-  "lua-cjson",
   "outbox scm",
 }
 external_dependencies = {
   MOSQUITTO = { header = "mosquitto.h", library = "mosquitto" },
 }
 build = {
-  type = "builtin",
-  modules = {
-    ["outbox.destinations.mqtt"] = {
-      sources = { "src/destinations/client.c", "src/destinations/mqtt.c" },
-      libraries = { "mosquitto" },
-      incdirs = { "$(MOSQUITTO_INCDIR)" },
-      libdirs = { "$(MOSQUITTO_LIBDIR)" },
-    },
-    ["outbox.publishers.mqtt"] = "lua/outbox/publishers/mqtt.lua",
-    ["outbox.publishers.mqtts"] = "lua/outbox/publishers/mqtts.lua",
+  type = "make",
+  makefile = "src/rock.mk",
+  build_pass = false,
+  install_variables = {
+    CFLAGS = "$(CFLAGS)",
+    LIBFLAG = "$(LIBFLAG)",
+    LUA_INCDIR = "$(LUA_INCDIR)",
+    MODULE = "$(LIBDIR)/outbox/destinations/mqtt.$(LIB_EXTENSION)",
+    SOURCES = "src/destinations/client.c src/destinations/mqtt.c",
+    INCLUDES = "-I$(MOSQUITTO_INCDIR)",
+    LIBRARIES = "-L$(MOSQUITTO_LIBDIR) -lmosquitto",
   },
 }

@@ -188,6 +188,12 @@
 ---@field password? string
 ---@field token? string
 ---@field credentials? string
+---@field timeout? number seconds, default 5
+---@field ca_file? string
+---@field cert_file? string
+---@field key_file? string
+---@field verify? boolean default true
+
 ---@class outbox.mqtt_options
 ---@field topic? string default "outbox/{namespace}/{key}"
 ---@field mode? "plain"|"cloudevents" default "plain"
@@ -222,11 +228,9 @@
 ---@alias outbox.publisher_options
 ---| outbox.redis_options
 ---| outbox.nats_options
+---| outbox.mqtt_options
 ---| outbox.http_options
 ---| outbox.exec_options
----@alias outbox.publisher_options outbox.redis_options|outbox.mqtt_options|outbox.http_options|outbox.exec_options
----@alias outbox.broker_options outbox.redis_options|outbox.mqtt_options
----@alias outbox.publisher_options outbox.broker_options|outbox.http_options|outbox.exec_options
 ---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
 
 ---@class outbox.retry

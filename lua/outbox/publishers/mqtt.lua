@@ -35,6 +35,7 @@
 
 local address = require("outbox.publishing.address")
 local broker = require("outbox.publishing.broker")
+local need = require("outbox.need")
 local core = require("outbox.core")
 local option = require("outbox.options")
 
@@ -47,7 +48,7 @@ local NO_SUBSCRIBERS, NOT_AUTHORIZED = 0x10, 0x87
 local FAULTS = { [0x90] = true, [0x95] = true, [0x99] = true }
 
 local M = {
-  summary = { url = "mqtt://[user:password@]host[:port]", text = "MQTT 5" },
+  summary = { url = "mqtt://[user:password@]host[:port], mqtts://...", text = "MQTT 5" },
   OPTIONS = broker.options({
     topic = { default = "outbox/{namespace}/{key}", check = option.string },
     mode = broker.EVENTS.mode,
@@ -163,7 +164,8 @@ local function check_login(self, client_id)
 end
 
 function M.new(target, options)
-  client = require("outbox.destinations.mqtt")
+  client = need("outbox.destinations.mqtt", "the mqtt publisher needs outbox-mqtt",
+    "outbox-mqtt")
   cloudevents = require("outbox.publishing.cloudevents")
   format = require("outbox.publishing.format")
   properties = require("outbox.publishing.properties")

@@ -71,7 +71,7 @@ local function open(self)
   if self.client and self.client:work() == 0 then
     return self.client
   end
-  self:close() -- if there was one, the broker has closed it meanwhile
+  self:close() -- the broker has closed it meanwhile, or the last call was cut off
   local client, reason = self:connect()
   if not client then
     return nil, ("%s: %s"):format(self.target.name, reason)
@@ -132,12 +132,7 @@ local function publish(self, messages, namespace)
 end
 
 function METHODS:publish(messages, namespace)
-  if self.busy then -- the last call was cut off, so its answers may still arrive
-    self:close()
-  end
-  self.busy = true
   local ok, failures, reason = pcall(publish, self, messages, namespace)
-  self.busy = false
   if not ok or not failures then
     self:close()
   end
