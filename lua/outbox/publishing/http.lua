@@ -4,160 +4,27 @@
 local need = require("outbox.need")
 
 local request = need("http.request", "the http publisher needs lua-http", "http")
+local answers = require("outbox.publishing.http.answers")
 local basexx = require("basexx")
-local client = require("http.client")
 local cloudevents = require("outbox.publishing.cloudevents")
 local core = require("outbox.core")
 local cqueues = require("cqueues")
 local digest = require("openssl.digest")
-local errno = require("cqueues.errno")
+local exchange = require("outbox.publishing.http.exchange")
 local format = require("outbox.publishing.format")
 local hmac = require("openssl.hmac")
-local patterns = require("lpeg_patterns.http")
-local phrases = require("http.h1_reason_phrases")
-local MAX_RETRY_AFTER = require("outbox.retry").MAX_RETRY_AFTER
 local ssl_context = require("openssl.ssl.context")
 local tls = require("http.tls")
 local x509_store = require("openssl.x509.store")
 
 local M = {}
 
-local EXCERPT = 200 -- bytes of an answer's body that a reason shows
--- Seconds to wait for the body of an answer that accepts the message. Nobody needs the body, but a
--- connection can be used again only after it was read.
-local GRACE = 0.05
-local MAX_LINE = 65536 -- bytes of a header: cookies and policies exceed the 4096 of cqueues
 local UNSENT = { reason = "not sent, as another before it failed", uncharged = true, down = true }
-
--- Status codes of the class 4xx that are the fault of the options or of the destination, not of a
--- message. So are all codes of other classes: a redirect, for instance, is one of every message.
-local DOWN = { ["401"] = true, ["402"] = true, ["403"] = true, ["404"] = true, ["405"] = true,
-  ["407"] = true, ["410"] = true, ["421"] = true, ["426"] = true, ["429"] = true }
--- Status codes of messages that may be accepted later.
-local LATER = { ["408"] = true, ["425"] = true, ["429"] = true }
 
 local Http = { __name = "outbox.publisher", ordered = true }
 Http.__index = Http
 
 --- One request --------------------------------------------------------------------------------
-
--- Not by `connection:close()`, which reads the rest of an answer, and waits for ever if the answer
--- was cut off.
-local function hang_up(connection)
-  connection:take_socket():close()
-end
-
--- Reads the first line of an answer. Some servers leave out the reason phrase and the space before
--- it, which lua-http takes for an error.
-local function read_status_line(connection, timeout)
-  local line, reason, number = connection.socket:xread("*L", timeout)
-  if not line then
-    return nil, reason, number
-  end
-  local version, status, phrase = line:match("^HTTP/1%.(%d) +(%d%d%d)%f[%s] *(.-)\r\n$")
-  if not version then
-    connection.socket:seterror("r", errno.EILSEQ)
-    return nil, errno.strerror(errno.EILSEQ), errno.EILSEQ
-  end
-  return version == "0" and 1.0 or 1.1, status, phrase
-end
-
--- Returns an idle connection that is still open and has nothing to read, or else a new one.
-local function take(self, seconds)
-  while self.idle[1] do
-    local connection = table.remove(self.idle)
-    local _, _, why = connection.socket:fill(1, 0)
-    if why == errno.ETIMEDOUT then
-      return connection
-    end
-    hang_up(connection)
-  end
-  local connection, reason = client.connect({
-    host = self.target.host, port = self.target.port, tls = self.target.tls, ctx = self.context,
-    version = 1.1,
-  }, seconds)
-  if connection then
-    connection:setmaxline(MAX_LINE)
-    connection.read_status_line = read_status_line
-  end
-  return connection, reason
-end
-
--- Sends a request. Returns the answer's headers and the beginning of its body, or nil and the
--- reason why there is no answer. A server may answer before it has read the whole request, so the
--- answer is read even if sending has failed. An answer that accepts the message counts without its
--- body.
-local function exchange(self, headers, body)
-  local deadline = cqueues.monotime() + self.options.timeout
-  local function left()
-    return math.max(deadline - cqueues.monotime(), 0)
-  end
-  local connection, reason = take(self, left())
-  if not connection then
-    return nil, reason
-  end
-  local stream = connection:new_stream()
-  local sent, answer, excerpt, more
-  sent, reason = stream:write_headers(headers, body == "", left())
-  if sent and body ~= "" then
-    sent, reason = stream:write_chunk(body, true, left())
-  end
-  repeat
-    local why
-    answer, why = stream:get_headers(left())
-    reason = reason or why
-  until not answer or answer:get(":status"):sub(1, 1) ~= "1"
-  if answer then
-    if answer:get(":status"):sub(1, 1) == "2" then
-      deadline = math.min(deadline, cqueues.monotime() + GRACE)
-    end
-    excerpt = stream:get_body_chars(EXCERPT, left())
-    more, reason = stream:get_next_chunk(left())
-  end
-  if sent and answer and not more and not reason then
-    self.idle[#self.idle + 1] = connection
-  else
-    hang_up(connection)
-  end
-  if answer then
-    return answer, excerpt
-  end
-  return nil, reason or "the connection was closed"
-end
-
--- Seconds since an epoch. The time zone does not matter, because dates are only subtracted.
-local function seconds_of(date)
-  date.isdst = false
-  return os.time(date)
-end
-
--- The seconds that `Retry-After` asks to wait, at most an hour, or nil. It may be a date, which is
--- compared with the server's own clock if the answer has a `Date`.
-local function retry_after(answer)
-  local after = (patterns.Retry_After * -1):match(answer:get("retry-after") or "")
-  if type(after) == "table" then
-    local now = (patterns.Date * -1):match(answer:get("date") or "") or os.date("!*t")
-    after = seconds_of(after) - seconds_of(now)
-  end
-  return after and after >= 0 and math.min(after, MAX_RETRY_AFTER) or nil -- not a date in the past
-end
-
--- Returns nil if the answer accepts the message, else a failure. `down` marks a failure that may
--- affect every message.
-local function judge(answer, excerpt)
-  local status = answer:get(":status")
-  if status:sub(1, 1) == "2" then
-    return nil
-  end
-  return {
-    reason = ("%s %s %s"):format(status, phrases[status], excerpt or ""):gsub("%s+$", ""),
-    retry_after = retry_after(answer),
-    permanent = status:sub(1, 1) == "4" and not LATER[status],
-    uncharged = status == "429" or status == "503",
-    limited = status == "429",
-    down = DOWN[status] or status:sub(1, 1) ~= "4",
-  }
-end
 
 local function sign(self, headers, id, body)
   local timestamp = ("%d"):format(os.time())
@@ -177,9 +44,9 @@ local function send(self, headers, id, body)
   for name, value in pairs(self.options.headers) do
     headers:upsert(name:lower(), value)
   end
-  local ok, answer, detail = pcall(exchange, self, headers, body)
+  local ok, answer, detail = pcall(self.exchange.send, self.exchange, headers, body)
   if ok and answer then
-    return judge(answer, detail)
+    return answers.judge(answer, detail)
   end
   local reason = ("%s:%s: %s"):format(self.target.host, self.target.port, ok and detail or answer)
   return { reason = reason, uncharged = true, down = true }
@@ -326,10 +193,7 @@ function Http:publish(messages, namespace)
 end
 
 function Http:close()
-  for _, connection in ipairs(self.idle) do
-    hang_up(connection)
-  end
-  self.idle = {}
+  self.exchange:close()
 end
 
 Http.__close = Http.close
@@ -362,7 +226,8 @@ function M.new(target, options)
     end
   end
   return setmetatable({
-    target = target, options = options, context = context, idle = {}, resume_at = 0,
+    target = target, options = options, resume_at = 0,
+    exchange = exchange.new(target, options.timeout, context),
     key = options.secret and M.key(options.secret),
   }, Http)
 end
