@@ -38,7 +38,7 @@ function M.judge(answer, excerpt)
     return nil
   end
   return {
-    reason = ("%s %s %s"):format(status, phrases[status], excerpt or ""):gsub("%s+$", ""),
+    reason = ("%s %s %s"):format(status, phrases[status], excerpt):gsub("%s+$", ""),
     retry_after = retry_after(answer),
     permanent = status:sub(1, 1) == "4" and not LATER[status],
     uncharged = status == "429" or status == "503",

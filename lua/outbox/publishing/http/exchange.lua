@@ -6,9 +6,11 @@ local cqueues = require("cqueues")
 local errno = require("cqueues.errno")
 
 local EXCERPT = 200 -- bytes of an answer's body that are returned
--- Seconds to wait for the body of an answer that accepts the message. Nobody needs the body, but a
--- connection can be used again only after it was read.
-local GRACE = 0.05
+-- Seconds to wait for the body of an answer. A connection can be used again only after it was read,
+-- but some bodies never end: an answer may have neither a length nor a body, on a connection that
+-- stays open. Nobody needs the body of an answer that accepts the message.
+local PATIENCE, GRACE = 1, 0.05
+local MAX_BODY = 65536 -- bytes of a body that are read, so that the connection can be used again
 local MAX_LINE = 65536 -- bytes of a header: cookies and policies exceed the 4096 of cqueues
 
 local M = {}
@@ -36,6 +38,26 @@ local function read_status_line(connection, timeout)
   return version == "0" and 1.0 or 1.1, status, phrase
 end
 
+-- Writes the body of a request until it is sent, or until something can be read: a server may
+-- answer a request that it does not want to read, and leave the connection open.
+local function write_body_plain(connection, body, timeout)
+  local deadline, socket = cqueues.monotime() + timeout, connection.socket
+  local sent, reason, number = socket:xwrite(body, "f", 0) -- into the buffer
+  if sent then
+    sent, reason, number = socket:flush("n", 0)
+  end
+  while number == errno.ETIMEDOUT do
+    local readable, _, why = socket:fill(1, 0)
+    local left = deadline - cqueues.monotime()
+    if readable or why ~= errno.ETIMEDOUT or left <= 0 then
+      break
+    end
+    cqueues.poll({ pollfd = socket:pollfd(), events = socket:events() .. "r" }, left)
+    sent, reason, number = socket:flush("n", 0)
+  end
+  return sent, reason, number
+end
+
 -- Returns an idle connection that is still open and has nothing to read, or else a new one.
 local function take(self, seconds)
   while self.idle[1] do
@@ -53,14 +75,51 @@ local function take(self, seconds)
   if connection then
     connection:setmaxline(MAX_LINE)
     connection.read_status_line = read_status_line
+    connection.write_body_plain = write_body_plain
   end
   return connection, reason
 end
 
+-- Reads the body of an answer for so many seconds at most. Returns its beginning, and whether it
+-- was read to its end.
+local function read_body(stream, seconds)
+  local deadline, excerpt, count = cqueues.monotime() + seconds, "", 0
+  repeat
+    local chunk, reason = stream:get_next_chunk(math.max(deadline - cqueues.monotime(), 0))
+    if not chunk then
+      return excerpt, not reason
+    end
+    excerpt, count = (excerpt .. chunk):sub(1, EXCERPT), count + #chunk
+  until count > MAX_BODY
+  return excerpt, false
+end
+
+-- Whether the server keeps the connection open after an answer. By default one of HTTP/1.0 closes
+-- it, perhaps only after the next request was sent.
+local function stays_open(stream, answer)
+  local connection = (answer:get_comma_separated("connection") or ""):lower()
+  return stream.peer_version > 1.0 or connection:find("keep-alive", 1, true) ~= nil
+end
+
+-- The answers 1xx announce another one, except 101, which nobody has asked for.
+local function is_interim(answer)
+  local status = answer:get(":status")
+  return status:sub(1, 1) == "1" and status ~= "101"
+end
+
+-- A connection that is closed when its request is done, unless it was kept before.
+local InUse = {
+  __close = function(self)
+    if self.connection then
+      hang_up(self.connection)
+    end
+  end,
+}
+
 --- Sends a request. Returns the answer's headers and the beginning of its body, or nil and the
 -- reason why there is no answer. A server may answer before it has read the whole request, so the
--- answer is read even if sending has failed. An answer that accepts the message counts without its
--- body.
+-- answer is read even if sending has failed. An answer counts as soon as its headers have arrived,
+-- whatever becomes of its body.
 function Exchange:send(headers, body)
   local deadline = cqueues.monotime() + self.timeout
   local function left()
@@ -70,8 +129,9 @@ function Exchange:send(headers, body)
   if not connection then
     return nil, reason
   end
+  local in_use <close> = setmetatable({ connection = connection }, InUse)
   local stream = connection:new_stream()
-  local sent, answer, excerpt, more
+  local sent, answer
   sent, reason = stream:write_headers(headers, body == "", left())
   if sent and body ~= "" then
     sent, reason = stream:write_chunk(body, true, left())
@@ -80,23 +140,16 @@ function Exchange:send(headers, body)
     local why
     answer, why = stream:get_headers(left())
     reason = reason or why
-  until not answer or answer:get(":status"):sub(1, 1) ~= "1"
-  if answer then
-    if answer:get(":status"):sub(1, 1) == "2" then
-      deadline = math.min(deadline, cqueues.monotime() + GRACE)
-    end
-    excerpt = stream:get_body_chars(EXCERPT, left())
-    more, reason = stream:get_next_chunk(left())
+  until not answer or not is_interim(answer)
+  if not answer then
+    return nil, reason or "the connection was closed"
   end
-  if sent and answer and not more and not reason then
-    self.idle[#self.idle + 1] = connection
-  else
-    hang_up(connection)
+  local seconds = answer:get(":status"):sub(1, 1) == "2" and GRACE or PATIENCE
+  local ok, excerpt, ended = pcall(read_body, stream, math.min(seconds, left()))
+  if sent and ok and ended and stays_open(stream, answer) then
+    self.idle[#self.idle + 1], in_use.connection = connection, nil
   end
-  if answer then
-    return answer, excerpt
-  end
-  return nil, reason or "the connection was closed"
+  return answer, ok and excerpt or ""
 end
 
 --- Closes the idle connections.
