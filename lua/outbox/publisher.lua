@@ -20,9 +20,13 @@ local function make(url, given, wrong)
     wrong[#wrong + 1] = type(reason) == "string" and reason or ("a bad URL for '%s'"):format(scheme)
   end
   local options = option.check(destination.OPTIONS, given, "", wrong)
-  local publisher = #wrong == 0 and destination.new(target, options) or nil
-  if #wrong == 0 and not option.publisher(publisher) then
-    wrong[#wrong + 1] = ("the destination of '%s' made no publisher"):format(scheme)
+  if #wrong > 0 then
+    return nil
+  end
+  local publisher, fault = destination.new(target, options)
+  if not option.publisher(publisher) then
+    wrong[1] = type(fault) == "string" and fault
+      or ("the destination of '%s' made no publisher"):format(scheme)
   end
   return publisher
 end

@@ -221,6 +221,7 @@
 ---@field concurrency? integer default 8
 ---@field ca_file? string
 ---@field verify? boolean default true
+---@field proxy? string a URL; "" for none
 
 ---@class outbox.exec_options
 ---@field timeout? number seconds, default 30

@@ -135,6 +135,7 @@ describe("a destination", function()
       assert.equal("bad arguments to 'publisher' (the destination of 'pigeon' made no publisher)\n",
         module("1", new))
     end
+    assert.equal("bad arguments to 'publisher' (no room)\n", module("1", "nil, [[no room]]"))
     for _, parse in ipairs({ "nil", "nil, {}", "false, 7" }) do
       assert.equal("bad arguments to 'publisher' (a bad URL for 'pigeon')\n",
         module(parse, "function() end"))

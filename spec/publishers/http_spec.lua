@@ -110,16 +110,8 @@ describe("the http publisher", function()
 
   it("verifies the certificate of the server", function()
     local secure = new_server("tls")
-    local function certificate(name)
-      assert(os.execute(("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 "
-        .. "-nodes -keyout %s/key.pem -out %s/certificate.pem -subj /CN=test -days 2 "
-        .. "-addext subjectAltName=%s 2>/dev/null"):format(secure.directory, secure.directory,
-        name)))
-      secure:start()
-    end
-    certificate("IP:127.0.0.1")
+    local trusted = { ca_file = webhook.certify(secure, "IP:127.0.0.1") }
     local target = "https://" .. secure.authority
-    local trusted = { ca_file = secure.directory .. "/certificate.pem" }
     local function reason_for(options)
       local publisher <close> = outbox.publisher(target, options)
       local failures, reason = publisher:publish(events(1), "")
@@ -129,7 +121,7 @@ describe("the http publisher", function()
     assert.equal("delivered", reason_for(trusted))
     assert.equal("delivered", reason_for({ verify = false }))
     secure:kill()
-    certificate("DNS:example.com")
+    webhook.certify(secure, "DNS:example.com")
     assert.matches("mismatch", reason_for(trusted))
     assert.equal("delivered", reason_for({ verify = false }))
   end)
@@ -141,11 +133,12 @@ describe("the http publisher", function()
     refused("a URL such as https://host/path expected", "http:host")
     refused("a URL such as https://host/path expected", "https://")
     refused("(ca_file must be a file of certificates; concurrency must be an integer from 1 to "
-      .. '1000; headers must be a table of strings; mode must be "binary" or "batched"; secret '
-      .. 'must be "whsec_" and 24 to 64 bytes in base64; timeout must be a number of seconds, at '
-      .. "least 0.001; verify must be true or false)", webhook.url, {
+      .. '1000; headers must be a table of strings; mode must be "binary" or "batched"; proxy must '
+      .. 'be a URL such as http://host:port, or ""; secret must be "whsec_" and 24 to 64 bytes '
+      .. "in base64; timeout must be a number of seconds, at least 0.001; verify must be "
+      .. "true or false)", webhook.url, {
         ca_file = "/nowhere", concurrency = 0, headers = { a = "b\nc" }, mode = "b",
-        secret = "whsec_MDEyMw==", timeout = -1, verify = 0 })
+        proxy = "https://me:secret@host", secret = "whsec_MDEyMw==", timeout = -1, verify = 0 })
     for _, path in ipairs({ "/tmp", "/etc/passwd" }) do
       refused("(ca_file must be a file of certificates)", webhook.url, { ca_file = path })
     end

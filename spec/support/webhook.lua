@@ -20,6 +20,17 @@ function M.new_server(options)
   return instance
 end
 
+--- Gives a receiver with TLS, which is not running, a new certificate for a name such as
+-- "IP:127.0.0.1", and starts it. Returns the file of the certificate.
+function M.certify(instance, name)
+  local directory = instance.directory
+  assert(os.execute(("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes "
+    .. "-keyout %s/key.pem -out %s/certificate.pem -subj /CN=test -days 2 "
+    .. "-addext subjectAltName=%s 2>/dev/null"):format(directory, directory, name)))
+  instance:start()
+  return directory .. "/certificate.pem"
+end
+
 --- Starts the receiver of this spec file, `instance`; its URL is `url`.
 function M.start()
   M.instance = M.new_server()
@@ -44,10 +55,10 @@ function M.reset()
   M.forget_requests()
 end
 
---- Returns the requests that were received.
-function M.requests()
+--- Returns the requests that were received, by this receiver or by another server that notes them.
+function M.requests(instance)
   local list = {}
-  local file <close> = io.open(M.instance.directory .. "/requests")
+  local file <close> = io.open((instance or M.instance).directory .. "/requests")
   for line in file and file:lines() or function() end do
     list[#list + 1] = cjson.decode(line)
   end

@@ -18,6 +18,10 @@
 --   requests of one key are sent one after the other.
 -- - `ca_file`: a file of certificates; no others are trusted.
 -- - `verify`: false accepts any certificate.
+-- - `proxy`: the URL of a proxy, `http://[user:password@]host:port`; "" uses none. By default the
+--   variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` of the environment decide.
+--   Requests to `https:` go through a tunnel, so the proxy reads nothing of them. A failure that
+--   the proxy answers itself, a 407 or a tunnel that it refuses, is no answer of the destination.
 --
 -- A message *got through* if its answer shows that the destination works: 2xx, 408, 425 or a 4xx of
 -- the last row. *Down* means that the destination is down: no attempt is counted for any
@@ -76,6 +80,9 @@ local M = {
       return text and text:find("-----BEGIN ", 1, true), "a file of certificates"
     end },
     verify = { default = true, check = option.boolean },
+    proxy = { check = function(value)
+      return value == "" or sender().proxy(value), 'a URL such as http://host:port, or ""'
+    end },
   },
 }
 

@@ -13,6 +13,7 @@ local digest = require("openssl.digest")
 local exchange = require("outbox.publishing.http.exchange")
 local format = require("outbox.publishing.format")
 local hmac = require("openssl.hmac")
+local proxy = require("outbox.publishing.http.proxy")
 local ssl_context = require("openssl.ssl.context")
 local tls = require("http.tls")
 local x509_store = require("openssl.x509.store")
@@ -48,7 +49,7 @@ local function send(self, headers, id, body)
   if ok and answer then
     return answers.judge(answer, detail)
   end
-  local reason = ("%s:%s: %s"):format(self.target.host, self.target.port, ok and detail or answer)
+  local reason = ("%s: %s"):format(self.name, ok and detail or answer)
   return { reason = reason, uncharged = true, down = true }
 end
 
@@ -211,8 +212,15 @@ function M.key(secret)
   return key and #key >= 24 and #key <= 64 and key or nil
 end
 
---- Makes a publisher.
+--- Returns the proxy of a URL; nil if it cannot be one.
+M.proxy = proxy.parse
+
+--- Makes a publisher; or returns nil and a reason.
 function M.new(target, options)
+  local via, reason = proxy.find(options.proxy, target.tls and "https" or "http", target.host)
+  if reason then
+    return nil, reason
+  end
   target.headers:upsert(":method", "POST")
   target.headers:upsert("user-agent", "outbox/" .. core._VERSION)
   local context
@@ -225,9 +233,11 @@ function M.new(target, options)
       context:setVerify(ssl_context.VERIFY_NONE)
     end
   end
+  local name = ("%s:%s"):format(target.host, target.port)
   return setmetatable({
     target = target, options = options, resume_at = 0,
-    exchange = exchange.new(target, options.timeout, context),
+    name = via and ("%s through the proxy %s"):format(name, via.name) or name,
+    exchange = exchange.new(target, via, options.timeout, context),
     key = options.secret and M.key(options.secret),
   }, Http)
 end

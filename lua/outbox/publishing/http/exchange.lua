@@ -4,6 +4,8 @@
 local client = require("http.client")
 local cqueues = require("cqueues")
 local errno = require("cqueues.errno")
+local proxy = require("outbox.publishing.http.proxy")
+local util = require("http.util")
 
 local EXCERPT = 200 -- bytes of an answer's body that are returned
 -- Seconds to wait for the body of an answer. A connection can be used again only after it was read,
@@ -58,8 +60,44 @@ local function write_body_plain(connection, body, timeout)
   return sent, reason, number
 end
 
+-- Sets what lua-http does otherwise.
+local function prepare(connection)
+  connection:setmaxline(MAX_LINE)
+  connection.read_status_line = read_status_line
+  connection.write_body_plain = write_body_plain
+  return connection
+end
+
+-- Returns a new connection to the proxy: a tunnel to the target, if that has TLS.
+local function connect_by_proxy(self, left)
+  local target, via = self.target, self.proxy
+  local connection, reason = client.connect({ host = via.host, port = via.port, version = 1.1 },
+    left())
+  if not connection then
+    return nil, reason
+  end
+  prepare(connection)
+  if not target.tls then
+    return connection
+  end
+  local authority = util.to_authority(target.host, target.port)
+  local open
+  open, reason = proxy.open_tunnel(connection, via, authority, left)
+  local socket = connection:take_socket()
+  connection = nil
+  if open then
+    connection, reason = client.negotiate(socket, { host = target.host, tls = true,
+      ctx = self.context, version = 1.1 }, left())
+  end
+  if not connection then
+    socket:close()
+    return nil, reason
+  end
+  return prepare(connection)
+end
+
 -- Returns an idle connection that is still open and has nothing to read, or else a new one.
-local function take(self, seconds)
+local function take(self, left)
   while self.idle[1] do
     local connection = table.remove(self.idle)
     local _, _, why = connection.socket:fill(1, 0)
@@ -68,16 +106,22 @@ local function take(self, seconds)
     end
     hang_up(connection)
   end
-  local connection, reason = client.connect({
-    host = self.target.host, port = self.target.port, tls = self.target.tls, ctx = self.context,
-    version = 1.1,
-  }, seconds)
-  if connection then
-    connection:setmaxline(MAX_LINE)
-    connection.read_status_line = read_status_line
-    connection.write_body_plain = write_body_plain
+  if self.proxy then
+    return connect_by_proxy(self, left)
   end
-  return connection, reason
+  local target = self.target
+  local connection, reason = client.connect({ host = target.host, port = target.port,
+    tls = target.tls, ctx = self.context, version = 1.1 }, left())
+  return connection and prepare(connection), reason
+end
+
+-- The request as the proxy wants it, which is no tunnel.
+local function address_to_proxy(self, headers)
+  local authority = util.to_authority(self.target.host, self.target.port, "http")
+  headers:upsert(":path", "http://" .. authority .. headers:get(":path"))
+  if self.proxy.authorization then
+    headers:upsert("proxy-authorization", self.proxy.authorization)
+  end
 end
 
 -- Reads the body of an answer for so many seconds at most. Returns its beginning, and whether it
@@ -125,7 +169,11 @@ function Exchange:send(headers, body)
   local function left()
     return math.max(deadline - cqueues.monotime(), 0)
   end
-  local connection, reason = take(self, left())
+  local asks_proxy = self.proxy and not self.target.tls
+  if asks_proxy then
+    address_to_proxy(self, headers)
+  end
+  local connection, reason = take(self, left)
   if not connection then
     return nil, reason
   end
@@ -143,6 +191,8 @@ function Exchange:send(headers, body)
   until not answer or not is_interim(answer)
   if not answer then
     return nil, reason or "the connection was closed"
+  elseif asks_proxy and answer:get(":status") == "407" then
+    return nil, "407 Proxy Authentication Required"
   end
   local seconds = answer:get(":status"):sub(1, 1) == "2" and GRACE or PATIENCE
   local ok, excerpt, ended = pcall(read_body, stream, math.min(seconds, left()))
@@ -160,11 +210,12 @@ function Exchange:close()
   self.idle = {}
 end
 
---- Makes an exchange with the `host` and the `port` of a target. `timeout` is in seconds, for each
+--- Makes an exchange with the `host` and the `port` of a target, through a proxy of
+-- `outbox.publishing.http.proxy` or, if that is nil, without one. `timeout` is in seconds, for each
 -- request. `context` is of TLS, if the target has it.
-function M.new(target, timeout, context)
-  return setmetatable({ target = target, timeout = timeout, context = context, idle = {} },
-    Exchange)
+function M.new(target, via, timeout, context)
+  return setmetatable({ target = target, proxy = via, timeout = timeout, context = context,
+    idle = {} }, Exchange)
 end
 
 return M
