@@ -102,6 +102,7 @@ build = {
     ["outbox.publishing.http.answers"] = "lua/outbox/publishing/http/answers.lua",
     ["outbox.publishing.http.exchange"] = "lua/outbox/publishing/http/exchange.lua",
     ["outbox.publishing.http.proxy"] = "lua/outbox/publishing/http/proxy.lua",
+    ["outbox.publishing.http.signing"] = "lua/outbox/publishing/http/signing.lua",
     ["outbox.publishing.properties"] = "lua/outbox/publishing/properties.lua",
     ["outbox.publishing.route"] = "lua/outbox/publishing/route.lua",
     ["outbox.publishing.wait"] = "lua/outbox/publishing/wait.lua",

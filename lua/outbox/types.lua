@@ -210,6 +210,14 @@
 ---@field cert_file? string
 ---@field key_file? string
 ---@field verify? boolean default true
+---@class outbox.http_request what the option `sign` is called with
+---@field method string
+---@field host string perhaps with a port
+---@field path string with the query
+---@field headers table<string, string> names in lower case
+---@field body string
+---@field messages outbox.entry[]
+---@field namespace string
 
 ---@class outbox.http_options
 ---@field mode? "binary"|"batched" default "binary"
@@ -222,6 +230,7 @@
 ---@field ca_file? string
 ---@field verify? boolean default true
 ---@field proxy? string a URL; "" for none
+---@field sign? fun(request: outbox.http_request) may change headers, path and body
 
 ---@class outbox.exec_options
 ---@field timeout? number seconds, default 30

@@ -135,10 +135,11 @@ describe("the http publisher", function()
     refused("(ca_file must be a file of certificates; concurrency must be an integer from 1 to "
       .. '1000; headers must be a table of strings; mode must be "binary" or "batched"; proxy must '
       .. 'be a URL such as http://host:port, or ""; secret must be "whsec_" and 24 to 64 bytes '
-      .. "in base64; timeout must be a number of seconds, at least 0.001; verify must be "
-      .. "true or false)", webhook.url, {
+      .. "in base64; sign must be a function, which the command line cannot give; timeout must be "
+      .. "a number of seconds, at least 0.001; verify must be true or false)", webhook.url, {
         ca_file = "/nowhere", concurrency = 0, headers = { a = "b\nc" }, mode = "b",
-        proxy = "https://me:secret@host", secret = "whsec_MDEyMw==", timeout = -1, verify = 0 })
+        proxy = "https://me:secret@host", secret = "whsec_MDEyMw==", sign = "x",
+        timeout = -1, verify = 0 })
     for _, path in ipairs({ "/tmp", "/etc/passwd" }) do
       refused("(ca_file must be a file of certificates)", webhook.url, { ca_file = path })
     end

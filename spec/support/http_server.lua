@@ -50,7 +50,8 @@ local function reply(_, stream)
   local _, _, peer_port = stream:peername()
   local noted = { headers = {}, body = assert(stream:get_body_as_string()), peer = peer_port }
   for name, value in request:each() do
-    noted.headers[name] = value
+    local before = noted.headers[name]
+    noted.headers[name] = before and before .. ", " .. value or value
   end
   local ids = { noted.headers["ce-id"] }
   if noted.headers["content-type"] == "application/cloudevents-batch+json; charset=UTF-8" then

@@ -22,6 +22,13 @@
 --   variables `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` of the environment decide.
 --   Requests to `https:` go through a tunnel, so the proxy reads nothing of them. A failure that
 --   the proxy answers itself, a 407 or a tunnel that it refuses, is no answer of the destination.
+-- - `sign`: a function `(request)` that is called last, for each request, also when a message is
+--   sent again. The fields of `request` are `method`, `host`, perhaps with a port, `path` with the
+--   query, `headers`, a table with names in lower case, `body`, `messages`, the array of those in
+--   this request, and `namespace`. The function may change `headers`, `path` and `body`;
+--   `content-length` is set after it. It may yield to the loop of cqueues, and then it is called
+--   for other requests meanwhile. If it raises an error, the destination counts as down, and the
+--   error is the reason.
 --
 -- A message *got through* if its answer shows that the destination works: 2xx, 408, 425 or a 4xx of
 -- the last row. *Down* means that the destination is down: no attempt is counted for any
@@ -82,6 +89,9 @@ local M = {
     verify = { default = true, check = option.boolean },
     proxy = { check = function(value)
       return value == "" or sender().proxy(value), 'a URL such as http://host:port, or ""'
+    end },
+    sign = { check = function(value)
+      return type(value) == "function", "a function, which the command line cannot give"
     end },
   },
 }

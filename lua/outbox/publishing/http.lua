@@ -10,10 +10,12 @@ local cloudevents = require("outbox.publishing.cloudevents")
 local core = require("outbox.core")
 local cqueues = require("cqueues")
 local digest = require("openssl.digest")
+local errors = require("outbox.error")
 local exchange = require("outbox.publishing.http.exchange")
 local format = require("outbox.publishing.format")
 local hmac = require("openssl.hmac")
 local proxy = require("outbox.publishing.http.proxy")
+local signing = require("outbox.publishing.http.signing")
 local ssl_context = require("openssl.ssl.context")
 local tls = require("http.tls")
 local x509_store = require("openssl.x509.store")
@@ -36,15 +38,22 @@ local function sign(self, headers, id, body)
   headers:upsert("webhook-signature", "v1," .. format.base64(signature))
 end
 
--- Sends a request; returns nil or a failure.
-local function send(self, headers, id, body)
-  headers:upsert("content-length", ("%d"):format(#body))
+-- Sends a request of these messages; returns nil or a failure.
+local function send(self, headers, id, body, messages, namespace)
   if self.key then
     sign(self, headers, id, body)
   end
   for name, value in pairs(self.options.headers) do
     headers:upsert(name:lower(), value)
   end
+  if self.options.sign then
+    local ok
+    ok, headers, body = pcall(signing.sign, self.options.sign, headers, body, messages, namespace)
+    if not ok then
+      return { reason = errors.text(headers), uncharged = true, down = true }
+    end
+  end
+  headers:upsert("content-length", ("%d"):format(#body))
   local ok, answer, detail = pcall(self.exchange.send, self.exchange, headers, body)
   if ok and answer then
     return answers.judge(answer, detail)
@@ -61,7 +70,7 @@ local function send_one(self, message, namespace)
     headers:upsert(name, value)
   end)
   headers:upsert("idempotency-key", id)
-  return send(self, headers, id, body)
+  return send(self, headers, id, body, { message }, namespace)
 end
 
 -- Returns lists of the indexes of messages. The messages of one list have the same key, so they are
@@ -109,15 +118,17 @@ end
 
 -- Sends a part of the batch. If the part is refused for good, sends each half of it by itself,
 -- until the refused message is found. Returns whether the rest of the batch may be sent.
-local function send_part(self, events, ids, failures, first, last)
+local function send_part(self, batch, failures, first, last)
   local headers = self.target.headers:clone()
   headers:upsert("content-type", "application/cloudevents-batch+json; charset=UTF-8")
-  local id = basexx.to_hex(digest.new("sha256"):final(table.concat(ids, "\n", first, last)))
-  local failure = send(self, headers, id, "[" .. table.concat(events, ",", first, last) .. "]")
+  local id = basexx.to_hex(digest.new("sha256"):final(table.concat(batch.ids, "\n", first, last)))
+  local body = "[" .. table.concat(batch.events, ",", first, last) .. "]"
+  local messages = table.move(batch.messages, first, last, 1, {})
+  local failure = send(self, headers, id, body, messages, batch.namespace)
   if failure and failure.permanent and not failure.down and first < last then
     local middle = (first + last) // 2
-    return send_part(self, events, ids, failures, first, middle)
-      and send_part(self, events, ids, failures, middle + 1, last)
+    return send_part(self, batch, failures, first, middle)
+      and send_part(self, batch, failures, middle + 1, last)
   elseif failure and first < last then -- the answer does not say which message is at fault
     failure.down, failure.uncharged, failure.permanent = true, true, false
   end
@@ -128,13 +139,13 @@ local function send_part(self, events, ids, failures, first, last)
 end
 
 local function send_batch(self, messages, namespace, failures)
-  local events, ids = {}, {}
+  local batch = { messages = messages, namespace = namespace, events = {}, ids = {} }
   for i, message in ipairs(messages) do
-    events[i], ids[i] = cloudevents.json(message, namespace, self.options), message.id
-    failures[i] = UNSENT
+    batch.events[i] = cloudevents.json(message, namespace, self.options)
+    batch.ids[i], failures[i] = message.id, UNSENT
   end
   return 1, function()
-    send_part(self, events, ids, failures, 1, #messages)
+    send_part(self, batch, failures, 1, #messages)
   end
 end
 
