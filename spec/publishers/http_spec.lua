@@ -126,6 +126,22 @@ describe("the http publisher", function()
     assert.equal("delivered", reason_for({ verify = false }))
   end)
 
+  it("sends a body that is larger than what a connection takes at a time", function()
+    local secure = new_server("tls")
+    webhook.certify(secure, "IP:127.0.0.1")
+    local payload = ("0123456789abcdef"):rep(512 * 1024)
+    for _, case in ipairs({ { webhook.url, webhook.instance },
+      { "https://" .. secure.authority, secure } }) do
+      local publisher <close> = outbox.publisher(case[1], { verify = false })
+      for _ = 1, 2 do
+        assert.same({}, publisher:publish({ event("1", { payload = payload }) }, "orders"))
+      end
+      local first, second = table.unpack(requests(case[2]))
+      assert.is_true(second.body == payload)
+      assert.equal(first.peer, second.peer)
+    end
+  end)
+
   it("needs a URL and options that make sense", function()
     local function refused(expected, ...)
       assert.matches(expected, support.raised(outbox.publisher, ...), 1, true)
