@@ -210,6 +210,7 @@
 ---@field cert_file? string
 ---@field key_file? string
 ---@field verify? boolean default true
+
 ---@class outbox.http_request what the option `sign` is called with
 ---@field method string
 ---@field host string perhaps with a port
