@@ -32,7 +32,7 @@ SHIM = $(filter-out src/lua/postgres.c,$(wildcard src/lua/*.c)) $(wildcard src/l
 # The second engine, in a rock of its own. Nothing else here contains any of it.
 POSTGRES = $(wildcard src/postgres/*.[ch]) src/lua/postgres.c
 # The clients of brokers, each in a rock of its own.
-BROKERS = mqtt nats redis
+BROKERS = amqp mqtt nats redis
 DESTINATIONS = $(wildcard src/destinations/*.[ch])
 CORE_SPECS = $(wildcard spec/core/*.c)
 C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(POSTGRES) $(DESTINATIONS) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
@@ -218,12 +218,16 @@ build/libfuzzer_%: spec/fuzz/%.c spec/fuzz/fuzz.h $(CORE) $(HEADERS) $(SHIM)
 	clang -fsanitize=fuzzer $(FUZZED)
 
 # The programs and modules that the specs need besides the rock.
-support: build/engines.so build/process.so build/slow_disk.so build/faults.so build/cut.so build/host build/starved
+support: build/engines.so build/process.so build/rabbitmq.so build/slow_disk.so build/faults.so build/cut.so build/host build/starved
 
 # Modules for the specs: processes, which Lua does not have, a slow disk, connections that are cut.
 build/%.so: spec/support/%.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@
+
+build/rabbitmq.so: spec/support/rabbitmq.c
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O1 -g -fPIC -shared $(LUA_INCLUDES) $< -o $@ -lrabbitmq
 
 build/engines.so: src/engine.h src/outbox.h
 

@@ -181,6 +181,10 @@
 ---@class outbox.nats_options
 ---@field subject? string default "outbox.{namespace}"
 ---@field stream? string
+---@class outbox.amqp_options
+---@field exchange? string default "", the default exchange
+---@field routing_key? string default "outbox.{namespace}"
+---@field mandatory? boolean default true
 ---@field mode? "plain"|"cloudevents" default "plain"
 ---@field source? string default "/outbox"
 ---@field type? string default "outbox.{namespace}"
@@ -242,6 +246,8 @@
 ---| outbox.mqtt_options
 ---| outbox.http_options
 ---| outbox.exec_options
+---@alias outbox.broker_options outbox.redis_options|outbox.amqp_options
+---@alias outbox.publisher_options outbox.broker_options|outbox.http_options|outbox.exec_options
 ---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
 
 ---@class outbox.retry

@@ -26,7 +26,7 @@ end
 
 -- Waits until the server answers or, if `wanted` is false, no longer does.
 local function wait(server, wanted)
-  local deadline = outbox.clock.now() + 30
+  local deadline = outbox.clock.now() + 60 -- RabbitMQ takes its time
   while answers(server.port) ~= wanted do
     assert(outbox.clock.now() < deadline, server.command)
     outbox.clock.sleep(0.005)

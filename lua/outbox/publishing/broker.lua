@@ -18,6 +18,7 @@
 --    send(items) takes over an array of items
 --    results()   of the items sent last: true for one that is confirmed, nil for one without an
 --                answer, else what `judge` gets
+--    obstacle()  optional: why the broker does not answer, where it has said so
 --    pollfd(), events()   the descriptor to wait for, and whether to write: "r", "w" or "rw"
 --    close()     gives up whatever is not answered; does nothing the second time
 
@@ -39,7 +40,8 @@ local function await(self, client)
   while left and left > 0 do
     local seconds = deadline - elapsed()
     if seconds <= 0 then
-      return ("no answer within %g s"):format(self.timeout)
+      local obstacle = client.obstacle and client:obstacle()
+      return ("no answer within %g s%s"):format(self.timeout, obstacle and ": " .. obstacle or "")
     end
     wait(client, seconds)
     left, reason = client:work()
@@ -182,8 +184,17 @@ local TLS = {
 }
 
 --- Makes a publisher of a class. `target` is where to, and `options` are those of the publisher.
--- Raises where an option of TLS is given for a target without `tls`, because it would do nothing.
+-- Raises where an option is given that would do nothing: one of TLS for a target without `tls`, a
+-- certificate without its key, one of CloudEvents for another mode.
 function M.new(class, target, options)
+  if (options.cert_file == nil) ~= (options.key_file == nil) then
+    error("'cert_file' and 'key_file' need each other", 0)
+  end
+  for _, name in ipairs({ "source", "type" }) do
+    if options.mode == "plain" and options[name] ~= M.EVENTS[name].default then
+      error(('\'%s\' is for mode = "cloudevents"'):format(name), 0)
+    end
+  end
   for name, known in pairs(TLS) do
     if not target.tls and options[name] ~= nil and options[name] ~= known.default then
       error(("'%s' is for a URL with TLS"):format(name), 0)

@@ -17,7 +17,9 @@ local function on_cqueues(client, seconds)
     _, inside = cqueues.running()
   end
   if inside then
-    cqueues.poll({ pollfd = client:pollfd(), events = client:events() }, seconds)
+    local descriptor = client:pollfd()
+    cqueues.poll({ pollfd = descriptor, events = client:events() }, seconds)
+    cqueues.cancel(descriptor) -- the loop would fail if it knew one that is closed
   end
   return inside
 end
