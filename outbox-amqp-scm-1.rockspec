@@ -13,7 +13,6 @@ amqp:// and amqps:// through librabbitmq.]],
 }
 dependencies = {
   "lua >= 5.4, < 5.6",
-  "lua-cjson",
   "outbox scm",
 }
 external_dependencies = {
@@ -21,19 +20,16 @@ external_dependencies = {
   OPENSSL = { header = "openssl/ssl.h", library = "ssl" },
 }
 build = {
-  type = "builtin",
-  modules = {
-    ["outbox.destinations.amqp"] = {
-      sources = {
-        "src/destinations/client.c",
-        "src/destinations/amqp.c",
-        "src/destinations/amqp_login.c",
-      },
-      libraries = { "rabbitmq", "ssl" },
-      incdirs = { "$(RABBITMQ_INCDIR)", "$(OPENSSL_INCDIR)" },
-      libdirs = { "$(RABBITMQ_LIBDIR)", "$(OPENSSL_LIBDIR)" },
-    },
-    ["outbox.publishers.amqp"] = "lua/outbox/publishers/amqp.lua",
-    ["outbox.publishers.amqps"] = "lua/outbox/publishers/amqps.lua",
+  type = "make",
+  makefile = "src/rock.mk",
+  build_pass = false,
+  install_variables = {
+    CFLAGS = "$(CFLAGS)",
+    LIBFLAG = "$(LIBFLAG)",
+    LUA_INCDIR = "$(LUA_INCDIR)",
+    MODULE = "$(LIBDIR)/outbox/destinations/amqp.$(LIB_EXTENSION)",
+    SOURCES = "src/destinations/client.c src/destinations/amqp.c src/destinations/amqp_login.c",
+    INCLUDES = "-I$(RABBITMQ_INCDIR) -I$(OPENSSL_INCDIR)",
+    LIBRARIES = "-L$(RABBITMQ_LIBDIR) -lrabbitmq -L$(OPENSSL_LIBDIR) -lssl",
   },
 }

@@ -181,10 +181,6 @@
 ---@class outbox.nats_options
 ---@field subject? string default "outbox.{namespace}"
 ---@field stream? string
----@class outbox.amqp_options
----@field exchange? string default "", the default exchange
----@field routing_key? string default "outbox.{namespace}"
----@field mandatory? boolean default true
 ---@field mode? "plain"|"cloudevents" default "plain"
 ---@field source? string default "/outbox"
 ---@field type? string default "outbox.{namespace}"
@@ -207,6 +203,21 @@
 ---@field retain? boolean default false
 ---@field expiry? integer seconds
 ---@field client_id? string
+---@field user? string
+---@field password? string
+---@field timeout? number seconds, default 5
+---@field ca_file? string
+---@field cert_file? string
+---@field key_file? string
+---@field verify? boolean default true
+
+---@class outbox.amqp_options
+---@field exchange? string default "", the default exchange
+---@field routing_key? string default "outbox.{namespace}"
+---@field mandatory? boolean default true
+---@field mode? "plain"|"cloudevents" default "plain"
+---@field source? string default "/outbox"
+---@field type? string default "outbox.{namespace}"
 ---@field user? string
 ---@field password? string
 ---@field timeout? number seconds, default 5
@@ -243,11 +254,10 @@
 ---@alias outbox.publisher_options
 ---| outbox.redis_options
 ---| outbox.nats_options
+---| outbox.amqp_options
 ---| outbox.mqtt_options
 ---| outbox.http_options
 ---| outbox.exec_options
----@alias outbox.broker_options outbox.redis_options|outbox.amqp_options
----@alias outbox.publisher_options outbox.broker_options|outbox.http_options|outbox.exec_options
 ---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
 
 ---@class outbox.retry

@@ -25,6 +25,7 @@
 
 local address = require("outbox.publishing.address")
 local broker = require("outbox.publishing.broker")
+local need = require("outbox.need")
 local option = require("outbox.options")
 
 local client, cloudevents, format, properties -- `new` loads them
@@ -33,7 +34,10 @@ local MAX_SHORT = 255 -- bytes in a name of AMQP
 local MAX_HEADERS = 130000 -- bytes: with the other properties they must fit into a frame
 
 local M = {
-  summary = { url = "amqp://[user:password@]host[:port][/vhost]", text = "RabbitMQ" },
+  summary = {
+    url = "amqp://[user:password@]host[:port][/vhost], amqps://...",
+    text = "RabbitMQ",
+  },
   OPTIONS = broker.options({
     exchange = { default = "", check = option.string },
     routing_key = { default = "outbox.{namespace}", check = option.string },
@@ -153,7 +157,8 @@ function M.new(target, options)
   format = require("outbox.publishing.format")
   cloudevents = require("outbox.publishing.cloudevents")
   properties = require("outbox.publishing.properties")
-  client = require("outbox.destinations.amqp")
+  client = need("outbox.destinations.amqp", "the amqp publisher needs outbox-amqp",
+    "outbox-amqp")
   local self = broker.new(Amqp, target, options)
   self.user, self.password = options.user or target.user, options.password or target.password
   if not self.user and not self.password then

@@ -180,8 +180,6 @@ local function check_login(self, options)
     error("only one of 'user', 'token' and 'credentials' can be used", 0)
   elseif self.password and not self.user then
     error("'password' needs 'user'", 0)
-  elseif (options.cert_file == nil) ~= (options.key_file == nil) then
-    error("'cert_file' and 'key_file' need each other", 0)
   end
 end
 
