@@ -32,7 +32,7 @@ SHIM = $(filter-out src/lua/postgres.c,$(wildcard src/lua/*.c)) $(wildcard src/l
 # The second engine, in a rock of its own. Nothing else here contains any of it.
 POSTGRES = $(wildcard src/postgres/*.[ch]) src/lua/postgres.c
 # The clients of brokers, each in a rock of its own.
-BROKERS = amqp mqtt nats redis
+BROKERS = amqp kafka mqtt nats redis
 DESTINATIONS = $(wildcard src/destinations/*.[ch])
 CORE_SPECS = $(wildcard spec/core/*.c)
 C_FILES = $(CORE) src/sqlite/extension.c $(HEADERS) $(SHIM) $(POSTGRES) $(DESTINATIONS) $(CORE_SPECS) $(wildcard spec/core/*.h spec/fuzz/*.[ch] spec/support/*.c bench/*.c)
@@ -219,6 +219,7 @@ build/libfuzzer_%: spec/fuzz/%.c spec/fuzz/fuzz.h $(CORE) $(HEADERS) $(SHIM)
 
 # The programs and modules that the specs need besides the rock.
 support: build/engines.so build/process.so build/rabbitmq.so build/slow_disk.so build/faults.so build/cut.so build/host build/starved
+support: build/engines.so build/process.so build/slow_disk.so build/faults.so build/cut.so build/host build/kafka build/starved
 
 # Modules for the specs: processes, which Lua does not have, a slow disk, connections that are cut.
 build/%.so: spec/support/%.c
@@ -244,6 +245,11 @@ build/starved: spec/support/starved.c spec/core/allocations.c spec/core/allocati
 build/host: spec/support/host.c
 	@mkdir -p $(@D)
 	$(CC) $(STRICT) -O1 -g $(LUA_INCLUDES) $< -o $@ -llua5.4 -lsqlite3 -lpthread
+
+# A cluster for the specs of Kafka.
+build/kafka: spec/support/kafka.c
+	@mkdir -p $(@D)
+	$(CC) $(STRICT) -O1 -g $< -o $@ -lrdkafka
 
 lint-lua:
 	luacheck -q . tools/coverage tools/floors tools/links tools/loops

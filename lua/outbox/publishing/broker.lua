@@ -197,7 +197,7 @@ function M.new(class, target, options)
   end
   for name, known in pairs(TLS) do
     if not target.tls and options[name] ~= nil and options[name] ~= known.default then
-      error(("'%s' is for a URL with TLS"):format(name), 0)
+      error(("'%s' is for TLS, which is off"):format(name), 0)
     end
   end
   return setmetatable({ target = target, options = options, timeout = options.timeout }, class)
