@@ -218,8 +218,8 @@ build/libfuzzer_%: spec/fuzz/%.c spec/fuzz/fuzz.h $(CORE) $(HEADERS) $(SHIM)
 	clang -fsanitize=fuzzer $(FUZZED)
 
 # The programs and modules that the specs need besides the rock.
-support: build/engines.so build/process.so build/rabbitmq.so build/slow_disk.so build/faults.so build/cut.so build/host build/starved
-support: build/engines.so build/process.so build/slow_disk.so build/faults.so build/cut.so build/host build/kafka build/starved
+support: build/engines.so build/process.so build/rabbitmq.so build/slow_disk.so build/faults.so \
+  build/cut.so build/host build/kafka build/starved
 
 # Modules for the specs: processes, which Lua does not have, a slow disk, connections that are cut.
 build/%.so: spec/support/%.c

@@ -87,6 +87,7 @@ build = {
     ["outbox.publishers.file"] = "lua/outbox/publishers/file.lua",
     ["outbox.publishers.http"] = "lua/outbox/publishers/http.lua",
     ["outbox.publishers.https"] = "lua/outbox/publishers/https.lua",
+    ["outbox.publishers.kafka"] = "lua/outbox/publishers/kafka.lua",
     ["outbox.publishers.mqtt"] = "lua/outbox/publishers/mqtt.lua",
     ["outbox.publishers.mqtts"] = "lua/outbox/publishers/mqtts.lua",
     ["outbox.publishers.nats"] = "lua/outbox/publishers/nats.lua",

@@ -13,24 +13,22 @@ kafka:// through librdkafka.]],
 }
 dependencies = {
   "lua >= 5.4, < 5.6",
-  "lua-cjson",
   "outbox scm",
 }
 external_dependencies = {
   RDKAFKA = { header = "librdkafka/rdkafka.h", library = "rdkafka" },
 }
 build = {
-  type = "builtin",
-  modules = {
-    ["outbox.destinations.kafka"] = {
-      sources = {
-        "src/destinations/client.c",
-        "src/destinations/kafka.c",
-      },
-      libraries = { "rdkafka" },
-      incdirs = { "$(RDKAFKA_INCDIR)" },
-      libdirs = { "$(RDKAFKA_LIBDIR)" },
-    },
-    ["outbox.publishers.kafka"] = "lua/outbox/publishers/kafka.lua",
+  type = "make",
+  makefile = "src/rock.mk",
+  build_pass = false,
+  install_variables = {
+    CFLAGS = "$(CFLAGS)",
+    LIBFLAG = "$(LIBFLAG)",
+    LUA_INCDIR = "$(LUA_INCDIR)",
+    MODULE = "$(LIBDIR)/outbox/destinations/kafka.$(LIB_EXTENSION)",
+    SOURCES = "src/destinations/client.c src/destinations/kafka.c",
+    INCLUDES = "-I$(RDKAFKA_INCDIR)",
+    LIBRARIES = "-L$(RDKAFKA_LIBDIR) -lrdkafka",
   },
 }

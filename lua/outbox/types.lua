@@ -181,8 +181,6 @@
 ---@class outbox.nats_options
 ---@field subject? string default "outbox.{namespace}"
 ---@field stream? string
----@class outbox.kafka_options
----@field topic? string default "outbox.event.{namespace}"
 ---@field mode? "plain"|"cloudevents" default "plain"
 ---@field source? string default "/outbox"
 ---@field type? string default "outbox.{namespace}"
@@ -191,8 +189,6 @@
 ---@field token? string
 ---@field credentials? string
 ---@field timeout? number seconds, default 5
----@field mechanism? "PLAIN"|"SCRAM-SHA-256"|"SCRAM-SHA-512" default "PLAIN"
----@field tls? boolean default false
 ---@field ca_file? string
 ---@field cert_file? string
 ---@field key_file? string
@@ -230,6 +226,23 @@
 ---@field key_file? string
 ---@field verify? boolean default true
 
+---@class outbox.kafka_options
+---@field topic? string default "outbox.event.{namespace}"
+---@field mode? "plain"|"cloudevents" default "plain"
+---@field source? string default "/outbox"
+---@field type? string default "outbox.{namespace}"
+---@field user? string
+---@field password? string
+---@field mechanism? "PLAIN"|"SCRAM-SHA-256"|"SCRAM-SHA-512" default "PLAIN"
+---@field tls? boolean default false
+---@field ca_file? string
+---@field cert_file? string
+---@field key_file? string
+---@field verify? boolean default true
+---@field compression? "none"|"gzip"|"snappy"|"lz4"|"zstd" default "none"
+---@field timeout? number seconds, default 10
+---@field config? table<string, string|number|boolean> of librdkafka
+
 ---@class outbox.http_request what the option `sign` is called with
 ---@field method string
 ---@field host string perhaps with a port
@@ -238,9 +251,6 @@
 ---@field body string
 ---@field messages outbox.entry[]
 ---@field namespace string
----@field compression? "none"|"gzip"|"snappy"|"lz4"|"zstd" default "none"
----@field timeout? number seconds, default 10
----@field config? table<string, string|number|boolean> of librdkafka
 
 ---@class outbox.http_options
 ---@field mode? "binary"|"batched" default "binary"
@@ -263,10 +273,9 @@
 ---| outbox.nats_options
 ---| outbox.amqp_options
 ---| outbox.mqtt_options
+---| outbox.kafka_options
 ---| outbox.http_options
 ---| outbox.exec_options
----@alias outbox.broker_options outbox.kafka_options|outbox.redis_options
----@alias outbox.publisher_options outbox.broker_options|outbox.http_options|outbox.exec_options
 ---@alias outbox.destination string|table<string, string|outbox.publish|{ publish: function }>
 
 ---@class outbox.retry

@@ -343,7 +343,7 @@ describe("the amqp publisher", function()
       .. '"cloudevents"; routing_key must be a string; timeout must be a number of seconds, at '
       .. "least 0.001; unknown option 'queue')", "amqp://host", { exchange = 1, mandatory = 1,
       mode = "x", routing_key = 1, timeout = 0, queue = "x" })
-    refused("'verify' is for a URL with TLS", "amqp://host", { verify = false })
+    refused("'verify' is for TLS, which is off", "amqp://host", { verify = false })
     refused("'type' is for mode = \"cloudevents\"", "amqp://host", { type = "x" })
     refused("'user' and 'password' need each other", "amqp://host", { user = "x" })
     refused("'cert_file' and 'key_file' need each other", "amqps://host",

@@ -63,27 +63,6 @@ describe("a destination", function()
       :format(scheme, table.concat(destinations.SCHEMES, ", "))
   end
 
-  -- As if those rocks were not installed that have destinations.
-  local function hide_rocks()
-    local loaded, searchers = {}, { table.unpack(package.searchers) }
-    for scheme in pairs(destinations.ROCKS) do
-      local name = "outbox.publishers." .. scheme
-      loaded[name], package.loaded[name] = package.loaded[name], nil
-    end
-    for i, search in ipairs(searchers) do
-      package.searchers[i] = function(name)
-        local scheme = name:match("^outbox%.publishers%.(.*)$")
-        return destinations.ROCKS[scheme] and "hidden" or search(name)
-      end
-    end
-    finally(function()
-      table.move(searchers, 1, #searchers, 1, package.searchers)
-      for name, module in pairs(loaded) do
-        package.loaded[name] = module
-      end
-    end)
-  end
-
   it("of another rock is found by its scheme", function()
     install("pigeon", MODULE)
     assert.equal("pigeon\thome\t9\t2\n", run([[
@@ -134,9 +113,6 @@ describe("a destination", function()
     assert.is_true(publisher:publish({ message }))
     local reason = support.raised(outbox.publisher, "REDIS:x")
     assert.matches("redis://[user:password@]host", reason, 1, true)
-    hide_rocks()
-    assert.matches("it comes with the rock outbox-kafka",
-      support.raised(outbox.publisher, "KAFKA:host"), 1, true)
   end)
 
   it("is unknown if its module has no parse, OPTIONS or new", function()
@@ -195,20 +171,6 @@ describe("a destination", function()
       assert.matches(unknown(("a"):rep(64) .. "..."),
         support.raised(outbox.publisher, scheme .. ":x"), 1, true)
     end
-  end)
-
-  it("that has a rock of its own is refused with the name of that rock", function()
-    hide_rocks()
-    for scheme, rock in pairs(destinations.ROCKS) do
-      assert.matches(("unknown scheme '%s': it comes with the rock %s "
-        .. "(luarocks --lua-version 5.4 install %s)"):format(scheme, rock, rock),
-        support.raised(outbox.publisher, scheme .. "://x"), 1, true)
-      install(scheme, MODULE)
-      assert.equal(scheme .. "\thome\t7\t0\n", run(
-        ([[require("outbox").publisher("%s:home"):publish({}, "")]]):format(scheme)))
-    end
-    assert.matches("route 'a': unknown scheme 'kafka': it comes with the rock outbox-kafka",
-      support.raised(outbox.publisher, { a = "kafka://x" }), 1, true)
   end)
 
   it("that does not load says why", function()
@@ -284,9 +246,6 @@ describe("a destination", function()
         end
         for _, name in ipairs({ "outbox.destinations.mqtt", "outbox.destinations.redis", "cjson",
           "luv", "http.request", "basexx", "cqueues", "openssl.hmac", "lpeg_patterns.http" }) do
-        for _, name in ipairs({ "outbox.destinations.kafka", "outbox.destinations.redis",
-          "cjson", "luv", "http.request", "basexx", "cqueues", "openssl.hmac",
-          "lpeg_patterns.http" }) do
           package.preload[name] = missing
         end]])
       local without = ([[env LUA_INIT=@%s/without.lua]]):format(root)
@@ -341,9 +300,8 @@ describe("docs/destinations.md", function()
 
   it("lists every option of a destination, with its default, and no other", function()
     local titles = { redis = "Redis Streams", nats = "NATS JetStream", amqp = "RabbitMQ",
-      mqtt = "MQTT", http = "Webhooks", exec = "A program", file = "Lines of JSON" }
-    local titles = { kafka = "Kafka", redis = "Redis Streams", http = "Webhooks",
-      https = "Webhooks", exec = "A program", file = "Lines of JSON", stdout = "Lines of JSON" }
+      mqtt = "MQTT", kafka = "Kafka", http = "Webhooks", exec = "A program",
+      file = "Lines of JSON" }
     for scheme in pairs(titles) do
       local section = (page .. "\n## "):match("\n## " .. titles[scheme] .. "\n(.-)\n## ")
       local rows = section:match("\n| option | default | |\n[| -]+\n(.-)\n\n") or ""

@@ -283,7 +283,7 @@ describe("the mqtt publisher", function()
     refused("'client_id' must be UTF-8", url(), { client_id = "a\0b" })
     refused("the user must be UTF-8", url(), { user = "\xff" })
     refused("the password must have no byte 0", url("user:a%00b@"))
-    refused("'verify' is for a URL with TLS", url(), { verify = false })
+    refused("'verify' is for TLS, which is off", url(), { verify = false })
   end)
 
   it("names the rock that it needs", function()

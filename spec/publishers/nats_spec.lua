@@ -320,7 +320,7 @@ describe("the nats publisher", function()
       .. "\"cloudevents\"; subject must be a string; timeout must be a number of seconds, at least "
       .. "0.001; unknown option 'stram')", "nats://host", { mode = "binary", subject = 1,
       timeout = 0, stram = "x", credentials = "Makefile" })
-    refused("'verify' is for a URL with TLS", "nats://host", { verify = false })
+    refused("'verify' is for TLS, which is off", "nats://host", { verify = false })
     refused("only one of 'user', 'token' and 'credentials'", "nats://x@host", { user = "u" })
     refused("'password' needs 'user'", "nats://host", { password = "p" })
   end)

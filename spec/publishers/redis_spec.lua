@@ -373,7 +373,7 @@ describe("the redis publisher", function()
     local file <close> = assert(io.open(path, "w"))
     file:write("-----BEGIN CERTIFICATE-----\n")
     file:close()
-    assert.matches("'ca_file' is for a URL with TLS",
+    assert.matches("'ca_file' is for TLS, which is off",
       support.raised(outbox.publisher, url(), { ca_file = path }))
   end)
 

@@ -29,6 +29,7 @@
 
 local address = require("outbox.publishing.address")
 local broker = require("outbox.publishing.broker")
+local need = require("outbox.need")
 local option = require("outbox.options")
 
 local client, cloudevents, format, properties -- `new` loads them
@@ -240,7 +241,8 @@ function M.new(target, options)
   cloudevents = require("outbox.publishing.cloudevents")
   format = require("outbox.publishing.format")
   properties = require("outbox.publishing.properties")
-  client = require("outbox.destinations.kafka")
+  client = need("outbox.destinations.kafka", "the kafka publisher needs outbox-kafka",
+    "outbox-kafka")
   target.tls = options.tls
   local self = broker.new(Kafka, target, options)
   self.config = configure(target, options)

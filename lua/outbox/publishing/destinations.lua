@@ -12,8 +12,8 @@
 local M = {}
 
 --- The schemes of the destinations in this rock. Those of brokers need another rock for the client.
-M.SCHEMES = { "amqp", "amqps", "exec", "file", "http", "https", "mqtt", "mqtts", "nats", "redis",
-  "rediss", "stdout", "tls", "unix" }
+M.SCHEMES = { "amqp", "amqps", "exec", "file", "http", "https", "kafka", "mqtt", "mqtts", "nats",
+  "redis", "rediss", "stdout", "tls", "unix" }
 
 -- No dot and no slash, because they lead to other folders. Longer schemes are not looked up. The
 -- case of a scheme does not matter (RFC 3986, section 3.1), so its module has a name in lower case.
