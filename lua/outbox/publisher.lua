@@ -56,7 +56,7 @@ end
 
 --- Makes a publisher for `outbox.processor` from a URL or from a table of routes. The publisher has
 -- the methods `publish(messages, namespace)` and `close()`, and can be a to-be-closed variable. Its
--- `batch_size` is 100 for `redis:`, `file:` and `stdout:`; for a table of routes it is the smallest
+-- `batch_size` is 100 for brokers, `file:` and `stdout:`; for a table of routes it is the smallest
 -- one of their publishers. It is `ordered` for `file:`, `stdout:` and `http:`; for a table of
 -- routes if all publishers are. One error reports everything that is wrong.
 --

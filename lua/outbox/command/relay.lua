@@ -36,7 +36,7 @@ function M.define(command)
     "How many processes each destination has, default 1. They share its messages.")
   option("--batch-size", "processor_batch_size", "COUNT", convert.count,
     "How many messages the destination before it gets at a time; before the first --to, all "
-    .. "destinations. The default is 20, or 100 for redis:, file: and stdout:."):action(routes.set)
+    .. "destinations. The default is 20, or 100 for brokers, file: and stdout:."):action(routes.set)
   option("--batch-bytes", "processor_batch_bytes", "BYTES", convert.count,
     "The most bytes that it gets at a time, likewise, unless one message has more. The default is "
     .. "8388608."):action(routes.set)
