@@ -105,7 +105,7 @@ bench-bindings: build build/baseline
 bench-postgres: postgres build/baseline_postgres build/delay
 	@$(LUA_PATHS) $(LUA) bench/postgres.lua
 
-bench-publishers: build brokers build/process.so
+bench-publishers: build brokers support
 	@$(OTHER_PATHS) $(LUA) bench/publishers.lua $(ONLY)
 
 # Shows the output of a command only if it fails.
