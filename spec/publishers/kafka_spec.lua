@@ -243,7 +243,7 @@ describe("the kafka publisher", function()
 
   it("waits while it may not use the cluster", function()
     cluster:tell("fail %d 1000 %d", INIT_PRODUCER_ID, CLUSTER_AUTHORIZATION)
-    waits_for("Cluster authorization failed", new_namespace(), { timeout = 1 }, function()
+    waits_for("Cluster authorization failed", new_namespace(), {}, function()
       cluster:tell("heal %d", INIT_PRODUCER_ID)
     end)
   end)
