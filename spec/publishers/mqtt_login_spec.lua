@@ -133,7 +133,7 @@ describe("the mqtt publisher's login", function()
     options.key_file = directory .. "/locked.key" -- nobody is asked for the password
     assert.matches("client key file", outcome(mqtts("mutual"), options))
     options.key_file = nil
-    assert.matches("'cert_file' and 'key_file' belong together",
+    assert.matches("'cert_file' and 'key_file' need each other",
       support.raised(outbox.publisher, mqtts("mutual"), options), 1, true)
     assert.matches("ca_file must be a file in PEM format",
       support.raised(outbox.publisher, mqtts("tls"), { ca_file = "/nowhere" }), 1, true)

@@ -62,11 +62,6 @@ function Amqp:connect()
   })
 end
 
--- The name of the default exchange is empty.
-local function expand(name, namespace, key)
-  return name ~= "" and format.expand(name, namespace, key) or ""
-end
-
 local function refuse(what)
   return nil, { reason = what, permanent = true }
 end
@@ -94,9 +89,9 @@ local function add_headers(item, message, namespace, options)
       add_or_set("cloudEvents:" .. name, value, name == "datacontenttype")
     end
   else
-    properties(message, namespace, function(name, value)
+    properties(message, namespace, function(name, value, is_field)
       if name ~= "id" then -- it is the message_id
-        add_or_set(name, value, name:lower() == "content-type")
+        add_or_set(name, value, not is_field and name:lower() == "content-type")
       end
     end)
   end
@@ -110,12 +105,12 @@ end
 -- names and values of the headers by turns.
 function Amqp:item(message, namespace)
   local options = self.options
-  local exchange = expand(options.exchange, namespace, message.key)
-  local routing_key = expand(options.routing_key, namespace, message.key)
-  for name, value in pairs({ exchange = exchange, routing_key = routing_key, id = message.id }) do
-    if #value > MAX_SHORT then
-      return refuse(("%s: longer than %d bytes"):format(name, MAX_SHORT))
-    end
+  local exchange, is_exchange = self.exchange(namespace, message.key)
+  local routing_key, is_routing_key = self.routing_key(namespace, message.key)
+  local wrong = not is_exchange and "exchange" or not is_routing_key and "routing_key"
+    or #message.id > MAX_SHORT and "id"
+  if wrong then
+    return refuse(("%s: longer than %d bytes"):format(wrong, MAX_SHORT))
   end
   local timestamp = math.max(0, math.floor(message.created_at))
   local item = { exchange, routing_key, message.payload or "", message.id, timestamp, false }
@@ -160,6 +155,11 @@ function M.new(target, options)
   client = need("outbox.destinations.amqp", "the amqp publisher needs outbox-amqp",
     "outbox-amqp")
   local self = broker.new(Amqp, target, options)
+  for _, name in ipairs({ "exchange", "routing_key" }) do
+    self[name] = format.expander(options[name], function(text)
+      return #text <= MAX_SHORT
+    end)
+  end
   self.user, self.password = options.user or target.user, options.password or target.password
   if not self.user and not self.password then
     self.user, self.password = "guest", "guest"

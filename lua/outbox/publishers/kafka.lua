@@ -185,14 +185,16 @@ end
 
 function Kafka:item(message, namespace)
   local options = self.options
-  local topic = format.expand(options.topic, namespace, message.key)
-  if not is_topic(topic) then
+  local topic, is_good = self.topic(namespace, message.key)
+  if not is_good then
     return nil, { reason = ("a topic cannot have the name '%s'"):format(topic), permanent = true }
   end
   local microseconds = math.floor(message.created_at * 1e6 + 0.5)
   local item = { topic, message.key or false, message.payload or false, microseconds // 1000 }
+  local count = 4
   local function set(name, value)
-    item[#item + 1], item[#item + 2] = name, value
+    item[count + 1], item[count + 2] = name, value
+    count = count + 2
   end
   if options.mode == "cloudevents" then
     add_attributes(message, namespace, options, set)
@@ -245,6 +247,7 @@ function M.new(target, options)
     "outbox-kafka")
   target.tls = options.tls
   local self = broker.new(Kafka, target, options)
+  self.topic = format.expander(options.topic, is_topic)
   self.config = configure(target, options)
   try(self.config)
   local count = #self.config

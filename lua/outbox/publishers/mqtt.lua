@@ -89,16 +89,17 @@ end
 -- The methods `fill_` fill in an item: the content type at 3, then names and values.
 
 function Mqtt:fill_plain(item, message, namespace) -- luacheck: no self
-  local is_text = client.is_text
-  properties(message, namespace, function(name, value)
+  local is_text, count = client.is_text, #item
+  properties(message, namespace, function(name, value, is_field)
     if not is_text(value) then
       name, value = name .. "_base64", format.base64(value)
     end
-    if name:lower() == "content-type" then
+    if not is_field and name:lower() == "content-type" then
       item[3] = value
     else
-      item[#item + 1] = is_text(name) and name or cloudevents.encode(name)
-      item[#item + 1] = value
+      item[count + 1] = (is_field or is_text(name)) and name or cloudevents.encode(name)
+      item[count + 2] = value
+      count = count + 2
     end
   end)
 end
@@ -115,9 +116,13 @@ function Mqtt:fill_cloudevents(item, message, namespace)
   end
 end
 
+local function is_topic(name)
+  return not name:find("[+#]") and client.is_text(name)
+end
+
 function Mqtt:item(message, namespace)
-  local topic = format.expand(self.options.topic, namespace, message.key)
-  if topic:find("[+#]") or not client.is_text(topic) then
+  local topic, is_good = self.topic(namespace, message.key)
+  if not is_good then
     return at_fault("MQTT does not allow the name of the topic")
   end
   local item = { topic, message.payload or "", "" }
@@ -170,12 +175,10 @@ function M.new(target, options)
   format = require("outbox.publishing.format")
   properties = require("outbox.publishing.properties")
   local self = broker.new(Mqtt, target, options)
+  self.topic = format.expander(options.topic, is_topic)
   self.user, self.password = options.user or target.user, options.password or target.password
   self.fill = options.mode == "cloudevents" and self.fill_cloudevents or self.fill_plain
   check_login(self, options.client_id)
-  if (options.cert_file == nil) ~= (options.key_file == nil) then
-    error("'cert_file' and 'key_file' belong together", 0)
-  end
   return self
 end
 

@@ -107,16 +107,25 @@ local function refuse(what)
   return nil, { reason = what, permanent = true }
 end
 
+-- The name of the first header with a line break or NUL in its text, or with a space before it,
+-- which would be lost.
+local function find_wrong(item)
+  for i = 4, #item, 2 do
+    if item[i]:find("^[ \t]") or item[i]:find("[%z\r\n]") then
+      return item[i - 1]
+    end
+  end
+end
+
 function Nats:item(message, namespace)
-  local subject = format.expand(self.options.subject, namespace, message.key)
-  if not is_subject(subject, self.options.subject) then
+  local subject, is_good = self.subject(namespace, message.key)
+  if not is_good then
     return refuse("NATS cannot have the subject " .. ("%q"):format(subject:sub(1, 100)))
   end
   local item = { subject, message.payload or "" }
   local count, wrong = 2, nil
-  local function set(name, text)
-    -- No line break or NUL, nor a space before it, which would be lost.
-    if not name:find("^[!-9;-~]+$") or text:find("^[ \t]") or text:find("[%z\r\n]") then
+  local function set(name, text, is_field)
+    if not is_field and not name:find("^[!-9;-~]+$") then
       wrong = wrong or name
     end
     item[count + 1], item[count + 2] = name, text
@@ -124,13 +133,17 @@ function Nats:item(message, namespace)
   end
   if self.cloudevents then
     item[2] = cloudevents.json(message, namespace, self.options)
-    set("content-type", "application/cloudevents+json")
+    set("content-type", "application/cloudevents+json", true)
   else
     properties(message, namespace, set)
   end
-  set("Nats-Msg-Id", message.id)
+  set("Nats-Msg-Id", message.id, true)
   if self.options.stream then
-    set("Nats-Expected-Stream", self.options.stream)
+    set("Nats-Expected-Stream", self.options.stream, true)
+  end
+  local all = table.concat(item, "\1", 3) -- looked at in one go, because that is faster
+  if all:find("[%z\r\n]") or all:find("\1[ \t]") then
+    wrong = wrong or find_wrong(item)
   end
   if wrong then
     return refuse("NATS cannot have the header " .. ("%q"):format(wrong:sub(1, 100)))
@@ -143,6 +156,9 @@ function Nats:judge(answer) -- luacheck: no self
     return { reason = "larger than the server's max_payload", permanent = true }
   elseif answer == "no responders" then
     return { reason = "no stream has the message's subject", uncharged = true }
+  end
+  if answer:find('^{"stream":') and not answer:find('"error"', 1, true) then
+    return nil -- nearly all answers
   end
   local ok, ack = format.decode(answer)
   ack = ok and type(ack) == "table" and ack or {}
@@ -190,6 +206,9 @@ function M.new(target, options)
   client = need("outbox.destinations.nats", "the nats publisher needs outbox-nats",
     "outbox-nats")
   local self = broker.new(Nats, target, options)
+  self.subject = format.expander(options.subject, function(subject)
+    return is_subject(subject, options.subject)
+  end)
   self.cloudevents = options.mode == "cloudevents"
   self.user = options.user or target.user
   self.password = options.password or target.password

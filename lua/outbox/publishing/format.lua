@@ -101,17 +101,17 @@ function M.expand(name, namespace, key)
   return expanded ~= "" and expanded or "outbox"
 end
 
---- Returns a function of a namespace and a key that expands the name. It remembers the last result
--- where that does not depend on the key.
-function M.expander(name)
-  local has_key, last, expanded = name:find("{key}", 1, true), nil, nil
+--- Returns a function of a namespace and a key that expands the name; an empty one stays empty. It
+-- returns besides what `check`, if there is one, says of the result. It remembers both where the
+-- key is not in the name.
+function M.expander(name, check)
+  local has_key, last, expanded, judged = name:find("{key}", 1, true), nil, nil, nil
   return function(namespace, key)
-    if has_key then
-      return M.expand(name, namespace, key)
-    elseif namespace ~= last then
-      last, expanded = namespace, M.expand(name, namespace)
+    if has_key or namespace ~= last then
+      last, expanded = namespace, name ~= "" and M.expand(name, namespace, key) or ""
+      judged = check and check(expanded)
     end
-    return expanded
+    return expanded, judged
   end
 end
 
