@@ -177,7 +177,7 @@ static int cut_proxy(lua_State *L) {
 static int cut_arm(lua_State *L) {
   control->way = luaL_checkoption(L, 1, NULL, WAYS);
   control->again = (int)luaL_optinteger(L, 3, 0);
-  control->points = control->ends = control->was_cut = 0;
+  control->points = control->ends = control->was_cut = control->left = 0;
   control->at = (int)luaL_checkinteger(L, 2);
   return 0;
 }

@@ -11,7 +11,7 @@ local torture = require("spec.support.torture")
 
 local assert = require("luassert")
 
---- `cases` counts what was tried; `where` names the case.
+--- `cases` counts what was tried; `where` names the case; `again`: it loses its connection twice.
 local M = { ways = { "before", "after", "half", "leave", "kill" }, cases = 0, where = nil }
 
 -- All that there is; not the seqs, which have gaps.
@@ -28,6 +28,7 @@ local STATE = [[
     UNION ALL SELECT 'pause ' || namespace FROM outbox_pauses
     UNION ALL SELECT 'claim ' || processor_id FROM outbox_claims
     UNION ALL SELECT 'batch ' || places::text FROM outbox_batches) AS t]]
+local PATIENCE = 10
 local CLEAN = [[
   DO $$ BEGIN
     DELETE FROM orders; DELETE FROM outbox_entries; DELETE FROM outbox_delayed;
@@ -80,11 +81,14 @@ end
 --- Waits until the server is done with what it got before the connection was lost. Returns whether
 -- it was lost, and the number of round trips.
 function M.calm_down()
-  local was_cut, ends, left
-  repeat
-    was_cut, ends, left = cut.look()
-  until not left
-  return was_cut, ends
+  local latest = outbox.clock.now() + PATIENCE
+  while true do
+    local was_cut, ends, left = cut.look()
+    if not left then
+      return was_cut, ends
+    end
+    assert.is_true(outbox.clock.now() < latest, M.where .. ": the server does not end")
+  end
 end
 
 --- Calls a function until it succeeds, as an application does. Where its connection was lost,
@@ -121,7 +125,8 @@ end
 -- trips. `play` may call `arm` itself.
 function M.try(expected, play, url, way, n, again)
   M.where = ("%s, at point %d%s"):format(way, n, again and (" and %d later"):format(again) or "")
-  M.cases, clock, lost, losses = M.cases + 1, support.clock(1700000000), nil, again and 2 or 1
+  M.cases, M.again, clock = M.cases + 1, again ~= nil, support.clock(1700000000)
+  lost, losses = nil, again and 2 or 1
   support.sql(M.direct, CLEAN)
   cut.arm(way, n, again)
   local store <close> = open(url)
@@ -164,12 +169,14 @@ end
 --- Starts a process that keeps the rows of ready entries locked until two connections wait. Returns
 -- its pid when they are locked.
 function M.hold_entries()
-  local pid = process.fork(function()
+  local pid = torture.fork(function()
     local store <close> = outbox.open(server.url)
+    local latest = outbox.clock.now() + PATIENCE
     store:transaction(function(txn)
       txn:rows("SELECT FROM outbox_entries FOR UPDATE")
       repeat
         local waiting = txn:rows("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")()
+        assert.is_true(outbox.clock.now() < latest)
       until waiting.n >= 2
     end)
   end)
