@@ -22,6 +22,8 @@ local function id_of(i)
   return ("0193640e-7a5c-7000-8000-%012x"):format(i)
 end
 
+local cluster -- of Kafka; it ends when nobody refers to it any more
+
 -- For each broker: how many messages, and a function that starts a server and returns its URL.
 local brokers = {
   redis = { count = 100000, start = function()
@@ -54,8 +56,9 @@ local brokers = {
     instance:start()
     return "amqp://127.0.0.1:" .. instance.plain_port
   end },
-  kafka = { count = 50000, start = function()
-    return "kafka://127.0.0.1:" .. require("spec.support.kafka").start().port
+  kafka = { count = 10000, start = function()
+    cluster = require("spec.support.kafka").start()
+    return "kafka://127.0.0.1:" .. cluster.port
   end },
 }
 
