@@ -1,3 +1,4 @@
+local broker = require("spec.support.broker")
 local cqueues = require("cqueues")
 local mosquitto = require("spec.support.mosquitto")
 local outbox = require("outbox")
@@ -5,7 +6,6 @@ local process = require("process")
 local server = require("spec.support.server")
 local socket = require("socket")
 local support = require("spec.support")
-local uv = require("luv")
 
 local STOP, CONTINUE = 19, 18
 
@@ -134,39 +134,14 @@ describe("the mqtt publisher's connection", function()
 
   it("lets the loop of cqueues or luv go on meanwhile", function()
     local publisher <close> = outbox.publisher(url())
-    local ticks, answer
-    local function deliver()
-      ticks, answer = 0, nil
+    broker.deliver_in_loops(function()
       process.kill(instance.pid, STOP)
-      answer = publisher:publish({ message("1") }, "")
-    end
-    local function tick() -- the broker answers after some ticks, and not before
-      ticks = ticks + 1
+      return publisher:publish({ message("1") }, "")
+    end, 5, function(ticks) -- the broker answers after some ticks, and not before
       if ticks == 5 then
         process.kill(instance.pid, CONTINUE)
       end
-      return answer == nil
-    end
-    local loop = cqueues.new()
-    loop:wrap(deliver)
-    loop:wrap(function()
-      repeat
-        cqueues.sleep(0.001)
-      until not tick()
     end)
-    assert(loop:loop())
-    assert.same({}, answer)
-    assert.is_true(ticks >= 5)
-    uv.new_timer():start(0, 0, coroutine.wrap(deliver))
-    local timer = uv.new_timer()
-    timer:start(1, 1, function()
-      if not tick() then
-        timer:close()
-      end
-    end)
-    uv.run()
-    assert.same({}, answer)
-    assert.is_true(ticks >= 5)
     assert.same({ "1", "1" }, arrived())
   end)
 
@@ -188,55 +163,31 @@ describe("the mqtt publisher's connection", function()
   end)
 
   it("loses nothing and keeps the order per key if the broker is killed meanwhile", function()
-    local path = support.path()
-    local full <close> = outbox.open(path, { synchronous = "off" })
-    full:migrate()
-    full:transaction(function(txn)
-      for i = 1, 10000 do
-        txn:publish({ id = tostring(i), namespace = "n", key = tostring(i % 7) })
-      end
-    end)
     -- The broker forgets who has subscribed. Until the reader is back, messages have to wait.
     local publisher <close> = outbox.publisher(url(), { mandatory = true })
-    local killed, restarted, p = false, false, nil
-    p = outbox.processor({
-      store = full, publisher = function(messages, namespace)
-        if not killed and p:stats().delivered >= 4000 then
+    local killed, restarted = false, false
+    broker.deliver_many("n", function(delivered)
+      return function(messages, namespace)
+        if not killed and delivered() >= 4000 then
           killed = process.fork(function() -- during the call or just after it
             process.kill(instance.pid)
           end)
         end
         return publisher:publish(messages, namespace)
-      end,
-      batch_size = 200, retry = { base = 0.01, cap = 0.05 },
-      on_error = function()
-        if killed and not restarted then
-          restarted = true
-          process.wait(killed)
-          instance:start()
-        end
-      end,
-      on_batch = function()
-        if full:stats().ready + full:stats().delayed == 0 then
-          p:stop()
-        end
-      end,
-    })
-    p:run()
-    assert.is_true(restarted)
-    assert.same({ 10000, 0, 0 }, { p:stats().delivered, p:stats().retried, p:stats().dead })
-    local last, count, doubles = {}, 0, 0
-    for _, each in ipairs(reader:all()) do
-      local number, key = math.tointeger(tonumber(each.user.id)), each.user.key
-      local before = last[key] or (number - 1) % 7 - 6
-      if number > before then
-        assert.equal(before + 7, number)
-        last[key], count = number, count + 1
-      else
-        doubles = doubles + 1
       end
+    end, function()
+      if killed and not restarted then
+        restarted = true
+        process.wait(killed)
+        instance:start()
+      end
+    end)
+    assert.is_true(restarted)
+    local list = {}
+    for i, each in ipairs(reader:all()) do
+      list[i] = { each.user.id, each.user.key }
     end
-    assert.equal(10000, count)
+    local doubles = broker.count_doubles(list)
     assert.is_true(doubles <= 200, doubles)
   end)
 end)
