@@ -55,10 +55,7 @@ function Amqp:connect()
   return client.connect({
     host = target.host, port = target.port, vhost = target.vhost, timeout = options.timeout,
     user = self.user, password = self.password, mandatory = options.mandatory,
-    tls = target.tls and {
-      ca_file = options.ca_file, cert_file = options.cert_file, key_file = options.key_file,
-      verify = options.verify,
-    },
+    tls = self:tls(),
   })
 end
 
@@ -160,7 +157,6 @@ function M.new(target, options)
       return #text <= MAX_SHORT
     end)
   end
-  self.user, self.password = options.user or target.user, options.password or target.password
   if not self.user and not self.password then
     self.user, self.password = "guest", "guest"
   elseif not self.user or not self.password then

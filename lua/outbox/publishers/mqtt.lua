@@ -73,10 +73,7 @@ function Mqtt:connect()
     host = target.host, port = target.port, client_id = self.client_id,
     user = self.user, password = self.password,
     retain = options.retain, expiry = options.expiry,
-    tls = target.tls and {
-      ca_file = options.ca_file, cert_file = options.cert_file, key_file = options.key_file,
-      verify = options.verify,
-    },
+    tls = self:tls(),
   })
 end
 
@@ -176,7 +173,6 @@ function M.new(target, options)
   properties = require("outbox.publishing.properties")
   local self = broker.new(Mqtt, target, options)
   self.topic = format.expander(options.topic, is_topic)
-  self.user, self.password = options.user or target.user, options.password or target.password
   self.fill = options.mode == "cloudevents" and self.fill_cloudevents or self.fill_plain
   check_login(self, options.client_id)
   return self

@@ -87,10 +87,7 @@ function Nats:connect()
     credentials = options.credentials,
     -- Less than the wait for it, so that the next host is tried before that is over.
     timeout = math.ceil(options.timeout * 900),
-    tls = target.tls and {
-      ca_file = options.ca_file, cert_file = options.cert_file, key_file = options.key_file,
-      verify = options.verify,
-    },
+    tls = self:tls(),
   })
 end
 
@@ -210,8 +207,6 @@ function M.new(target, options)
     return is_subject(subject, options.subject)
   end)
   self.cloudevents = options.mode == "cloudevents"
-  self.user = options.user or target.user
-  self.password = options.password or target.password
   self.token = options.token or target.token
   check_login(self, options)
   return self

@@ -45,18 +45,15 @@ local M = {
 local Redis = broker.class({})
 
 function Redis:connect()
-  local target, options = self.target, self.options
+  local target = self.target
   return client.connect({
     host = target.host, port = target.port, path = target.path,
-    tls = target.tls and {
-      ca_file = options.ca_file, cert_file = options.cert_file, key_file = options.key_file,
-    },
+    tls = self:tls(),
   })
 end
 
 function Redis:greeting()
-  local user = self.options.user or self.target.user
-  local password = self.options.password or self.target.password
+  local user, password = self.user, self.password
   local items = {}
   if password then
     items[1] = user and { "AUTH", user, password } or { "AUTH", password }

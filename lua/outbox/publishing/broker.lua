@@ -144,6 +144,15 @@ function METHODS:publish(messages, namespace)
   return failures, reason
 end
 
+-- What a client needs for TLS; nil without.
+function METHODS:tls()
+  local options = self.options
+  return self.target.tls and {
+    ca_file = options.ca_file, cert_file = options.cert_file, key_file = options.key_file,
+    verify = options.verify,
+  } or nil
+end
+
 function METHODS:close()
   local client = self.client
   self.client = nil
@@ -184,6 +193,7 @@ local TLS = {
 }
 
 --- Makes a publisher of a class. `target` is where to, and `options` are those of the publisher.
+-- Its `user` and its `password` are those of the options, else those of the target.
 -- Raises where an option is given that would do nothing: one of TLS for a target without `tls`, a
 -- certificate without its key, one of CloudEvents for another mode.
 function M.new(class, target, options)
@@ -200,7 +210,10 @@ function M.new(class, target, options)
       error(("'%s' is for TLS, which is off"):format(name), 0)
     end
   end
-  return setmetatable({ target = target, options = options, timeout = options.timeout }, class)
+  return setmetatable({
+    target = target, options = options, timeout = options.timeout,
+    user = options.user or target.user, password = options.password or target.password,
+  }, class)
 end
 
 --- The options of a broker that has CloudEvents.
